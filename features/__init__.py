@@ -1,0 +1,1 @@
+"""Pixels to vectors, once: a frozen network run over every image, cached in shards."""

@@ -1,0 +1,1 @@
+"""Vectors to sentences: decoders, training, beam search, scores."""

@@ -1,0 +1,1 @@
+"""Captions and images as data, and what every stage shares. Needs no torch."""
