@@ -1,0 +1,208 @@
+"""Captions and images on disk, as `prepare` leaves them in `data/<dataset>/captions`.
+
+images.parquet, one row an image, N rows:
+    image_id    int64
+    file_name   string       relative to the source root, "/"-separated
+    split       string       "train", "val" or "test"
+
+captions.parquet, one row a caption, M rows:
+    caption_id  int64        0 … M-1
+    image_id    int64
+    caption     string       as written
+    words       string       its PTB tokens, joined by one space each (a token may itself hold a
+                             no-break space: split at " ", never at any white space)
+    token_ids   list<int32>  (number of tokens,) ids of vocab.json; without BOS and EOS
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .datasets import ImageRecord
+from .errors import MismatchError, MissingArtifactError
+from .manifest import atomic_path
+
+Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """All images of a dataset.
+
+    Attributes:
+        image_ids: (N,) int64.
+        file_names: (N,) relative to the source root.
+        splits: (N,) "train", "val" or "test".
+    """
+
+    image_ids: Int64Array
+    file_names: list[str]
+    splits: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def select(self, split: str) -> Int64Array:
+        """(n,) int64, ids of the images in `split`; none where there is no such split."""
+        selected: Int64Array = self.image_ids[[name == split for name in self.splits]]
+        return selected
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Captions as token ids, all in one array.
+
+    Attributes:
+        caption_ids: (M,) int64.
+        image_ids: (M,) int64, the image of each caption.
+        tokens: (sum of lengths,) int32; caption i is tokens[offsets[i] : offsets[i + 1]].
+        offsets: (M + 1,) int64.
+    """
+
+    caption_ids: Int64Array
+    image_ids: Int64Array
+    tokens: Int32Array
+    offsets: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.caption_ids)
+
+    @property
+    def lengths(self) -> Int64Array:
+        """(M,) int64, words in each caption."""
+        return np.diff(self.offsets)
+
+    def select(self, image_ids: npt.ArrayLike) -> "EncodedCaptions":
+        """The captions of these images, in the order they have here.
+
+        Args:
+            image_ids: (n,) int64, in any order.
+        """
+        kept = np.isin(self.image_ids, np.asarray(image_ids, dtype=np.int64))
+        lengths = self.lengths
+        return EncodedCaptions(
+            self.caption_ids[kept],
+            self.image_ids[kept],
+            self.tokens[np.repeat(kept, lengths)],
+            to_offsets(lengths[kept]),
+        )
+
+
+def to_offsets(lengths: npt.ArrayLike) -> Int64Array:
+    """(M,) lengths → (M + 1,) int64 offsets that begin with 0."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
+    """Write images.parquet."""
+    columns = {
+        "image_id": pa.array([record.image_id for record in records], pa.int64()),
+        "file_name": pa.array([record.file_name for record in records], pa.string()),
+        "split": pa.array([record.split for record in records], pa.string()),
+    }
+    _write_table(path, columns)
+
+
+def write_captions(
+    path: Path, encoded: EncodedCaptions, captions: Sequence[str], words: Sequence[str]
+) -> None:
+    """Write captions.parquet.
+
+    Args:
+        path: of the file.
+        encoded: M captions.
+        captions: (M,) as written.
+        words: (M,) tokens joined by one space.
+    """
+    offsets = pa.array(encoded.offsets.astype(np.int32))
+    columns = {
+        "caption_id": pa.array(encoded.caption_ids),
+        "image_id": pa.array(encoded.image_ids),
+        "caption": pa.array(captions, pa.string()),
+        "words": pa.array(words, pa.string()),
+        "token_ids": pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens)),
+    }
+    _write_table(path, columns)
+
+
+def read_images(path: Path) -> ImageTable:
+    """Read images.parquet.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        MismatchError: it is damaged or has other columns.
+    """
+    table = _read_table(path, ["image_id", "file_name", "split"])
+    return ImageTable(
+        table["image_id"].to_numpy(), table["file_name"].to_pylist(), table["split"].to_pylist()
+    )
+
+
+def read_captions(path: Path) -> EncodedCaptions:
+    """Read captions.parquet; raises as `read_images`."""
+    table = _read_table(path, ["caption_id", "image_id", "token_ids"])
+    lists = table["token_ids"]
+    return EncodedCaptions(
+        table["caption_id"].to_numpy(),
+        table["image_id"].to_numpy(),
+        pc.list_flatten(lists).to_numpy(),
+        to_offsets(pc.list_value_length(lists).to_numpy()),
+    )
+
+
+def read_references(
+    path: Path, column: Literal["caption", "words"], image_ids: npt.ArrayLike
+) -> dict[int, list[str]]:
+    """Read the captions of some images as text.
+
+    Args:
+        path: captions.parquet.
+        column: "caption" as written, or "words", PTB tokens joined by spaces.
+        image_ids: (n,) int64; the result has their order.
+
+    Raises:
+        MismatchError: an image has no caption there; or as `read_images`.
+    """
+    wanted = np.asarray(image_ids, dtype=np.int64)
+    table = _read_table(path, ["image_id", column])
+    table = table.filter(pc.is_in(table["image_id"], value_set=pa.array(wanted)))
+    references: dict[int, list[str]] = {image_id: [] for image_id in wanted.tolist()}
+    texts = table[column].to_pylist()
+    for image_id, text in zip(table["image_id"].to_pylist(), texts, strict=True):
+        references[image_id].append(text)
+    if missing := [image_id for image_id, texts in references.items() if not texts]:
+        raise MismatchError(
+            f"{path} has no captions for {len(missing):,} of {len(wanted):,} images "
+            f"(image_id {missing[0]}). {_mend(path)}"
+        )
+    return references
+
+
+def _write_table(path: Path, columns: dict[str, Any]) -> None:
+    with atomic_path(path) as partial:
+        pq.write_table(pa.table(columns), partial, compression="zstd")
+
+
+def _read_table(path: Path, columns: list[str]) -> Any:
+    """Read the columns in this order, each as one chunk or none."""
+    try:
+        # `partitioning=None`: a folder named a=b must not add a column.
+        table = pq.read_table(path, columns=columns, partitioning=None)
+        return table.select(columns).combine_chunks()
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. {_mend(path)}") from None
+    except (pa.ArrowException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise MismatchError(f"{path} cannot be used ({reason}). Delete it. {_mend(path)}") from None
+
+
+def _mend(path: Path) -> str:
+    return f"Run 'showtell prepare --dataset {path.absolute().parent.parent.name}'."

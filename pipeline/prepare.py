@@ -1,0 +1,267 @@
+"""The stage `showtell prepare`: a dataset's captions → words, vocabulary and ids.
+
+Writes `data/<dataset>/captions/{images.parquet,captions.parquet,vocab.json}` and the manifest,
+whose details hold the absolute `source`, the out-of-vocabulary rate of each split (`oov`, share of
+its words) and what was left out and why.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain, compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .captions import EncodedCaptions, read_images, to_offsets, write_captions, write_images
+from .config import PrepareConfig
+from .console import format_bytes, format_seconds, print_note, print_table, print_warning
+from .datasets import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
+from .errors import ShowTellError
+from .imagefiles import ImageFiles
+from .manifest import MANIFEST_NAME, Manifest, Stopwatch, atomic_path, hash_file, hash_json, locked
+from .tokenizer import tokenize_all
+from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_vocab
+
+VERSION = 1
+IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME = "images.parquet", "captions.parquet", "vocab.json"
+IMAGE_NAMES = "names of the images"  # the input that is no file
+WARN_OOV_RATE = 0.2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that the stage computes, before any of it is written.
+
+    Attributes:
+        records: N images, without those that have no words in any caption.
+        captions: (M,) as written.
+        words: (M,) tokens joined by one space.
+        encoded: M captions.
+        splits: (M,) str, the split of each caption.
+        vocab: the words of train.
+        wordless: (file name, reason) of each image that is not in `records`.
+    """
+
+    records: list[ImageRecord]
+    captions: list[str]
+    words: list[str]
+    encoded: EncodedCaptions
+    splits: npt.NDArray[np.str_]
+    vocab: Vocab
+    wordless: tuple[tuple[str, str], ...]
+
+
+def prepare(config: PrepareConfig) -> Manifest:
+    """Tokenize a dataset's captions, count its vocabulary on train, and write both.
+
+    Returns:
+        The manifest, with counts `num_images`, `num_captions`, `num_<split>_images`,
+        `num_<split>_captions`, `num_tokens` and `vocab_size` (with the four specials).
+
+    Raises:
+        DatasetError: the dataset is unknown, or its files contradict each other.
+        MissingArtifactError: the source or one of its files is not there.
+    """
+    find_recipe(config)  # before the folder is made: a misspelt name must not leave one behind
+    directory = config.captions_dir
+    with locked(directory):
+        if done := up_to_date(config):
+            print_note(f"prepare: {directory} is up to date")
+            return done
+        stopwatch = Stopwatch()
+        with stopwatch.part("read"):
+            inputs = hash_inputs(config)
+            dataset = load_dataset(config)
+        for warning in dataset.warnings:
+            print_warning(warning)
+        prepared = _encode(config, dataset.records, stopwatch)
+        with stopwatch.part("write"):
+            outputs = _write(directory, prepared)
+        inputs[IMAGE_NAMES] = _hash_names([record.file_name for record in prepared.records])
+        manifest = _describe(config, dataset, prepared, inputs, outputs, stopwatch)
+        manifest.write(directory)
+    _report(manifest, directory)
+    return manifest
+
+
+def up_to_date(config: PrepareConfig) -> Manifest | None:
+    """The manifest, where the stage has nothing left to do; None where it has.
+
+    Raises:
+        DatasetError, MissingArtifactError: as `prepare`.
+    """
+    directory = config.captions_dir
+    done = Manifest.read(directory)
+    if done is None or done.missing_outputs(directory):
+        return None
+    inputs = hash_inputs(config)
+    try:
+        names = read_images(directory / IMAGES_NAME).file_names
+    except ShowTellError:  # damaged without a change of size: written again
+        return None
+    stamps = ImageFiles(source_dir(config)).stamps(names)
+    present = [name for name, stamp in zip(names, stamps, strict=True) if stamp is not None]
+    inputs[IMAGE_NAMES] = _hash_names(present)
+    return done if done.matches(directory, VERSION, _config_json(config), inputs) else None
+
+
+def hash_inputs(config: PrepareConfig) -> dict[str, str]:
+    """Path of each file that the captions and splits come from → its sha256."""
+    return {str(path.resolve()): hash_file(path) for path in find_recipe(config).inputs}
+
+
+def _hash_names(names: Sequence[str]) -> str:
+    return hash_json(sorted(names))
+
+
+def _config_json(config: PrepareConfig) -> dict[str, Any]:
+    """The options with the defaults that they stand for, and absolute paths."""
+    values = config.as_json()
+    values["source"] = str(source_dir(config).resolve())
+    for name in ("karpathy", "table"):
+        path: Path | None = getattr(config, name)
+        values[name] = None if path is None else str(path.resolve())
+    if config.min_count is None and config.vocab_size is None:
+        values["min_count"] = DEFAULT_MIN_COUNT
+    return values
+
+
+def _encode(config: PrepareConfig, records: list[ImageRecord], stopwatch: Stopwatch) -> Prepared:
+    """Tokenize, count the vocabulary on train, and turn words into ids."""
+    with stopwatch.part("tokenize"):
+        token_lists = tokenize_all(chain.from_iterable(record.captions for record in records))
+    worded, wordless = _drop_wordless(records, token_lists)
+    token_lists = [tokens for tokens in token_lists if tokens]
+    per_image = [len(record.captions) for record in worded]
+    splits = np.repeat([record.split for record in worded], per_image)
+    with stopwatch.part("vocabulary"):
+        vocab = build_vocab(
+            compress(token_lists, (splits == "train").tolist()),
+            min_count=config.min_count,
+            vocab_size=config.vocab_size,
+        )
+    with stopwatch.part("encode"):
+        token_ids = vocab.encode(chain.from_iterable(token_lists))
+        encoded = EncodedCaptions(
+            caption_ids=np.arange(len(token_lists)),
+            image_ids=np.repeat([record.image_id for record in worded], per_image),
+            tokens=np.array(token_ids, dtype=np.int32),
+            offsets=to_offsets([len(tokens) for tokens in token_lists]),
+        )
+        captions = list(chain.from_iterable(record.captions for record in worded))
+        words = [" ".join(tokens) for tokens in token_lists]
+    return Prepared(worded, captions, words, encoded, splits, vocab, wordless)
+
+
+def _drop_wordless(
+    records: list[ImageRecord], token_lists: list[list[str]]
+) -> tuple[list[ImageRecord], tuple[tuple[str, str], ...]]:
+    """Leave out captions of nothing but punctuation, and images that have no other."""
+    if all(token_lists):
+        return records, ()
+    print_warning(f"{token_lists.count([]):,} captions without a word left out.")
+    tokens = iter(token_lists)
+    stripped = [
+        replace(record, captions=tuple(text for text in record.captions if next(tokens)))
+        for record in records
+    ]
+    empty = [record.file_name for record in stripped if not record.captions]
+    if empty:
+        print_warning(f"{len(empty):,} images have no word in any caption, left out.")
+    kept = [record for record in stripped if record.captions]
+    return kept, tuple((name, "no word in any caption") for name in empty)
+
+
+def _write(directory: Path, prepared: Prepared) -> dict[str, int]:
+    """Write all files, then put them in place together.
+
+    The old manifest goes before the first old file does: it must never vouch for a mixture.
+    """
+    names = (IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME)
+    with ExitStack() as stack:
+        images, captions, vocab = (
+            stack.enter_context(atomic_path(directory / name)) for name in names
+        )
+        write_images(images, prepared.records)
+        write_captions(captions, prepared.encoded, prepared.captions, prepared.words)
+        prepared.vocab.write(vocab)
+        (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    return {name: (directory / name).stat().st_size for name in names}
+
+
+def _describe(
+    config: PrepareConfig,
+    dataset: Dataset,
+    prepared: Prepared,
+    inputs: dict[str, str],
+    outputs: dict[str, int],
+    stopwatch: Stopwatch,
+) -> Manifest:
+    """Count what was made, for each split and in all."""
+    encoded, vocab = prepared.encoded, prepared.vocab
+    images = Counter(record.split for record in prepared.records)
+    counts = {"num_images": len(prepared.records), "num_captions": len(encoded)}
+    oov = {}
+    for split in SPLITS:
+        in_split = prepared.splits == split
+        tokens = encoded.tokens[np.repeat(in_split, encoded.lengths)]
+        counts[f"num_{split}_images"] = images[split]
+        counts[f"num_{split}_captions"] = int(in_split.sum())
+        counts[f"num_{split}_tokens"] = len(tokens)
+        if len(tokens):
+            oov[split] = float((tokens == UNK).mean())
+    skipped = (*dataset.left_out, *prepared.wordless)
+    return Manifest(
+        stage="prepare",
+        version=VERSION,
+        config=_config_json(config),
+        inputs=inputs,
+        outputs=outputs,
+        counts={**counts, "vocab_size": len(vocab)},
+        skipped=skipped,
+        seconds=stopwatch.seconds,
+        details={
+            "source": str(source_dir(config).resolve()),
+            "oov": oov,
+            "left_out": dict(Counter(reason for _, reason in skipped)),
+            "warnings": list(dataset.warnings),
+            "vocab_sha256": vocab.sha256,
+            "seconds": stopwatch.parts,
+        },
+    )
+
+
+def _report(manifest: Manifest, directory: Path) -> None:
+    """Print the table that ends the stage."""
+    counts, oov = manifest.counts, manifest.details["oov"]
+    rows = [
+        (
+            split,
+            f"{counts[f'num_{split}_images']:,}",
+            f"{counts[f'num_{split}_captions']:,}",
+            f"{counts[f'num_{split}_tokens']:,}",
+            f"{oov[split]:.2%}",
+        )
+        for split in oov
+    ]
+    header = ("split", "images", "captions", "words", "out of vocabulary")
+    print_table(f"prepare {manifest.config['dataset']}", rows, header)
+    left_out = manifest.details["left_out"].items()
+    num_words = counts["vocab_size"] - len(SPECIALS)
+    summary = [
+        ("vocabulary", f"{num_words:,} words and {len(SPECIALS)} specials"),
+        *((f"left out, {reason}", f"{count:,} images") for reason, count in left_out),
+        ("time", format_seconds(manifest.seconds)),
+        ("size", format_bytes(sum(manifest.outputs.values()))),
+        ("path", str(directory)),
+    ]
+    print_table("", summary)
+    if oov["train"] > WARN_OOV_RATE:
+        print_warning(
+            f"{oov['train']:.0%} of the words of train are outside the vocabulary; "
+            "a lower --min-count or a higher --vocab-size keeps more of them."
+        )

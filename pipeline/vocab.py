@@ -1,0 +1,140 @@
+"""Words ↔ ids.
+
+On disk `vocab.json`, made to be read by people too:
+
+    {
+     "format": "showtell vocabulary", "version": 1,
+     "specials": ["<pad>", "<bos>", "<eos>", "<unk>"],
+     "words": {"a": 53628, "in": 16149, …}          word → how often it occurs in train
+    }
+
+The id of a word is its place: the four specials come first, then `words` in the order of the file.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, repeat
+from pathlib import Path
+
+from .errors import ConfigError, DatasetError, MismatchError, MissingArtifactError
+from .manifest import write_json
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+FORMAT, VERSION = "showtell vocabulary", 1
+DEFAULT_MIN_COUNT = 5
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """The words a model knows.
+
+    Attributes:
+        words: (V,) index = id; the four specials first.
+        counts: (V,) occurrences in train; 0 for the specials, and where none are given.
+    """
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.words[: len(SPECIALS)] == SPECIALS, self.words[: len(SPECIALS)]
+        if not self.counts:
+            object.__setattr__(self, "counts", (0,) * len(self.words))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Word → id, without the specials: a caption that spells "<pad>" must not become one."""
+        return {word: place for place, word in enumerate(self.words) if place >= len(SPECIALS)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identifies the words and their order, whatever their counts."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """Ids of the words, UNK for an unknown one; no BOS, no EOS."""
+        return list(map(self.ids.get, words, repeat(UNK)))
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The words up to the first EOS, joined by spaces; PAD and BOS are passed over."""
+        words = []
+        for token_id in token_ids:
+            if token_id == EOS:
+                break
+            if token_id not in (PAD, BOS):
+                words.append(self.words[token_id])
+        return " ".join(words)
+
+    def write(self, path: Path) -> None:
+        """Write `vocab.json`, atomically."""
+        pairs = zip(self.words[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True)
+        value = {"format": FORMAT, "version": VERSION, "specials": SPECIALS, "words": dict(pairs)}
+        write_json(path, value)
+
+    @classmethod
+    def read(cls, path: Path) -> "Vocab":
+        """Read `vocab.json`.
+
+        Raises:
+            MissingArtifactError: there is no such file.
+            MismatchError: it is not a vocabulary of this format.
+        """
+        try:
+            value = json.loads(path.read_text("utf-8"))
+            if (value["format"], value["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"{value['format']} {value['version']}, expected {VERSION}")
+            if value["specials"] != list(SPECIALS):
+                raise ValueError(f"specials {value['specials']}")
+            words, counts = tuple(value["words"]), tuple(map(int, value["words"].values()))
+        except FileNotFoundError:
+            raise MissingArtifactError(
+                f"{path} does not exist. Run 'showtell prepare' first."
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MismatchError(
+                f"{path} is no vocabulary of version {VERSION} ({error}). "
+                "Delete it and run 'showtell prepare' again."
+            ) from None
+        return cls(SPECIALS + words, (0,) * len(SPECIALS) + counts)
+
+
+def build_vocab(
+    token_lists: Iterable[Sequence[str]],
+    *,
+    min_count: int | None = None,
+    vocab_size: int | None = None,
+) -> Vocab:
+    """Choose the words to know, most frequent first, equally frequent ones by the alphabet.
+
+    Args:
+        token_lists: the words of each caption of the train split, and of no other.
+        min_count: keep words that occur at least this often; 5 where neither option is given.
+        vocab_size: keep this many words instead, the specials not counted.
+
+    Raises:
+        ConfigError: both options are given.
+        DatasetError: no word occurs often enough.
+    """
+    if min_count is not None and vocab_size is not None:
+        raise ConfigError("--min-count and --vocab-size exclude each other; give one.")
+    counts = Counter(chain.from_iterable(token_lists))
+    for special in SPECIALS:
+        counts.pop(special, None)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    least = 1 if vocab_size is not None else min_count or DEFAULT_MIN_COUNT
+    kept = [(word, count) for word, count in ranked[:vocab_size] if count >= least]
+    if not kept:
+        raise DatasetError(
+            f"none of the {len(ranked):,} different words of train occurs {least} times "
+            "or more. Give a lower --min-count, such as 1."
+        )
+    words, occurrences = zip(*kept, strict=True)
+    return Vocab(SPECIALS + words, (0,) * len(SPECIALS) + occurrences)
