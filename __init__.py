@@ -1,0 +1,20 @@
+"""showtell: image captioning on features that are computed once.
+
+`showtell.load(run).caption([...])` captions photographs; the stages are on the command line.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .model.captioner import Captioner, load
+
+__all__ = ["Captioner", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use: `showtell --help` must not wait for torch.
+    if name in __all__:
+        from .model import captioner
+
+        return getattr(captioner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

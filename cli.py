@@ -1,0 +1,142 @@
+"""The command line: options → config → one stage function.
+
+Stages are imported inside their commands, so that `showtell --help` loads no torch. The options of
+a command are the fields of its stage's config: names, types, defaults and help come from there.
+"""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from .pipeline import config as configs
+from .pipeline.console import print_error
+from .pipeline.errors import ShowTellError
+
+Config = TypeVar("Config", bound=configs.StageConfig)
+
+app = typer.Typer(
+    help="Image captioning on features that are computed once: prepare, features, train, eval.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ENVIRONMENT = {"data": "SHOWTELL_DATA"}
+
+
+def command(
+    config_class: type[Config], name: str
+) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
+    """Register a function of a config as a command with one option for each of its fields."""
+
+    def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
+        def run(**values: Any) -> None:
+            stage(config_class(**values))
+
+        parameters = [_option_of(field) for field in dataclasses.fields(config_class)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__doc__ = stage.__doc__
+        app.command(name)(run)
+        return stage
+
+    return register
+
+
+def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+    """Turn a config field into a Typer option; the field keeps the default."""
+    info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=Annotated[field.type, info],
+    )
+
+
+@command(configs.DownloadConfig, "download")
+def download(config: configs.DownloadConfig) -> None:
+    """Fetch a dataset's archives, resumed and verified (or draw the embedded one: scenes)."""
+    from .pipeline.download import download
+
+    download(config)
+
+
+@command(configs.PrepareConfig, "prepare")
+def prepare(config: configs.PrepareConfig) -> None:
+    """Tokenize captions and count the vocabulary."""
+    from .pipeline.prepare import prepare
+
+    prepare(config)
+
+
+@command(configs.FeaturesConfig, "features")
+def features(config: configs.FeaturesConfig) -> None:
+    """Run the frozen network over every image, once, and cache what it sees."""
+    from .features.extract import extract
+
+    extract(config)
+
+
+@command(configs.TrainConfig, "train")
+def train(config: configs.TrainConfig) -> None:
+    """Train a decoder on cached features."""
+    from .model.train import train
+
+    train(config)
+
+
+@command(configs.EvalConfig, "eval")
+def evaluate(config: configs.EvalConfig) -> None:
+    """Caption a split by beam search, and score it with the official scorers."""
+    from .model.evaluate import evaluate
+
+    evaluate(config)
+
+
+@app.command("caption")
+def caption(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    run: Annotated[str | None, typer.Option(help="Run to use; default the newest.")] = None,
+    beam: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the GPU.")] = "auto",
+    data: Annotated[
+        Path, typer.Option(help="Folder that holds the runs.", envvar=ENVIRONMENT["data"])
+    ] = Path("data"),
+) -> None:
+    """Caption photographs: one line each, the path and the caption."""
+    from .model.captioner import caption_files, load
+
+    num_unreadable = caption_files(load(run, data=data, device=device), images, beam=beam)
+    if num_unreadable:
+        raise typer.Exit(1)
+
+
+@app.command("status")
+def status(
+    data: Annotated[
+        Path, typer.Option(help="Folder to look at.", envvar=ENVIRONMENT["data"])
+    ] = Path("data"),
+) -> None:
+    """Show each stage: done, stale or missing, with counts, time and size."""
+    from .pipeline.status import show_status
+
+    show_status(data)
+
+
+def main() -> None:
+    """Run the command line; a `ShowTellError` becomes one red line and exit status 1."""
+    try:
+        app()
+    except ShowTellError as error:
+        print_error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print_error("stopped. Run the same command again: finished work is kept.")
+        sys.exit(130)

@@ -1,0 +1,191 @@
+"""Image files → sentences, with a run's own weights, transform and vocabulary."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..features.backbone import Backbone, load_backbone
+from ..features.device import choose_device, keep_freed_memory
+from ..features.images import UnreadableImageError, decode_image, to_rgb, upright
+from ..pipeline.console import print_error, print_note
+from ..pipeline.errors import DatasetError, MismatchError
+from ..pipeline.vocab import Vocab
+from .beam import decode_captions
+from .checkpoint import RunConfig, find_run, load_run
+from .decoder import Decoder
+from .precision import Precision
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+BATCH_SIZE = 32  # images in memory at once
+
+
+@dataclass
+class Captioner:
+    """A trained model with all that it needs to caption photographs.
+
+    Example:
+        captioner = showtell.load("data/runs/flickr8k-gru")
+        captioner.caption(["dog.jpg", "beach.jpg"])  # ["a dog runs …", "two people …"]
+
+    Attributes:
+        backbone: the frozen network and its transform.
+        decoder: in eval mode.
+        vocab: the decoder's.
+        precision: arithmetic and device of the decoding.
+    """
+
+    backbone: Backbone
+    decoder: Decoder
+    vocab: Vocab
+    precision: Precision
+
+    def caption(
+        self,
+        images: Sequence[str | Path | Image.Image],
+        *,
+        beam: int = 3,
+        length_penalty: float = 0.7,
+        max_length: int = 20,
+    ) -> list[str]:
+        """Caption images.
+
+        Args:
+            images: paths, or PIL images in any mode.
+            beam: beam size; 1 is greedy.
+            length_penalty: see `showtell eval --help`.
+            max_length: longest caption, in words.
+
+        Raises:
+            DatasetError: a file that is missing or cannot be read as an image.
+        """
+        captions: list[str] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            pixels = [self.pixels(image) for image in images[start : start + BATCH_SIZE]]
+            captions += self.caption_pixels(
+                pixels, beam=beam, length_penalty=length_penalty, max_length=max_length
+            )
+        return captions
+
+    def caption_pixels(
+        self,
+        pixels: Sequence[NDArray[np.uint8]],
+        *,
+        beam: int = 3,
+        length_penalty: float = 0.7,
+        max_length: int = 20,
+    ) -> list[str]:
+        """Caption images that have been through the transform: (3, H, W) uint8 each."""
+        if not pixels:
+            return []
+        batch = torch.from_numpy(np.stack(pixels)).to(self.precision.device)
+        found = decode_captions(
+            self.decoder,
+            self.vocab,
+            self.backbone(batch).half(),  # as the features that it was trained on were cached
+            self.precision,
+            beam_size=beam,
+            length_penalty=length_penalty,
+            max_length=max_length,
+        )
+        return [caption for captions in found for caption in captions]
+
+    def pixels(self, image: str | Path | Image.Image) -> NDArray[np.uint8]:
+        """Read an image and bring it to the size the network wants: (3, H, W) uint8.
+
+        Raises:
+            DatasetError: it is missing, or cannot be read as an image.
+        """
+        if isinstance(image, Image.Image):
+            return self.backbone.transform(to_rgb(upright(image.copy())))
+        try:
+            return decode_image(Path(image).read_bytes(), self.backbone.transform)
+        except OSError as error:
+            raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None
+        except UnreadableImageError as error:
+            raise DatasetError(f"{image} is not a readable image: {error}.") from None
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    data: str | Path = "data",
+    device: str = "auto",
+    precision: str = "auto",
+) -> Captioner:
+    """Load a run to caption with.
+
+    Args:
+        run: folder of a run, or a name under `data/runs`; None is the newest.
+        data: root of all files, where `run` is a name.
+        device: cpu, cuda, …; auto takes the GPU where there is one.
+        precision: auto, fp32, bf16 or fp16.
+
+    Raises:
+        MissingArtifactError: no such run.
+        WeightsError: the encoder's weights cannot be had.
+        MismatchError: they are not those that the run was trained with.
+    """
+    keep_freed_memory()
+    is_folder = run is not None and Path(run).is_dir()
+    run_dir = Path(str(run)) if is_folder else find_run(Path(data), run and str(run))
+    used = Precision(precision, choose_device(device))
+    config, vocab, decoder = load_run(run_dir, used.device)
+    made = config.backbone
+    backbone = load_backbone(
+        made["encoder"], made["weights"], made["image_size"], used.device, precision
+    )
+    if backbone.weights_sha256 != made["weights_sha256"]:
+        raise MismatchError(
+            f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the run "
+            f"{run_dir} was trained with {made['weights_sha256'][:12]}. Put those weights back."
+        )
+    return Captioner(backbone, decoder, vocab, used)
+
+
+def caption_files(captioner: Captioner, paths: Iterable[Path], *, beam: int) -> int:
+    """Print `path: caption` for each image, in order; an unreadable one gets a red line.
+
+    Args:
+        captioner: from `load`.
+        paths: image files, and folders whose images are taken in order of name.
+        beam: beam size.
+
+    Returns:
+        How many images could not be read.
+    """
+    images, num_unreadable = list(find_images(paths)), 0
+    for start in range(0, len(images), BATCH_SIZE):
+        readable: list[tuple[Path, NDArray[np.uint8]]] = []
+        for path in images[start : start + BATCH_SIZE]:
+            try:
+                readable.append((path, captioner.pixels(path)))
+            except DatasetError as error:
+                print_error(str(error))
+                num_unreadable += 1
+        captions = captioner.caption_pixels([pixels for _, pixels in readable], beam=beam)
+        for (path, _), caption in zip(readable, captions, strict=True):
+            print_note(f"{path}: {caption}")
+    return num_unreadable
+
+
+def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the given files, and the images of the given folders by name.
+
+    Raises:
+        DatasetError: a path that does not exist, or a folder without images.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise DatasetError(f"{path} does not exist.")

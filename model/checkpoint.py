@@ -1,0 +1,224 @@
+"""A run on disk: what it is, its weights, and where its training stands. No pickle anywhere.
+
+data/runs/<run>/config.json        `RunConfig`
+data/runs/<run>/vocab.json         the vocabulary it was trained with
+data/runs/<run>/best.safetensors   weights of the best epoch: name → float32 tensor
+data/runs/<run>/last.safetensors   `model.*`, `optimizer.<index>.*`, `rng.*` tensors, and the
+                                   `Progress` as JSON in the file's metadata
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..pipeline.errors import MismatchError, MissingArtifactError
+from ..pipeline.manifest import atomic_path, write_json
+from ..pipeline.vocab import Vocab
+from .decoder import Decoder, DecoderConfig
+
+CONFIG_NAME, VOCAB_NAME = "config.json", "vocab.json"
+BEST_NAME, LAST_NAME = "best.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run is.
+
+    Attributes:
+        dataset: name of the dataset it was trained on.
+        features: folder name of its features, e.g. `resnet50-caffe`.
+        backbone: what made them: encoder, weights, image_size, weights_sha256, transform.
+        vocab_sha256: of its vocabulary's words.
+        decoder: what the decoder is made of.
+        train: the options of `showtell train`.
+        inputs: name → sha256 of the files it was trained on.
+    """
+
+    dataset: str
+    features: str
+    backbone: dict[str, Any]
+    vocab_sha256: str
+    decoder: DecoderConfig
+    train: dict[str, Any]
+    inputs: dict[str, str]
+
+    def write(self, run_dir: Path) -> None:
+        """Write `config.json`."""
+        write_json(run_dir / CONFIG_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "RunConfig":
+        """Read `config.json`.
+
+        Raises:
+            MissingArtifactError: there is none, or it cannot be understood.
+        """
+        path = run_dir / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            values["decoder"] = DecoderConfig(**values["decoder"])
+            return cls(**values)
+        except FileNotFoundError:
+            raise MissingArtifactError(
+                f"{path} does not exist. Run 'showtell train --run {run_dir.name}' first."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise MissingArtifactError(
+                f"{path} is not the config of a run ({error}). Train the run again."
+            ) from None
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: epochs finished.
+        batch: batches finished in the epoch after them.
+        step: optimizer steps in all.
+        best_score: best validation score so far.
+        best_epoch: the epoch that reached it, counted from 1.
+        seconds: wall time spent, before and after every stop.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def save_weights(path: Path, decoder: Decoder) -> None:
+    """Write a decoder's weights, atomically."""
+    with atomic_path(path) as partial:
+        save_file({k: v.contiguous() for k, v in decoder.state_dict().items()}, partial)
+
+
+def save_checkpoint(
+    path: Path,
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+) -> None:
+    """Write all that is needed to go on exactly, in one file, atomically."""
+    tensors = {f"model.{name}": value for name, value in decoder.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    with atomic_path(path) as partial:
+        metadata = {
+            "progress": json.dumps(asdict(progress)),
+            "scaler": json.dumps(scaler.state_dict()),
+        }
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+
+
+def load_checkpoint(
+    path: Path,
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Bring decoder, optimizer, scaler and random generators to where `save_checkpoint` left them.
+
+    Raises:
+        MissingArtifactError: there is no checkpoint, or it is damaged.
+    """
+    tensors, metadata = _read_tensors(path)
+    decoder.load_state_dict(_with_prefix(tensors, "model."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _with_prefix(tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if torch.cuda.is_available() and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    scaler.load_state_dict(json.loads(metadata["scaler"]))
+    return Progress(**json.loads(metadata["progress"]))
+
+
+def find_run(data: Path, run: str | None) -> Path:
+    """Folder of a run by name, or of the newest one that has weights.
+
+    Raises:
+        MissingArtifactError: no such run; the message names those there are.
+    """
+    runs = sorted(
+        (path.parent for path in (data / "runs").glob(f"*/{BEST_NAME}")),
+        key=lambda run_dir: (run_dir / BEST_NAME).stat().st_mtime,
+    )
+    if run is None and runs:
+        return runs[-1]
+    if run is not None and data / "runs" / run in runs:
+        return data / "runs" / run
+    what = "no run" if run is None else f"no run {run!r}"
+    there = (
+        f"there are {', '.join(sorted(path.name for path in runs))}" if runs else "there is none"
+    )
+    raise MissingArtifactError(
+        f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train' first."
+    )
+
+
+def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Decoder]:
+    """Load what a run has learned.
+
+    Returns:
+        The run's config, its vocabulary, and its decoder in eval mode on `device`.
+
+    Raises:
+        MissingArtifactError: a file of the run is missing or damaged.
+        MismatchError: the vocabulary or the weights are not those of the config.
+    """
+    config = RunConfig.read(run_dir)
+    vocab_path = run_dir / VOCAB_NAME
+    vocab = Vocab.read(vocab_path)
+    if vocab.sha256 != config.vocab_sha256 or len(vocab) != config.decoder.vocab_size:
+        raise MismatchError(
+            f"{vocab_path} has {len(vocab):,} words and hash {vocab.sha256[:12]}, the run was "
+            f"trained with {config.decoder.vocab_size:,} and {config.vocab_sha256[:12]}. "
+            f"Put the run's own vocabulary back, or train again."
+        )
+    decoder = Decoder(config.decoder)
+    tensors, _ = _read_tensors(run_dir / BEST_NAME)
+    expected = {name: value.shape for name, value in decoder.state_dict().items()}
+    got = {name: value.shape for name, value in tensors.items()}
+    if expected != got:
+        name = min(set(expected.items()) ^ set(got.items()))[0]
+        raise MismatchError(
+            f"{run_dir / BEST_NAME}: {name!r} is {got.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'nothing')} by {CONFIG_NAME}. Train the run again."
+        )
+    decoder.load_state_dict(tensors)
+    return config, vocab, decoder.to(device).eval()
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise MissingArtifactError(
+            f"{path} does not exist. Run 'showtell train --run {path.parent.name}' first."
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise MissingArtifactError(
+            f"{path} cannot be read ({error}). Delete it and train the run again."
+        ) from None
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

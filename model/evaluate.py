@@ -1,0 +1,212 @@
+"""The eval stage: decode a split with a run, score it by the official scorers.
+
+data/runs/<run>/eval/<split>-beam<K>/metrics.json   scores as fractions under pycocoevalcap's
+                                                    names, num_images, images_per_second
+data/runs/<run>/eval/<split>-beam<K>/captions.json  COCO's result format:
+                                                    [{"image_id": int, "caption": str}, …]
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..features.device import choose_device, keep_freed_memory
+from ..features.store import FeatureStore, find_features
+from ..pipeline.captions import read_images, read_references
+from ..pipeline.config import EvalConfig
+from ..pipeline.console import (
+    ProgressLine,
+    format_seconds,
+    print_note,
+    print_table,
+    print_warning,
+)
+from ..pipeline.errors import MismatchError, MissingArtifactError
+from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
+from ..pipeline.vocab import Vocab
+from .beam import decode_captions
+from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
+from .official import OfficialScorer
+from .precision import Precision
+
+VERSION = 1
+METRICS_NAME, CAPTIONS_NAME = "metrics.json", "captions.json"
+
+# Options that say how the captions are found, not which.
+PASSING_OPTIONS = ("device", "num_samples", "batch_size")
+
+
+def evaluate(config: EvalConfig) -> Manifest:
+    """Caption every image of a split, and score the captions against its references.
+
+    Raises:
+        MissingArtifactError: no such run, split or features.
+        MismatchError: captions, vocabulary or features are not those of the run.
+        ScorerError: Java cannot run the tokenizer or METEOR.
+    """
+    run_dir = find_run(config.data, config.run)
+    run = RunConfig.read(run_dir)
+    captions_dir = config.data / run.dataset / "captions"
+    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {run.dataset}")
+    _check_vocab(captions_dir, run, run_dir)
+    split, image_ids = _choose_images(captions_dir, config.split)
+    eval_dir = run_dir / "eval" / f"{split}-beam{config.beam}"
+    stage_config = config.as_json() | {"run": run_dir.name, "split": split}
+    for name in PASSING_OPTIONS:
+        del stage_config[name]
+    inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
+    inputs[BEST_NAME] = hash_file(run_dir / BEST_NAME)
+    store = load_run_features(config.data, run)
+    with locked(eval_dir):
+        manifest = Manifest.read(eval_dir)
+        if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):
+            print_note(f"eval: {eval_dir} is up to date.")
+        else:
+            decoded = _decode_and_score(config, run_dir, store, image_ids, captions_dir, eval_dir)
+            manifest = Manifest(
+                stage="eval",
+                version=VERSION,
+                config=stage_config,
+                inputs=inputs,
+                outputs={
+                    name: (eval_dir / name).stat().st_size for name in (METRICS_NAME, CAPTIONS_NAME)
+                },
+                counts={"num_images": decoded.num_images},
+                seconds=round(decoded.seconds, 3),
+            ).write(eval_dir)
+    _show(eval_dir, captions_dir, config.num_samples)
+    return manifest
+
+
+def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
+    """Load the features a run was trained on.
+
+    Raises:
+        MissingArtifactError: they are not there.
+        MismatchError: they were made by another network or with another transform.
+    """
+    store = FeatureStore.load(find_features(data / run.dataset, run.features))
+    for name, expected in run.backbone.items():
+        if store.backbone.get(name) != expected:
+            raise MismatchError(
+                f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained on "
+                f"{expected!r}. Run 'showtell features' with the run's options again, or train "
+                f"another run."
+            )
+    return store
+
+
+def _check_vocab(captions_dir: Path, run: RunConfig, run_dir: Path) -> None:
+    vocab = Vocab.read(captions_dir / VOCAB_NAME)
+    if vocab.sha256 != run.vocab_sha256:
+        raise MismatchError(
+            f"{captions_dir / VOCAB_NAME} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
+            f"the run {run_dir.name} was trained with {run.decoder.vocab_size:,} and "
+            f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' with the "
+            f"options of the run again, or train another run."
+        )
+
+
+def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, NDArray[np.int64]]:
+    """The split to evaluate and its image ids, (N,) int64."""
+    images = read_images(captions_dir / "images.parquet")
+    split = split or ("test" if "test" in images.splits else "val")
+    image_ids = images.select(split)
+    if not len(image_ids):
+        raise MissingArtifactError(
+            f"{captions_dir} has no {split} images. Choose among "
+            f"{', '.join(sorted(set(images.splits)))} with --split."
+        )
+    return split, image_ids
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    num_images: int
+    seconds: float
+
+
+def _decode_and_score(
+    config: EvalConfig,
+    run_dir: Path,
+    store: FeatureStore,
+    image_ids: NDArray[np.int64],
+    captions_dir: Path,
+    eval_dir: Path,
+) -> _Decoded:
+    """Write `captions.json` and `metrics.json`."""
+    watch = Stopwatch()
+    keep_freed_memory()
+    precision = Precision(config.precision, choose_device(config.device))
+    _, vocab, decoder = load_run(run_dir, precision.device)
+    has_features = store.has(image_ids).numpy()
+    if not has_features.all():
+        print_warning(
+            f"{(~has_features).sum()} of {len(image_ids)} images have no features (unreadable, see "
+            f"'showtell status'): they are neither captioned nor scored."
+        )
+        image_ids = image_ids[has_features]
+    references = read_references(captions_dir / "captions.parquet", "caption", image_ids)
+    with OfficialScorer(references) as scorer:  # its JVMs start while the decoding runs
+        features, captions = store.features[store.rows(image_ids)], list[str]()
+        decoding = Stopwatch()
+        with ProgressLine("decode", len(image_ids), "img") as line:
+            for batch in decode_captions(
+                decoder,
+                vocab,
+                features,
+                precision,
+                beam_size=config.beam,
+                max_length=config.max_length,
+                length_penalty=config.length_penalty,
+                batch_size=config.batch_size,
+            ):
+                captions += batch
+                line.advance(len(batch))
+        decode_s = decoding.seconds
+        hypotheses = dict(zip(image_ids.tolist(), captions, strict=True))
+        # Written before scoring: what took longest is not lost if Java fails.
+        write_json(
+            eval_dir / CAPTIONS_NAME,
+            [{"image_id": image, "caption": caption} for image, caption in hypotheses.items()],
+        )
+        with watch.part("score"):
+            scores = scorer.score(hypotheses).scores
+    metrics = {
+        **scores,
+        "num_images": len(image_ids),
+        "images_per_second": round(len(image_ids) / decode_s, 2),
+        "decode_seconds": round(decode_s, 3),
+        "score_seconds": round(watch.parts["score"], 3),
+    }
+    write_json(eval_dir / METRICS_NAME, metrics)
+    return _Decoded(len(image_ids), watch.seconds)
+
+
+def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
+    """Print the scores and a few captions beside their references."""
+    metrics = json.loads((eval_dir / METRICS_NAME).read_text("utf-8"))
+    counted = {"num_images", "images_per_second", "decode_seconds", "score_seconds"}
+    rows = [(name, f"{100 * value:.1f}") for name, value in metrics.items() if name not in counted]
+    rows += [
+        ("images", f"{metrics['num_images']:,}"),
+        ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
+        ("scoring", format_seconds(metrics["score_seconds"])),
+        ("path", str(eval_dir)),
+    ]
+    print_table(f"eval {eval_dir.parent.parent.name} {eval_dir.name}", rows)
+    captions = json.loads((eval_dir / CAPTIONS_NAME).read_text("utf-8"))
+    samples = captions[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
+    sample_ids = np.array([sample["image_id"] for sample in samples], dtype=np.int64)
+    references = read_references(captions_dir / "captions.parquet", "caption", sample_ids)
+    images = read_images(captions_dir / "images.parquet")
+    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
+    for sample in samples:
+        image_id = sample["image_id"]
+        print_note(
+            f"{names[image_id]}\n  {sample['caption']}\n  (one of {len(references[image_id])}"
+            f" references: {references[image_id][0].strip()})"
+        )

@@ -1,0 +1,443 @@
+"""The train stage: cached features and encoded captions → a run.
+
+data/runs/<run>/{config.json, vocab.json, best.safetensors, last.safetensors, metrics.jsonl}
+data/runs/<run>/tensorboard/   the same scalars for TensorBoard
+data/runs/<run>/manifest.json  once the training has come to its end
+"""
+
+import hashlib
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..features.device import choose_device, keep_freed_memory
+from ..features.store import FeatureStore, find_features
+from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
+from ..pipeline.config import TrainConfig
+from ..pipeline.console import (
+    ProgressLine,
+    format_bytes,
+    format_seconds,
+    print_note,
+    print_table,
+)
+from ..pipeline.errors import MismatchError, MissingArtifactError, ShowTellError
+from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked
+from ..pipeline.vocab import Vocab
+from .batches import CaptionBatch, CaptionBatches
+from .beam import decode_captions
+from .checkpoint import (
+    BEST_NAME,
+    CONFIG_NAME,
+    LAST_NAME,
+    VOCAB_NAME,
+    Progress,
+    RunConfig,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from .decoder import Decoder, DecoderConfig
+from .metrics import CaptionScorer
+from .precision import Precision
+from .runlog import RunLog
+
+VERSION = 1
+LOG_EVERY_STEPS = 50
+
+# Options that say how a run is carried out, not what comes out of it.
+PASSING_OPTIONS = ("run", "resume", "features", "save_every_s", "device")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained and validated on.
+
+    Attributes:
+        vocab: word ↔ id.
+        store: features of the dataset's images.
+        captions: of the train split.
+        val_image_ids: images decoded between epochs.
+        val_references: image_id → its captions as words joined by spaces.
+        inputs: name → sha256 of what all this was read from.
+    """
+
+    vocab: Vocab
+    store: FeatureStore
+    captions: EncodedCaptions
+    val_image_ids: list[int]
+    val_references: dict[int, list[str]]
+    inputs: dict[str, str]
+
+
+def load_training_data(config: TrainConfig) -> TrainingData:
+    """Read what prepare and features have written.
+
+    Raises:
+        MissingArtifactError: one of them has not run, or there is no validation split.
+        MismatchError: the features belong to other images.
+    """
+    captions_dir = config.captions_dir
+    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
+    store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+    images = read_images(captions_dir / "images.parquet")
+    val = images.select("val")
+    val = val[store.has(val).numpy()][: config.val_images]
+    if not len(val):
+        raise MissingArtifactError(
+            f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
+            f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
+        )
+    inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
+    inputs["features"] = hashlib.sha256(store.features.numpy()).hexdigest()
+    return TrainingData(
+        vocab=Vocab.read(captions_dir / "vocab.json"),
+        store=store,
+        captions=read_captions(captions_dir / "captions.parquet").select(images.select("train")),
+        val_image_ids=val.tolist(),
+        val_references=read_references(captions_dir / "captions.parquet", "words", val),
+        inputs=inputs,
+    )
+
+
+def train(config: TrainConfig) -> Manifest:
+    """Train a decoder on cached features, validate it after every epoch, and keep the best.
+
+    On the CPU, a run stopped at any moment and resumed ends with the same weights, bit for bit, as
+    one never stopped. Ctrl-C and SIGTERM stop it after the step in hand, with a checkpoint.
+
+    Raises:
+        MissingArtifactError: an earlier stage has not run, or there is nothing to resume.
+        MismatchError: the run exists with other options or other inputs.
+    """
+    run_dir = config.data / "runs" / (config.run or f"{config.dataset}-{config.cell}")
+    if config.resume:
+        config = _started_with(run_dir, config)
+    data = load_training_data(config)
+    with locked(run_dir):
+        started = _check_run(run_dir, config, data)
+        finished = Manifest.read(run_dir)
+        if started and finished is not None:
+            print_note(f"train: {run_dir} is up to date.")
+            return finished
+        return Trainer(config, data, run_dir).run(resume=started)
+
+
+def _started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
+    """The options a run was started with; those given now may only repeat them."""
+    if not (run_dir / LAST_NAME).exists():
+        raise MissingArtifactError(
+            f"{run_dir / LAST_NAME} does not exist: nothing to resume. "
+            f"Run 'showtell train' without --resume."
+        )
+    saved = RunConfig.read(run_dir)
+    started = TrainConfig(**saved.train, data=config.data)
+    for name, default in TrainConfig().as_json().items():
+        now, then = getattr(config, name), getattr(started, name)
+        if name not in PASSING_OPTIONS and now not in (default, then):
+            raise MismatchError(
+                f"{run_dir} was started with {name} {then}, got {now}. "
+                f"Resume without it, or start another run with --run NAME."
+            )
+    return replace(
+        started, resume=True, run=run_dir.name, features=saved.features, device=config.device
+    )
+
+
+def _check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
+    """Whether the run has a checkpoint to go on from; a run is never overwritten by another."""
+    if not (run_dir / LAST_NAME).exists():
+        return False
+    saved, choose = RunConfig.read(run_dir), "Choose another name with --run."
+    for name, now in config.as_json().items():
+        if name not in PASSING_OPTIONS and saved.train.get(name) != now:
+            raise MismatchError(
+                f"{run_dir} exists and has {name} {saved.train.get(name)}, got {now}. {choose}"
+            )
+    for name, sha256 in data.inputs.items():
+        if saved.inputs.get(name) != sha256:
+            raise MismatchError(
+                f"{run_dir} was trained with other {name} than {config.dataset_dir} has now. "
+                f"{choose}"
+            )
+    if Manifest.read(run_dir) is None and not config.resume:
+        raise MismatchError(
+            f"{run_dir} was stopped before its end. Add --resume to go on, or choose another name "
+            f"with --run."
+        )
+    return True
+
+
+def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
+    outputs = decoder(batch.features, batch.inputs)  # (B, T, H)
+    logits = decoder.logits(outputs.flatten(0, 1)[batch.real])  # (R, V)
+    targets = batch.targets.flatten()[batch.real]
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The schedule, a function of the step alone, so that a resumed run needs no other state.
+
+    `one-cycle` warms up over the first 30 % (Smith and Topin 2018, arXiv:1708.07120), `cosine` over
+    the first 2 %; both then fall along a cosine to nothing.
+    """
+    if config.schedule == "constant":
+        return config.learning_rate
+    warmup = (0.3 if config.schedule == "one-cycle" else 0.02) * total_steps
+    if step < warmup:
+        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
+    share = (step - warmup) / max(total_steps - warmup, 1)
+    return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    try:
+        previous = {s: signal.signal(s, receive) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """One run, from its first step or its last checkpoint to its end."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData, run_dir: Path) -> None:
+        keep_freed_memory()
+        torch.manual_seed(config.seed)
+        self.config, self.data, self.run_dir = config, data, run_dir
+        device = choose_device(config.device)
+        self.precision = Precision(config.precision, device)
+        self.batches = CaptionBatches(data.store, data.captions, config.batch_size, device)
+        self.total_steps = len(self.batches) * config.epochs
+        self.decoder = Decoder(decoder_config(config, data)).to(device)
+        self.optimizer = make_optimizer(self.decoder, config)
+        self.scorer = CaptionScorer(data.val_references)
+        self.progress = Progress()
+        self.loss = math.nan  # mean of the steps since the record before the last
+
+    def run(self, resume: bool) -> Manifest:
+        """Train to the end, or until told to stop."""
+        config = self.config
+        if resume:
+            self.progress = load_checkpoint(
+                self.run_dir / LAST_NAME, self.decoder, self.optimizer, self.precision.scaler
+            )
+            print_note(f"train: resuming {self.run_dir} at step {self.progress.step:,}.")
+        else:
+            self._describe_run()
+        progress = self.progress
+        with RunLog(self.run_dir, progress.step) as log, _deferred_signals() as stop:
+            while progress.epoch < config.epochs and not self._out_of_patience():
+                self._train_epoch(log, stop)
+                self._validate(log)
+                self._save()
+        return self._finish()
+
+    def _describe_run(self) -> None:
+        self.data.vocab.write(self.run_dir / VOCAB_NAME)
+        RunConfig(
+            dataset=self.config.dataset,
+            features=self.data.store.directory.name,
+            backbone=self.data.store.backbone,
+            vocab_sha256=self.data.vocab.sha256,
+            decoder=self.decoder.config,
+            train=self.config.as_json(),
+            inputs=self.data.inputs,
+        ).write(self.run_dir)
+
+    def _train_epoch(self, log: RunLog, stop: list[signal.Signals]) -> None:
+        config, progress, scaler = self.config, self.progress, self.precision.scaler
+        decoder, optimizer = self.decoder, self.optimizer
+        parameters = list(decoder.parameters())
+        watch, before_s, saved_s = Stopwatch(), progress.seconds, 0.0
+        num_tokens, losses = 0, list[Tensor]()
+        label = f"epoch {progress.epoch + 1}/{config.epochs}"
+        seed = config.seed * 100_003 + progress.epoch  # every epoch of every seed its own order
+        decoder.train()
+        with ProgressLine(label, len(self.batches), "steps", start=progress.batch) as line:
+            for positions in self.batches.plan_epoch(seed)[progress.batch :]:
+                with watch.part("data"):
+                    batch = self.batches.gather(positions)
+                lr = learning_rate_at(progress.step, self.total_steps, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                with self.precision.autocast():
+                    loss = caption_loss(decoder, batch, config.label_smoothing)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                if config.grad_clip:
+                    torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+
+                progress.step += 1
+                progress.batch += 1
+                progress.seconds = before_s + watch.seconds
+                num_tokens += len(batch.real)
+                losses.append(loss.detach())
+                speed = num_tokens / watch.seconds
+                if progress.step % LOG_EVERY_STEPS == 0:
+                    self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
+                    losses.clear()
+                line.advance(1, text=self._describe_step(speed, watch))
+                if stop or watch.seconds - saved_s > config.save_every_s:
+                    saved_s = watch.seconds
+                    self._save()
+                if stop:
+                    raise ShowTellError(
+                        f"{self.run_dir} was stopped by {stop[0].name} at step {progress.step}. "
+                        f"Run 'showtell train --run {self.run_dir.name} --resume' to go on."
+                    )
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _log_steps(self, log: RunLog, losses: list[Tensor], **scalars: float) -> None:
+        """Record the mean loss since the last record: the only place that waits for the device."""
+        self.loss = float(torch.stack(losses).mean())
+        step = self.progress.step
+        if not math.isfinite(self.loss):
+            raise ShowTellError(
+                f"{self.run_dir}: the loss is {self.loss} at step {step}. Train another run with a "
+                f"smaller --learning-rate or --precision fp32."
+            )
+        log.write(step, loss=self.loss, **scalars, seconds=round(self.progress.seconds, 3))
+
+    def _describe_step(self, tokens_per_second: float, watch: Stopwatch) -> str:
+        progress = self.progress
+        left_s = (self.total_steps - progress.step) * progress.seconds / progress.step
+        lr = learning_rate_at(progress.step, self.total_steps, self.config)
+        return (
+            f"step {progress.step}/{self.total_steps} | loss {self.loss:.3f} | lr {lr:.1e} | "
+            f"{tokens_per_second / 1000:.1f}k tok/s | data {watch.shares()['data']:.0%} | "
+            f"eta {format_seconds(left_s)}"
+        )
+
+    def _validate(self, log: RunLog) -> None:
+        """Decode the validation images, score them, and keep the weights if they are the best."""
+        config, progress, watch = self.config, self.progress, Stopwatch()
+        captions = self.decode_validation()
+        scores = self.scorer.score(dict(zip(self.data.val_image_ids, captions, strict=True)))
+        progress.seconds += watch.seconds
+        log.write(
+            progress.step,
+            epoch=progress.epoch,
+            **{f"val_{name}": score for name, score in scores.items()},
+            val_seconds=round(watch.seconds, 3),
+            seconds=round(progress.seconds, 3),
+        )
+        best = scores[config.monitor] > progress.best_score
+        if best:
+            progress.best_score, progress.best_epoch = scores[config.monitor], progress.epoch
+            save_weights(self.run_dir / BEST_NAME, self.decoder)
+        print_note(
+            f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
+            f"val CIDEr {scores['CIDEr']:.3f} | Bleu_4 {scores['Bleu_4']:.3f} | "
+            f"{format_seconds(progress.seconds)}{' | best' if best else ''}"
+        )
+
+    def decode_validation(self) -> list[str]:
+        """Caption the validation images with the decoder as it stands."""
+        rows = self.data.store.rows(self.data.val_image_ids).to(self.batches.features.device)
+        config = self.config
+        batches = decode_captions(
+            self.decoder,
+            self.data.vocab,
+            self.batches.features[rows],
+            self.precision,
+            beam_size=config.val_beam,
+        )
+        return [caption for captions in batches for caption in captions]
+
+    def _out_of_patience(self) -> bool:
+        waited = self.progress.epoch - self.progress.best_epoch
+        return 0 < self.config.patience <= waited
+
+    def _save(self) -> None:
+        path = self.run_dir / LAST_NAME
+        save_checkpoint(path, self.decoder, self.optimizer, self.precision.scaler, self.progress)
+
+    def _finish(self) -> Manifest:
+        """Write the manifest and show what came out."""
+        progress, data = self.progress, self.data
+        outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME, LAST_NAME]
+        num_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
+        manifest = Manifest(
+            stage="train",
+            version=VERSION,
+            config=self.config.as_json(),
+            inputs=data.inputs,
+            outputs={name: (self.run_dir / name).stat().st_size for name in outputs},
+            counts={
+                "num_captions": self.batches.num_captions,
+                "num_parameters": num_parameters,
+                "num_steps": progress.step,
+                "num_epochs": progress.epoch,
+                "best_epoch": progress.best_epoch,
+            },
+            seconds=round(progress.seconds, 3),
+            details={self.config.monitor: progress.best_score},
+        ).write(self.run_dir)
+        trained = progress.epoch * self.batches.num_captions
+        rows = [
+            ("captions", f"{self.batches.num_captions:,}"),
+            ("parameters", f"{num_parameters:,}"),
+            ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
+            (f"best val {self.config.monitor}", f"{progress.best_score:.4f}"),
+            ("speed", f"{trained / progress.seconds:,.0f} captions/s, validation included"),
+            ("seconds", format_seconds(progress.seconds)),
+            ("bytes", format_bytes(sum(manifest.outputs.values()))),
+            ("path", str(self.run_dir)),
+        ]
+        print_table("train", rows)
+        return manifest
+
+
+def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
+    """The decoder that these options mean for this vocabulary and these features."""
+    return DecoderConfig(
+        cell=config.cell,
+        feature_dim=data.store.feature_dim,
+        vocab_size=len(data.vocab),
+        embed_size=config.embed_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        dropout=config.dropout,
+        image_as=config.image_as,
+        tie_embeddings=config.tie_embeddings,
+    )
+
+
+def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW that decays the matrices only: biases and rare words' vectors should not fade."""
+    decayed = {
+        id(parameter): parameter.ndim > 1 and name != "embedding.weight"
+        for name, parameter in decoder.named_parameters()
+    }
+    groups = [
+        {
+            "params": [p for p in decoder.parameters() if decayed[id(p)] == decay],
+            "weight_decay": config.weight_decay if decay else 0.0,
+        }
+        for decay in (True, False)
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -1,0 +1,86 @@
+"""What several test modules need: the command line in this process, and a tiny prepared dataset."""
+
+import os
+
+# Two threads of two test processes on two cores would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run `showtell ARGS…` as its console script does; returns the exit status and all output."""
+
+    def run(*args: object) -> tuple[int, str]:
+        from showtell.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["showtell", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory) -> Path:
+    """A ResNet-18 that has learned nothing: its features still tell pictures apart."""
+    import torch
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(resnet18().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared_scenes(tmp_path_factory, random_weights) -> Path:
+    """A data folder with a few drawn scenes, prepared and with features; copy it to change it."""
+    from showtell.features.extract import extract
+    from showtell.pipeline.config import FeaturesConfig, PrepareConfig
+    from showtell.pipeline.prepare import prepare
+    from showtell.pipeline.scenes import draw_scenes
+
+    data = tmp_path_factory.mktemp("scenes")
+    draw_scenes(data / "scenes" / "raw", num_train=40, num_val=10, num_test=10)
+    prepare(PrepareConfig(data=data, dataset="scenes", min_count=1))
+    extract(
+        FeaturesConfig(
+            data=data,
+            dataset="scenes",
+            encoder="resnet18",
+            weights=str(random_weights),
+            image_size=64,
+            shard_size=25,
+        )
+    )
+    return data
+
+
+@pytest.fixture
+def scenes(prepared_scenes, tmp_path) -> Path:
+    """A copy of `prepared_scenes` that a test may write to."""
+    return Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """The real photographs beside the repository; the test is skipped where they are not."""
+    path = SHARED / "flickr8k"
+    if not path.exists():
+        pytest.skip("no ../shared/flickr8k")
+    return path

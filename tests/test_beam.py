@@ -1,0 +1,196 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from showtell.model.beam import Hypothesis, beam_search, decode_captions
+from showtell.model.decoder import Decoder, DecoderConfig
+from showtell.model.precision import Precision
+from showtell.pipeline.vocab import BOS, EOS, PAD, UNK, build_vocab
+
+CELLS = ("gru", "lstm", "rnn")
+
+
+def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Decoder:
+    """A small decoder whose words differ enough in probability to have a best caption."""
+    torch.manual_seed(seed)
+    decoder = Decoder(
+        DecoderConfig(cell=cell, feature_dim=6, vocab_size=vocab_size, embed_size=8, hidden_size=8)
+    )
+    torch.nn.init.normal_(decoder.embedding.weight, std=1.0)
+    torch.nn.init.normal_(decoder.output_bias)
+    return decoder.double().eval()
+
+
+def next_log_probs(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ...]) -> torch.Tensor:
+    """(V,) log-probabilities of the word after `words`, by the training path."""
+    inputs = torch.tensor([[BOS, *words]])
+    logits = decoder.logits(decoder(feature[None], inputs))[0, -1]
+    logits[[PAD, BOS, UNK]] = -math.inf
+    return logits.log_softmax(0)
+
+
+def all_hypotheses(
+    decoder: Decoder, feature: torch.Tensor, max_length: int, length_penalty: float
+) -> list[Hypothesis]:
+    """Every caption of up to `max_length` words, best first."""
+    vocab_size = decoder.config.vocab_size
+    found = []
+    for length in range(max_length + 1):
+        for words in itertools.product(range(UNK + 1, vocab_size), repeat=length):
+            log_prob = sum(
+                float(next_log_probs(decoder, feature, words[:i])[word])
+                for i, word in enumerate((*words, EOS))
+            )
+            found.append(Hypothesis(words, log_prob, log_prob / (length + 1) ** length_penalty))
+    return sorted(found, key=lambda h: -h.score)
+
+
+def plain_beam_search(
+    decoder: Decoder, feature: torch.Tensor, beam_size: int, max_length: int, length_penalty: float
+) -> list[tuple[int, ...]]:
+    """The same search as a loop over Python lists, one image at a time."""
+    beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    ended: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(max_length + 1):
+        candidates = sorted(
+            (
+                (log_prob + float(value), words, word)
+                for log_prob, words in beams
+                for word, value in enumerate(next_log_probs(decoder, feature, words))
+                if value > -math.inf and (length < max_length or word == EOS)
+            ),
+            key=lambda candidate: -candidate[0],
+        )
+        for log_prob, words, word in candidates[:beam_size]:
+            if word == EOS:
+                ended.append((log_prob / (len(words) + 1) ** length_penalty, words))
+        beams = [(lp, (*words, word)) for lp, words, word in candidates if word != EOS][:beam_size]
+        if len(ended) >= beam_size:
+            break
+    ended.sort(key=lambda hypothesis: -hypothesis[0])
+    return [words for _, words in ended[:beam_size]]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_beam_of_one_equals_greedy(cell: str) -> None:
+    decoder, features = make_decoder(cell), torch.randn(20, 6)
+    for feature, hypotheses in zip(
+        features, beam_search(decoder, features, beam_size=1, max_length=8), strict=True
+    ):
+        words: tuple[int, ...] = ()
+        while len(words) < 8:
+            word = int(next_log_probs(decoder, feature, words).argmax())
+            if word == EOS:
+                break
+            words = (*words, word)
+        assert hypotheses[0].token_ids == words
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7])
+@pytest.mark.parametrize("cell", CELLS)
+def test_widest_beam_matches_exhaustive_search(cell: str, length_penalty: float) -> None:
+    decoder, features = make_decoder(cell, vocab_size=7), torch.randn(3, 6)
+    num_captions = 1 + 3 + 9 + 27
+    found = beam_search(
+        decoder, features, beam_size=num_captions, max_length=3, length_penalty=length_penalty
+    )
+    for feature, hypotheses in zip(features, found, strict=True):
+        expected = all_hypotheses(decoder, feature, 3, length_penalty)
+        assert [h.token_ids for h in hypotheses] == [h.token_ids for h in expected]
+        for got, want in zip(hypotheses, expected, strict=True):
+            assert got.log_prob == pytest.approx(want.log_prob, abs=1e-4)
+            assert got.score == pytest.approx(want.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("cell", CELLS)
+def test_batched_search_matches_a_plain_loop(cell: str, beam_size: int) -> None:
+    decoder, features = make_decoder(cell), torch.randn(12, 6)
+    options = {"beam_size": beam_size, "max_length": 6, "length_penalty": 0.7}
+    for feature, hypotheses in zip(
+        features, beam_search(decoder, features, **options), strict=True
+    ):
+        expected = plain_beam_search(decoder, feature, **options)
+        assert [h.token_ids for h in hypotheses] == expected
+
+
+def test_batched_beams_match_single_images() -> None:
+    decoder, features = make_decoder(), torch.randn(30, 6)
+    options = {"beam_size": 4, "max_length": 10, "length_penalty": 0.7}
+    together = beam_search(decoder, features, **options)
+    alone = [beam_search(decoder, feature[None], **options)[0] for feature in features]
+    assert [[h.token_ids for h in hs] for hs in together] == [
+        [h.token_ids for h in hs] for hs in alone
+    ]
+
+
+def test_log_prob_is_that_of_the_caption() -> None:
+    decoder, features = make_decoder(), torch.randn(5, 6)
+    for feature, hypotheses in zip(
+        features, beam_search(decoder, features, beam_size=3), strict=True
+    ):
+        for hypothesis in hypotheses:
+            words = hypothesis.token_ids
+            expected = sum(
+                float(next_log_probs(decoder, feature, words[:i])[word])
+                for i, word in enumerate((*words, EOS))
+            )
+            assert hypothesis.log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None:
+    decoder, features = make_decoder(vocab_size=6), torch.randn(10, 6)
+    best = [beam_search(decoder, features, beam_size=k, max_length=3) for k in (1, 1 + 2 + 4 + 8)]
+    for narrow, wide in zip(*best, strict=True):
+        assert wide[0].log_prob >= narrow[0].log_prob - 1e-6
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_search_gives_longest_captions_when_no_beam_ends(beam_size: int) -> None:
+    decoder, features = make_decoder(), torch.randn(4, 6)
+    torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), -1e4)
+    found = beam_search(decoder, features, beam_size=beam_size, max_length=5, length_penalty=0.5)
+    assert [len(hypotheses[0].token_ids) for hypotheses in found] == [5] * 4
+
+
+def test_search_ends_at_once_when_the_end_is_certain() -> None:
+    decoder = make_decoder()
+    torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), 1e4)
+    found = beam_search(decoder, torch.randn(4, 6), beam_size=1)
+    assert all(hypotheses[0].token_ids == () for hypotheses in found)
+
+
+def test_special_tokens_are_never_written() -> None:
+    decoder = make_decoder()
+    with torch.no_grad():
+        decoder.output_bias[[PAD, BOS, UNK]] = 50.0
+    for hypotheses in beam_search(decoder, torch.randn(20, 6), beam_size=3, max_length=8):
+        assert all(word > UNK for h in hypotheses for word in h.token_ids)
+
+
+def test_beam_wider_than_the_vocabulary_works() -> None:
+    decoder = make_decoder(vocab_size=5)  # one word besides the special tokens
+    found = beam_search(decoder, torch.randn(2, 6), beam_size=10, max_length=4)
+    assert all(len(hypotheses) == 5 for hypotheses in found)  # of 0, 1, 2, 3 and 4 words
+
+
+def test_no_images_give_no_captions() -> None:
+    assert beam_search(make_decoder(), torch.empty(0, 6), beam_size=3) == []
+
+
+def test_decode_captions_returns_words_and_leaves_the_mode_alone() -> None:
+    vocab = build_vocab([["a", "dog", "runs", "on", "grass", "and", "sand", "fast"]], min_count=1)
+    decoder = make_decoder(vocab_size=len(vocab)).train()
+    precision = Precision("fp32", torch.device("cpu"))
+    features = torch.randn(7, 6)
+    batches = list(decode_captions(decoder, vocab, features, precision, beam_size=2, batch_size=3))
+    assert decoder.training
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    best = [
+        hypotheses[0].token_ids for hypotheses in beam_search(decoder.eval(), features, beam_size=2)
+    ]
+    assert [caption for batch in batches for caption in batch] == [
+        " ".join(vocab.words[word] for word in words) for words in best
+    ]

@@ -1,0 +1,285 @@
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from showtell.model import train as train_module
+from showtell.model.batches import CaptionBatches
+from showtell.model.decoder import Decoder, DecoderConfig
+from showtell.model.train import (
+    Trainer,
+    caption_loss,
+    learning_rate_at,
+    load_training_data,
+    make_optimizer,
+    train,
+)
+from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError, ShowTellError
+
+CPU = torch.device("cpu")
+
+
+def tiny_config(data: Path, **options: object) -> TrainConfig:
+    sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 16, "epochs": 3}
+    return TrainConfig(data=data, dataset="scenes", run="r", **(sizes | options))
+
+
+def weights_of(data: Path, run: str, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(data / "runs" / run / f"{name}.safetensors")
+
+
+def assert_same_weights(data: Path, first: str, second: str) -> None:
+    for name in ("best", "last"):
+        left, right = weights_of(data, first, name), weights_of(data, second, name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), key
+
+
+def metrics_of(data: Path, run: str) -> list[dict[str, float]]:
+    return [json.loads(x) for x in (data / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
+    config = tiny_config(scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
+    data = load_training_data(config)
+    torch.manual_seed(0)
+    decoder = Decoder(train_module.decoder_config(config, data))
+    batch = CaptionBatches(data.store, data.captions, 8, CPU).gather(torch.arange(8))
+    optimizer = make_optimizer(decoder, replace(config, learning_rate=1e-2))
+    before = caption_loss(decoder, batch).item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        caption_loss(decoder, batch).backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
+        optimizer.step()
+    # What stays is what the image and the words before leave open: captions of one image differ.
+    assert caption_loss(decoder, batch).item() < before / 4
+
+
+def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
+    manifest = train(tiny_config(scenes, epochs=8, learning_rate=1e-2))
+    run_dir = scenes / "runs" / "r"
+    records = metrics_of(scenes, "r")
+    losses = [record["loss"] for record in records if "loss" in record]
+    scores = [record["val_CIDEr"] for record in records if "val_CIDEr" in record]
+    assert losses[-1] < losses[0]
+    assert len(scores) == 8
+    assert manifest.details["CIDEr"] == pytest.approx(max(scores))
+    assert scores.index(max(scores)) + 1 == manifest.counts["best_epoch"]
+    assert {"config.json", "vocab.json", "best.safetensors", "last.safetensors"} <= {
+        path.name for path in run_dir.iterdir()
+    }
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_stopped_and_resumed_run_equals_one_never_stopped(scenes, monkeypatch, cell: str) -> None:
+    options = {"cell": cell, "num_layers": 2, "dropout": 0.3}
+    train(tiny_config(scenes, **options))
+    shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
+    real_loss, stop_at = caption_loss, iter((5, 11))
+    next_stop, calls = next(stop_at), 0
+
+    def loss_that_is_interrupted(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == next_stop:
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C in the middle of a step
+        return real_loss(*args)
+
+    monkeypatch.setattr(train_module, "caption_loss", loss_that_is_interrupted)
+    with pytest.raises(ShowTellError, match=r"stopped by SIGINT at step 5\. Run 'showtell train"):
+        train(tiny_config(scenes, **options))
+    next_stop, calls = next(stop_at), 0
+    with pytest.raises(ShowTellError, match="at step 16"):
+        train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
+    next_stop = -1
+    torch.manual_seed(999)  # whatever came before the resumption must not matter
+    train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
+    assert_same_weights(scenes, "r", "whole")
+    without_time = [
+        [
+            {k: v for k, v in record.items() if "second" not in k and k != "loss"}
+            for record in metrics_of(scenes, run)
+        ]
+        for run in ("r", "whole")
+    ]
+    assert without_time[0] == without_time[1]
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(scenes, monkeypatch) -> None:
+    train(tiny_config(scenes))
+    shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
+    real_validate = Trainer._validate
+
+    def die_in_second_epoch(self: Trainer, log: object) -> None:
+        if self.progress.epoch == 2:
+            raise RuntimeError("power cut")
+        real_validate(self, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate", die_in_second_epoch)
+        with pytest.raises(RuntimeError):
+            train(tiny_config(scenes))
+    train(tiny_config(scenes, resume=True))
+    assert_same_weights(scenes, "r", "whole")
+    steps = [record["step"] for record in metrics_of(scenes, "r")]
+    assert steps == sorted(steps)
+    assert len([record for record in metrics_of(scenes, "r") if "val_CIDEr" in record]) == 3
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(scenes) -> None:
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(tiny_config(scenes, epochs=1), run=run, seed=seed))
+    assert_same_weights(scenes, "a", "b")
+    assert any(
+        not torch.equal(value, weights_of(scenes, "c")[name])
+        for name, value in weights_of(scenes, "a").items()
+        if name.startswith("model.")
+    )
+
+
+def test_both_shard_formats_give_the_same_run(scenes, random_weights) -> None:
+    from showtell.features.extract import extract
+
+    train(replace(tiny_config(scenes, epochs=1), run="hdf5"))
+    extract(
+        FeaturesConfig(
+            data=scenes,
+            dataset="scenes",
+            encoder="resnet18",
+            weights=str(random_weights),
+            image_size=64,
+            shard_size=25,
+            format="parquet",
+        )
+    )
+    assert not list(scenes.glob("scenes/features/*/*.h5"))
+    train(replace(tiny_config(scenes, epochs=1), run="parquet"))
+    assert_same_weights(scenes, "hdf5", "parquet")
+
+
+def test_finished_run_is_not_trained_again(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    before = (scenes / "runs" / "r" / "last.safetensors").read_bytes()
+    train(tiny_config(scenes, epochs=1))
+    assert "up to date" in capsys.readouterr().out
+    assert (scenes / "runs" / "r" / "last.safetensors").read_bytes() == before
+
+
+def test_run_is_never_overwritten_by_another(scenes) -> None:
+    train(tiny_config(scenes, epochs=1))
+    before = (scenes / "runs" / "r" / "best.safetensors").read_bytes()
+    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+        train(tiny_config(scenes, epochs=1, cell="lstm"))
+    with pytest.raises(MismatchError, match="started with dropout 0.5, got 0.1"):
+        train(tiny_config(scenes, epochs=1, dropout=0.1, resume=True))
+    assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
+
+
+def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
+    from showtell.pipeline.prepare import prepare
+
+    train(tiny_config(scenes, epochs=1))
+    prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
+    with pytest.raises(MismatchError, match=r"trained with other .*vocab.json.* than"):
+        train(tiny_config(scenes, epochs=1))
+
+
+def test_training_stops_when_patience_is_out(scenes, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
+    manifest = train(tiny_config(scenes, epochs=10, patience=2))
+    # All epochs score the same, so that the first stays the best.
+    assert manifest.counts["num_epochs"] == 3
+
+
+def test_monitor_chooses_the_score_that_picks_the_best_epoch(scenes) -> None:
+    manifest = train(tiny_config(scenes, epochs=3, monitor="Bleu_4", learning_rate=1e-2))
+    scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
+    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+
+
+def test_clipped_gradients_are_clipped_after_backward(scenes, monkeypatch) -> None:
+    norms = []
+    real_clip = torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters: list[torch.Tensor], limit: float) -> torch.Tensor:
+        norm = real_clip(parameters, limit)
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        norms.append((float(norm), float(after)))
+        return norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    train(tiny_config(scenes, epochs=1, grad_clip=0.01))
+    assert norms and all(before > 0.01 and after <= 0.0101 for before, after in norms)
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_advice(scenes, monkeypatch) -> None:
+    monkeypatch.setattr(train_module, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(
+        train_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
+    )
+    with pytest.raises(ShowTellError, match="the loss is nan at step 1.*--learning-rate"):
+        train(tiny_config(scenes))
+
+
+def test_training_without_prepare_or_features_names_the_command(tmp_path, scenes) -> None:
+    with pytest.raises(MissingArtifactError, match="showtell prepare --dataset scenes"):
+        train(tiny_config(tmp_path / "nothing"))
+    shutil.rmtree(scenes / "scenes" / "features")
+    with pytest.raises(MissingArtifactError, match="showtell features --dataset scenes"):
+        train(tiny_config(scenes))
+
+
+def test_resume_without_a_run_is_refused(scenes) -> None:
+    with pytest.raises(MissingArtifactError, match="nothing to resume"):
+        train(tiny_config(scenes, resume=True))
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+def test_schedule_peaks_at_the_learning_rate_and_ends_low(schedule: str) -> None:
+    config = TrainConfig(schedule=schedule, learning_rate=0.1)
+    rates = [learning_rate_at(step, 1000, config) for step in range(1000)]
+    assert max(rates) == pytest.approx(0.1, rel=1e-3)
+    assert min(rates) > 0
+    assert schedule == "constant" or (rates[-1] < 1e-4 and rates[0] < 0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "transformer"}, "cell must be one of gru, lstm, rnn, got 'transformer'"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"run": "../x"}, "run must be a plain name"),
+        ({"monitor": "METEOR"}, "monitor must be one of CIDEr, Bleu_4"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**options)
+
+
+def test_decoder_config_follows_the_options(scenes) -> None:
+    config = tiny_config(scenes, cell="rnn", num_layers=2, image_as="initial-state")
+    data = load_training_data(config)
+    assert train_module.decoder_config(config, data) == DecoderConfig(
+        cell="rnn",
+        feature_dim=512,
+        vocab_size=len(data.vocab),
+        embed_size=16,
+        hidden_size=16,
+        num_layers=2,
+        dropout=0.5,
+        image_as="initial-state",
+        tie_embeddings=True,
+    )
