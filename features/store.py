@@ -1,0 +1,202 @@
+"""All feature shards of a dataset as one tensor: image_id → row."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..pipeline.errors import BadShardError, MismatchError, MissingArtifactError
+from ..pipeline.manifest import MANIFEST_NAME, Manifest, hash_file
+from .shards import MEND, read_shard
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The cached features of a dataset, in memory.
+
+    Attributes:
+        image_ids: (N,) int64, increasing.
+        features: (N, D) float16; row i belongs to image_ids[i].
+        skipped: image_id → why the image has no features.
+        manifest: of the stage that computed them.
+        directory: where they were read from.
+    """
+
+    image_ids: torch.Tensor
+    features: torch.Tensor
+    skipped: dict[int, str]
+    manifest: Manifest
+    directory: Path
+
+    @classmethod
+    def load(cls, directory: Path) -> "FeatureStore":
+        """Read and verify all shards of `data/<dataset>/features/<name>`.
+
+        Raises:
+            MissingArtifactError: the stage is not done, or a shard is gone.
+            BadShardError: a shard is damaged, or not the one that the manifest speaks of.
+            MismatchError: the dataset has been prepared again, from other images.
+        """
+        manifest = Manifest.require(directory, mending_command(directory))
+        check_dataset(directory, manifest)
+        num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
+        image_ids = np.empty(num_images, np.int64)
+        features = np.empty((num_images, feature_dim), np.float16)
+        skipped: dict[int, str] = {}
+        stop = 0
+        for name in sorted(manifest.outputs):
+            shard = read_shard(directory / name, feature_dim)
+            start, stop = stop, stop + len(shard.image_ids)
+            if stop > num_images or shard.fingerprint != manifest.details["fingerprints"][name]:
+                raise BadShardError(
+                    f"{directory / name}: it is not the shard that {MANIFEST_NAME} speaks of. "
+                    f"{MEND}"
+                )
+            image_ids[start:stop] = shard.image_ids
+            features[start:stop] = shard.features
+            skipped.update(shard.skipped)
+        if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
+            raise BadShardError(
+                f"{directory}: the shards hold {stop} images in some order, expected {num_images} "
+                f"in the order of their ids. Delete the folder and run 'showtell features'."
+            )
+        tensors = torch.from_numpy(image_ids), torch.from_numpy(features)
+        return cls(*tensors, skipped, manifest, directory)
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return int(self.features.shape[1])
+
+    @cached_property
+    def _ids(self) -> npt.NDArray[np.int64]:
+        ids: npt.NDArray[np.int64] = self.image_ids.cpu().numpy()
+        return ids
+
+    def has(self, image_ids: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
+        """Which of these images have features.
+
+        Args:
+            image_ids: (n,) int64.
+
+        Returns:
+            (n,) bool. False for skipped images and for those of other datasets.
+        """
+        return torch.from_numpy(self._find(to_numpy(image_ids))[1])
+
+    def rows(self, image_ids: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
+        """Rows of `features` that belong to these images.
+
+        Args:
+            image_ids: (n,) int64, in any order, repeated or not.
+
+        Returns:
+            (n,) int64.
+
+        Raises:
+            MismatchError: some of the images have no features; `has` tells which.
+        """
+        wanted = to_numpy(image_ids)
+        rows, found = self._find(wanted)
+        if not found.all():
+            raise MismatchError(self._describe_absent(np.unique(wanted[~found])))
+        return torch.from_numpy(rows)
+
+    def _find(
+        self, wanted: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Rows (n,) int64 where the ids would be, and whether (n,) bool they are there."""
+        rows = np.searchsorted(self._ids, wanted)
+        found = np.zeros(len(wanted), bool)
+        inside = rows < len(self._ids)
+        found[inside] = self._ids[rows[inside]] == wanted[inside]
+        return rows, found
+
+    def _describe_absent(self, absent: npt.NDArray[np.int64]) -> str:
+        num_skipped = sum(int(image_id) in self.skipped for image_id in absent)
+        text = f"{self.directory} has no features of {len(absent)} images, e.g. {absent[0]}"
+        if num_skipped == len(absent):
+            return f"{text}: {self.skipped[int(absent[0])]}. Mend them, or leave them out."
+        return (
+            f"{text}, which it has not even skipped: do the features belong to another dataset? "
+            f"Run '{mending_command(self.directory, self.manifest)}'."
+        )
+
+
+def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:
+    """(n,) int64 from a list, an array, or a tensor on any device."""
+    if isinstance(image_ids, torch.Tensor):
+        image_ids = image_ids.cpu().numpy()
+    return np.asarray(image_ids, np.int64)
+
+
+def find_features(dataset_dir: Path, name: str | None = None) -> Path:
+    """Folder of the features to train on.
+
+    Args:
+        dataset_dir: `data/<dataset>`.
+        name: `<encoder>-<weights>`; default the newest that are complete.
+
+    Raises:
+        MissingArtifactError: there are none, or none of this name.
+    """
+    root = dataset_dir / "features"
+    times = {
+        path.parent.name: path.stat().st_mtime_ns
+        for path in root.glob(f"*/{MANIFEST_NAME}")
+        if is_complete(path.parent)
+    }
+    if name is None and times:
+        return root / max(times, key=lambda known: (times[known], known))
+    if name is not None and name in times:
+        return root / name
+    mend = f"Run '{mending_command(root / (name or 'any'))}' first."
+    if name is None:
+        raise MissingArtifactError(f"{root} holds no finished features. {mend}")
+    known = ", ".join(sorted(times)) or "none"
+    raise MissingArtifactError(
+        f"{root / name} holds no finished features; there are: {known}. {mend}"
+    )
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the stage has ended and all of its shards are there."""
+    manifest = Manifest.read(directory)
+    return manifest is not None and not manifest.missing_outputs(directory)
+
+
+def check_dataset(directory: Path, manifest: Manifest) -> None:
+    """Refuse features of an image list that is not that of the prepared captions.
+
+    The vocabulary does not matter: preparing again with another one keeps the features.
+
+    Raises:
+        MismatchError: with the command that brings the features up to date.
+    """
+    name = "captions/images.parquet"
+    path = directory.parents[1] / name
+    expected = manifest.inputs[name]
+    if path.exists() and (found := hash_file(path)) != expected:
+        raise MismatchError(
+            f"{directory} was computed for another image list: {path} has the sha256 "
+            f"{found[:12]}…, expected {expected[:12]}…. "
+            f"Run '{mending_command(directory, manifest)}'."
+        )
+
+
+def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
+    """The command that computes the features in `directory`, as far as it is known."""
+    command = f"showtell features --dataset {directory.parents[1].name}"
+    if manifest is None:
+        return command
+    options = {
+        "encoder": manifest.config["encoder"],
+        "weights": manifest.details["weights"],
+        "format": manifest.config["format"],
+        "image-size": manifest.config["image_size"],
+    }
+    given = [f" --{name} {value}" for name, value in options.items() if value is not None]
+    return command + "".join(given)
