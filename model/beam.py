@@ -34,7 +34,7 @@ class Hypothesis:
 
 
 class _Finished:
-    """The best K hypotheses that have ended, for every image still searched; −inf marks a free place.
+    """The best K hypotheses that have ended, of every image; a score of −inf is a free place.
 
     `scores` and `log_probs` are (N, K) float32, best first; `lengths` (N, K) int64 counts words
     without EOS; `token_ids` (N, K, max_length) int64 has PAD behind the end.
@@ -99,7 +99,9 @@ def decode_captions(
         vocab: that of the decoder.
         features: (N, D), on any device; moved batch by batch.
         precision: of the arithmetic, and the device.
-        beam_size: see `beam_search`, as `max_length` and `length_penalty`.
+        beam_size: see `beam_search`.
+        max_length: see `beam_search`.
+        length_penalty: see `beam_search`.
         batch_size: images searched together.
     """
     was_training = decoder.training

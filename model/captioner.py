@@ -16,7 +16,7 @@ from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
 from ..pipeline.vocab import Vocab
 from .beam import decode_captions
-from .checkpoint import RunConfig, find_run, load_run
+from .checkpoint import find_run, load_run
 from .decoder import Decoder
 from .precision import Precision
 
@@ -131,8 +131,10 @@ def load(
         MismatchError: they are not those that the run was trained with.
     """
     keep_freed_memory()
-    is_folder = run is not None and Path(run).is_dir()
-    run_dir = Path(str(run)) if is_folder else find_run(Path(data), run and str(run))
+    if run is not None and Path(run).is_dir():
+        run_dir = Path(run)
+    else:
+        run_dir = find_run(Path(data), None if run is None else str(run))
     used = Precision(precision, choose_device(device))
     config, vocab, decoder = load_run(run_dir, used.device)
     made = config.backbone
@@ -141,8 +143,8 @@ def load(
     )
     if backbone.weights_sha256 != made["weights_sha256"]:
         raise MismatchError(
-            f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the run "
-            f"{run_dir} was trained with {made['weights_sha256'][:12]}. Put those weights back."
+            f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the "
+            f"run {run_dir} was trained with {made['weights_sha256'][:12]}. Put those back."
         )
     return Captioner(backbone, decoder, vocab, used)
 

@@ -1,6 +1,6 @@
 """The caption decoder: a GRU, LSTM or plain RNN that is told the image once and then writes words.
 
-Letters in shapes: B batch, T tokens, D feature width, E embedding, H hidden, L layers, V vocabulary.
+Letters in shapes: B batch, T tokens, D feature width, E embedding, H hidden, L layers, V words.
 """
 
 from dataclasses import asdict, dataclass
@@ -152,7 +152,8 @@ class Decoder(nn.Module):
             outputs = self._run(torch.cat([image[:, None], words], 1), None)[0][:, 1:]
         else:
             outputs = self._run(words, self.init_state(features))[0]
-        return self.dropout(outputs)
+        dropped: Tensor = self.dropout(outputs)
+        return dropped
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""

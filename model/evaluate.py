@@ -92,8 +92,8 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
     for name, expected in run.backbone.items():
         if store.backbone.get(name) != expected:
             raise MismatchError(
-                f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained on "
-                f"{expected!r}. Run 'showtell features' with the run's options again, or train "
+                f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained "
+                f"on {expected!r}. Run 'showtell features' with the run's options again, or train "
                 f"another run."
             )
     return store

@@ -104,10 +104,8 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TB"
 
 
-def print_table(
-    title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()
-) -> None:
-    """Print rows of cells as a small table; the columns after the first align right with a header."""
+def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+    """Print rows of cells as a small table; with a header, numbers align right."""
     table = Table(title=title, title_justify="left", show_header=bool(header), box=None)
     table.title_style = "bold"
     listed = list(rows)

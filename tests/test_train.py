@@ -180,7 +180,7 @@ def test_run_is_never_overwritten_by_another(scenes) -> None:
     before = (scenes / "runs" / "r" / "best.safetensors").read_bytes()
     with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
-    with pytest.raises(MismatchError, match="started with dropout 0.5, got 0.1"):
+    with pytest.raises(MismatchError, match=r"started with dropout 0\.5, got 0\.1"):
         train(tiny_config(scenes, epochs=1, dropout=0.1, resume=True))
     assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
 
@@ -227,7 +227,7 @@ def test_loss_that_is_not_finite_ends_the_run_with_advice(scenes, monkeypatch) -
     monkeypatch.setattr(
         train_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
     )
-    with pytest.raises(ShowTellError, match="the loss is nan at step 1.*--learning-rate"):
+    with pytest.raises(ShowTellError, match=r"the loss is nan at step 1.*--learning-rate"):
         train(tiny_config(scenes))
 
 
