@@ -80,6 +80,8 @@ class FlickrRecipe:
         if self.lists:
             splits = self._read_lists()
             listing.splits = {full.get(name, name): split for name, split in splits.items()}
+            for name in listing.splits:
+                listing.captions.setdefault(name, [])  # listed without captions
         return listing
 
     def _read_lists(self) -> dict[str, str]:

@@ -85,7 +85,7 @@ class ImageFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._zips: dict[Path, ZipImages | None] = {}
+        self._zips: dict[str, ZipImages | None] = {}  # by the folder that the zip stands for
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["ImageFiles"], tuple[Path]]:
@@ -140,11 +140,11 @@ class ImageFiles:
         return None
 
     def _open_zip(self, folder: str) -> ZipImages | None:
-        path = self.root / f"{folder}.zip"
         with self._lock:
-            if path not in self._zips:
-                self._zips[path] = ZipImages(path) if path.is_file() else None
-            return self._zips[path]
+            if folder not in self._zips:
+                path = self.root / f"{folder}.zip"
+                self._zips[folder] = ZipImages(path) if path.is_file() else None
+            return self._zips[folder]
 
 
 def _scan(folder: Path) -> dict[str, str]:

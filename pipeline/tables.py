@@ -66,7 +66,7 @@ class TableRecipe:
         without = [name for name in names if name not in splits]
         if splits and without:
             raise DatasetError(
-                f"{self.table}: {len(without):,} images have no split (first {without[0]}) while "
+                f"{self.table}: {len(without):,} of its images have no split ({without[0]}) while "
                 "others have one. Fill the column, or leave it out to have the splits drawn."
             )
         return splits or None
