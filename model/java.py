@@ -17,8 +17,8 @@ from typing import IO, Self, cast
 
 from ..pipeline.errors import ScorerError
 
-# A decimal point and UTF-8 whatever the locale is; a collector with one thread, which takes half
-# the memory and leaves the cores to the decoding that runs beside it.
+# A decimal point and UTF-8 whatever the locale is: METEOR cannot read its own numbers in a German
+# one. A collector with one thread takes half the memory and leaves the cores to the decoding.
 JVM_OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",

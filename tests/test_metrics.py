@@ -11,6 +11,7 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
+
 from showtell.model.metrics import CaptionScorer
 from showtell.pipeline.errors import DatasetError, MismatchError
 
