@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from showtell.pipeline.captions import (
     EncodedCaptions,
     read_captions,
@@ -144,5 +145,5 @@ def test_damaged_captions_name_the_command(tmp_path):
     with pytest.raises(MismatchError, match=r"captions\.parquet cannot be used"):
         read_images(path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(MismatchError, match="Delete it.*showtell prepare --dataset flickr8k"):
+    with pytest.raises(MismatchError, match=r"Delete it.*showtell prepare --dataset flickr8k"):
         read_captions(path)

@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.datasets import find_recipe, load_dataset, load_records
 from showtell.pipeline.errors import DatasetError, MissingArtifactError
@@ -159,7 +160,7 @@ def test_coco_same_id_in_both_splits_is_refused(tmp_path):
     config = write_coco(
         tmp_path, train=coco_json("train", 2014, [1]), val=coco_json("val", 2014, [1])
     )
-    with pytest.raises(DatasetError, match="image id 1 belongs to both train2014/.* and val2014/"):
+    with pytest.raises(DatasetError, match=r"image id 1 belongs to both train2014/.* and val2014/"):
         load_records(config)
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.datasets import load_records, source_dir
 from showtell.pipeline.errors import DatasetError, MissingArtifactError
@@ -56,7 +57,7 @@ def test_missing_source_of_a_downloadable_dataset_names_the_download(tmp_path, d
 
 @pytest.mark.parametrize("dataset", ["flickr8k", "coco2014", "mine"])
 def test_missing_source_that_was_given_is_named(tmp_path, dataset):
-    with pytest.raises(MissingArtifactError, match="none is no folder.*--source DIR"):
+    with pytest.raises(MissingArtifactError, match=r"none is no folder.*--source DIR"):
         load_records(PrepareConfig(dataset=dataset, source=tmp_path / "none"))
 
 

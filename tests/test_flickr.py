@@ -2,6 +2,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.datasets import find_recipe, load_dataset, load_records
 from showtell.pipeline.errors import DatasetError, MissingArtifactError

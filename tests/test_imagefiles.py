@@ -4,6 +4,7 @@ import zipfile
 import zlib
 
 import pytest
+
 from showtell.pipeline.errors import DatasetError
 from showtell.pipeline.imagefiles import ImageFiles
 

@@ -3,6 +3,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from showtell.pipeline import prepare as stage
 from showtell.pipeline.captions import read_captions, read_images, read_references
 from showtell.pipeline.config import PrepareConfig
@@ -237,7 +238,7 @@ def test_prepare_prints_the_counts_of_each_split(tmp_path, capsys):
 def test_prepare_tells_of_a_vocabulary_that_is_too_small(tmp_path, capsys):
     prepare(make_config(tmp_path, min_count=None, vocab_size=1))
     assert "words of train are outside the vocabulary" in capsys.readouterr().err
-    with pytest.raises(DatasetError, match="occurs 5 times or more. Give a lower --min-count"):
+    with pytest.raises(DatasetError, match=r"occurs 5 times or more\. Give a lower --min-count"):
         prepare(make_config(tmp_path, min_count=None))
 
 

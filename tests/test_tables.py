@@ -3,6 +3,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.datasets import load_dataset, load_records
 from showtell.pipeline.errors import DatasetError, MissingArtifactError

@@ -3,6 +3,7 @@ import random
 from collections import Counter
 
 import pytest
+
 from showtell.pipeline.errors import (
     ConfigError,
     DatasetError,
