@@ -73,7 +73,8 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # musl has no mallopt
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MAX_INT, M_TOP_PAD: 256 * 2**20}
-    return sum(mallopt(parameter, value) for parameter, value in settings.items()) == len(settings)
+    taken = [mallopt(parameter, value) for parameter, value in settings.items()]
+    return all(taken)
 
 
 def _count_devices(kind: str) -> int:

@@ -4,7 +4,7 @@ A `Transform` belongs to the weights: it goes into the manifest of their feature
 captions a new picture uses the same object.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,6 +95,11 @@ class Transform:
         """
         return self.resized(width, height)
 
+    def scaled_to(self, image_size: int) -> "Transform":
+        """The same for another crop, in pixels; the resize follows in proportion."""
+        resize_size = self.resize_size and round(self.resize_size * image_size / self.crop_size)
+        return replace(self, crop_size=image_size, resize_size=resize_size)
+
     def describe(self) -> dict[str, Any]:
         """The transform as JSON values; `Transform(**described)` makes it again."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -105,28 +110,25 @@ def from_torchvision(preset: Preset, image_size: int | None = None) -> Transform
 
     Args:
         preset: what `weights.transforms()` returns for classification.
-        image_size: side of the crop in pixels, in place of the preset's; the resize follows in
-            proportion.
+        image_size: side of the crop in pixels; None is the preset's own.
     """
-    crop_size, resize_size = preset.crop_size[0], preset.resize_size[0]
-    if image_size is not None:
-        crop_size, resize_size = image_size, round(resize_size * image_size / crop_size)
-    return Transform(
-        crop_size=crop_size,
-        resize_size=resize_size,
+    own = Transform(
+        crop_size=preset.crop_size[0],
+        resize_size=preset.resize_size[0],
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )
+    return own.scaled_to(image_size or own.crop_size)
 
 
-def caffe_transform(image_size: int | None = None) -> Transform:
+def caffe_transform(image_size: int = 224) -> Transform:
     """The transform of the Caffe ResNets: the whole picture squashed, only the mean subtracted.
 
     The published means are of B, G, R in units of 0 to 255; the converted weights take RGB.
     """
     return Transform(
-        crop_size=image_size or 224,
+        crop_size=image_size,
         resize_size=None,
         interpolation="bilinear",
         mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
