@@ -1,4 +1,4 @@
-"""The stage `features`: reader → backbone → writer, where one shard is one unit of work.
+"""The stage `features`: a frozen network over every image once, cached in shards.
 
 A shard carries the fingerprint of all that it was computed from, so a run redoes only shards that
 are missing, damaged, or of other images, weights or options. Where the folder already holds
@@ -9,23 +9,19 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ..pipeline.config import FeaturesConfig
-from ..pipeline.console import ProgressLine, format_bytes, format_seconds, print_note, print_table
-from ..pipeline.errors import DatasetError, ShowTellError
+from ..pipeline.console import format_bytes, format_seconds, print_note, print_table
+from ..pipeline.errors import DatasetError, WeightsError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
-from .backbone import Backbone, load_backbone
+from .backbone import load_backbone
 from .device import PRECISIONS, choose_device, choose_precision
-from .images import read_spans
-from .plan import RETRY, ImageList, ShardJob, Skipped, find_finished, list_images, plan_shards
-from .shards import FeatureShard, write_shard
+from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
+from .runner import compute_shards
+from .weights import FILE_SUFFIXES, check_encoder
 
 VERSION = 1
 STAGING = ".next"
@@ -39,7 +35,12 @@ def features_dir(config: FeaturesConfig) -> Path:
 
 def weights_label(weights: str) -> str:
     """Name of the weights in paths: as typed, or the stem of the file."""
-    return Path(weights).stem if Path(weights).is_file() else weights
+    return Path(weights).stem if is_file_name(weights) else weights
+
+
+def is_file_name(weights: str) -> bool:
+    """Whether `--weights` gives a file and not a name."""
+    return Path(weights).suffix in FILE_SUFFIXES
 
 
 def extract(config: FeaturesConfig) -> Manifest:
@@ -48,10 +49,14 @@ def extract(config: FeaturesConfig) -> Manifest:
     Raises:
         MissingArtifactError: the dataset is not prepared.
         DatasetError: not one image can be read.
-        ConfigError, WeightsError: from choosing the device or loading the network.
+        ConfigError: there is no such encoder or device.
+        WeightsError: the weights cannot be had, or do not fit.
         ShowTellError: the disk is full, or another process writes the same features.
     """
     started = time.perf_counter()
+    check_encoder(config.encoder)
+    if is_file_name(config.weights) and not Path(config.weights).is_file():
+        raise WeightsError(f"--weights {config.weights} does not exist. Give a file that does.")
     images = list_images(config)
     directory = features_dir(config)
     with locked(directory), without_pillow_warnings():
@@ -99,11 +104,11 @@ def describe_inputs(images: ImageList, config: FeaturesConfig, named_sha256: str
         config: its weights are hashed where they are a file.
         named_sha256: of weights that have a name; what a name stands for never changes.
     """
-    path = Path(config.weights)
+    is_file = is_file_name(config.weights)
     return {
         "captions/images.parquet": images.sha256,
         "images": hash_json(images.stamps),
-        "weights": hash_file(path) if path.is_file() else named_sha256,
+        "weights": hash_file(Path(config.weights)) if is_file else named_sha256,
     }
 
 
@@ -186,86 +191,6 @@ def require_any(found: bool, images: ImageList, reason: str) -> None:
         )
 
 
-def compute_shards(
-    config: FeaturesConfig,
-    images: ImageList,
-    jobs: Sequence[ShardJob],
-    backbone: Backbone,
-    device: torch.device,
-    directory: Path,
-    watch: Stopwatch,
-) -> Iterator[tuple[ShardJob, Skipped]]:
-    """Compute and write shards: threads decode ahead, also across shards, and another one writes.
-
-    Args:
-        config: the stage's options.
-        images: of the dataset.
-        jobs: the shards to compute.
-        backbone: the frozen network.
-        device: where it runs.
-        directory: where the shards go.
-        watch: takes the time spent waiting for `read`, `model` and `write`.
-
-    Yields:
-        Each job with its skipped images; all are written when the iterator ends.
-    """
-    reader = read_spans(
-        images.files,
-        images.image_ids,
-        images.file_names,
-        backbone.transform,
-        [span for job in jobs for span in job.batches(config.batch_size)],
-        config.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    done = len(images) - sum(len(job) for job in jobs)
-    progress = ProgressLine("features", total=len(images), unit="img", start=done)
-    with closing(reader), ThreadPoolExecutor(1, "write") as writer, progress:
-        writing: Future[None] | None = None
-        for job in jobs:
-            ids, outputs = [], []
-            skipped: list[tuple[int, str]] = []
-            for start, stop in job.batches(config.batch_size):
-                with watch.part("read"):
-                    batch = next(reader)
-                with watch.part("model"), torch.inference_mode():
-                    # Not waited for: a GPU still computes while the next batch is fetched.
-                    pixels = batch.pixels.to(device, non_blocking=True)
-                    nothing = torch.empty((0, backbone.feature_dim), device=device)
-                    outputs.append(backbone(pixels) if len(pixels) else nothing)
-                ids.append(batch.image_ids)
-                skipped += batch.skipped
-                progress.advance(stop - start, watch.shares())
-            with watch.part("model"):
-                features = torch.cat(outputs).half().cpu().numpy()
-            fingerprint = job.final_fingerprint(tuple(skipped), images)
-            shard = FeatureShard(np.concatenate(ids), features, tuple(skipped), fingerprint)
-            require_finite(shard, config)
-            with watch.part("write"):
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(write_shard, directory / job.name, shard)
-            yield job, shard.skipped
-        with watch.part("write"):
-            if writing is not None:
-                writing.result()
-
-
-def require_finite(shard: FeatureShard, config: FeaturesConfig) -> None:
-    """Refuse features that overflowed.
-
-    Raises:
-        ShowTellError: naming the first such image.
-    """
-    finite = np.isfinite(shard.features).all(axis=1)
-    if not finite.all():
-        raise ShowTellError(
-            f"{config.encoder} with {config.weights} gives features of image "
-            f"{shard.image_ids[~finite][0]} that are not finite float16 numbers. Run 'showtell "
-            "features' again with --precision fp32 or other --weights."
-        )
-
-
 def publish(jobs: Sequence[ShardJob], staging: Path, directory: Path) -> None:
     """Put the staged shards in the place of their predecessors."""
     for job in jobs:
@@ -306,24 +231,3 @@ def print_summary(directory: Path, manifest: Manifest) -> None:
         ("path", str(directory)),
     ]
     print_table("features", rows)
-
-
-def measure_bare_rate(backbone: Backbone, pixels: torch.Tensor, seconds: float = 5.0) -> float:
-    """Measure how fast the network is by itself, on one batch already in memory.
-
-    Args:
-        backbone: the frozen network.
-        pixels: (B, 3, H, W) uint8, on the network's device.
-        seconds: to measure for, after one pass to warm up.
-
-    Returns:
-        Images per second, the bound of what `extract` can reach.
-    """
-    num_images = 0
-    with torch.inference_mode():
-        backbone(pixels).cpu()
-        watch = Stopwatch()
-        while watch.seconds < seconds:
-            backbone(pixels).cpu()  # waits for the device
-            num_images += len(pixels)
-    return num_images / watch.seconds

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,17 @@ class FeatureStore:
     def feature_dim(self) -> int:
         """D."""
         return int(self.features.shape[1])
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """What made them: all that `load_backbone` needs, and what must be equal at inference."""
+        return {
+            "encoder": self.manifest.config["encoder"],
+            "weights": self.manifest.details["weights"],
+            "image_size": self.manifest.config["image_size"],
+            "weights_sha256": self.manifest.inputs["weights"],
+            "transform": self.manifest.details["transform"],
+        }
 
     @cached_property
     def _ids(self) -> npt.NDArray[np.int64]:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from showtell.features import extract as stage
+from showtell.features import images, plan, runner
 from showtell.features.extract import extract, features_dir
 from showtell.features.images import decode_image
 from showtell.features.shards import FeatureShard, read_shard, write_shard
@@ -18,7 +20,13 @@ from showtell.features.transform import Transform
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.config import FeaturesConfig
 from showtell.pipeline.datasets import ImageRecord
-from showtell.pipeline.errors import DatasetError, MissingArtifactError, ShowTellError
+from showtell.pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    MissingArtifactError,
+    ShowTellError,
+    WeightsError,
+)
 from showtell.pipeline.imagefiles import ImageFiles
 from showtell.pipeline.manifest import Manifest, locked
 
@@ -81,7 +89,7 @@ def make_config(data: Path) -> FeaturesConfig:
     return FeaturesConfig(
         data=data,
         dataset="tiny",
-        encoder="net",
+        encoder="resnet18",
         weights="fake",
         shard_size=SHARD_SIZE,
         batch_size=BATCH_SIZE,
@@ -196,8 +204,10 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     def fail(*args: object) -> None:
         raise AssertionError("worked")
 
-    for name in ("load_backbone", "read_spans", "read_shard", "write_shard"):
-        monkeypatch.setattr(stage, name, fail, raising=False)
+    monkeypatch.setattr(stage, "load_backbone", fail)
+    monkeypatch.setattr(plan, "read_shard", fail)
+    monkeypatch.setattr(runner, "write_shard", fail)
+    monkeypatch.setattr(images, "decode_image", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
     assert extract(config) == first
@@ -279,6 +289,39 @@ def test_added_images_redo_only_their_shards(tmp_path, network):
     assert network.num_images == 1
     assert manifest.counts["num_images"] == NUM_IMAGES + 3
     assert len(read_all(config)) == NUM_IMAGES + 3
+
+
+def test_images_that_swap_their_ids_redo_their_shard(tmp_path, network):
+    config = make_dataset(tmp_path)
+    for index in (2, 3):
+        image = Image.new("RGB", (4, 4), (index, 0, 0))
+        image.save(image_path(config, index), "BMP")  # of the same size
+        os.utime(image_path(config, index), ns=(0, 0))
+    extract(config)
+    before = read_all(config)
+    swap = {20: 30, 30: 20}
+    records = [
+        replace(record, image_id=swap.get(record.image_id, record.image_id))
+        for record in list_records(config)
+    ]
+    prepare(config, records)
+    network.num_images = 0
+    extract(config)
+    assert network.num_images == SHARD_SIZE
+    after = read_all(config)
+    assert (after[20], after[30]) == (before[30], before[20])
+
+
+def test_images_with_other_ids_redo_their_shard(tmp_path, network):
+    config = make_dataset(tmp_path)
+    extract(config)
+    before = read_all(config)
+    records = [replace(r, image_id=max(r.image_id, 1)) for r in list_records(config)]
+    prepare(config, records)
+    network.num_images = 0
+    extract(config)
+    assert network.num_images == SHARD_SIZE
+    assert read_all(config) == {max(image_id, 1): bits for image_id, bits in before.items()}
 
 
 def resume_and_compare(killed: FeaturesConfig, tmp_path: Path, network: FakeBackbone) -> int:
@@ -455,6 +498,20 @@ def test_dataset_that_is_not_prepared_names_the_command(tmp_path, network):
     assert not config.dataset_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"encoder": "resnet5"}, ConfigError, "resnet50"),
+        ({"weights": "missing.pth"}, WeightsError, "missing.pth does not exist"),
+    ],
+)
+def test_network_that_is_not_there_leaves_no_folder(tmp_path, network, change, error, message):
+    config = make_dataset(tmp_path)
+    with pytest.raises(error, match=message):
+        extract(replace(config, **change))
+    assert not (config.dataset_dir / "features").exists()
+
+
 @pytest.mark.parametrize("format", ["hdf5", "parquet"])
 def test_truncated_shard_is_redone(tmp_path, network, format):
     config = replace(make_dataset(tmp_path), format=format)
@@ -515,7 +572,7 @@ def test_failing_writer_ends_the_run(tmp_path, network, monkeypatch):
         write_shard(path, shard)
 
     config = make_dataset(tmp_path)
-    monkeypatch.setattr(stage, "write_shard", fail)
+    monkeypatch.setattr(runner, "write_shard", fail)
     with pytest.raises(ShowTellError, match="No space left"):
         extract(config)
     assert Manifest.read(features_dir(config)) is None
@@ -537,9 +594,16 @@ def test_pillows_remarks_do_not_reach_the_user(tmp_path, network, recwarn):
     assert not [warning for warning in recwarn if "PIL" in warning.filename]
 
 
-def test_bare_rate_counts_images():
-    rate = stage.measure_bare_rate(FakeBackbone(), torch.zeros(4, 3, 6, 6, dtype=torch.uint8), 0.05)
-    assert rate > 0
+def test_bare_rate_counts_the_images_of_the_timed_passes(monkeypatch):
+    class Clock:
+        ticks = iter(range(100))
+        seconds = property(lambda self: next(self.ticks))
+
+    monkeypatch.setattr(runner, "Stopwatch", Clock)
+    backbone = FakeBackbone()
+    rate = runner.measure_bare_rate(backbone, torch.zeros(4, 3, 6, 6, dtype=torch.uint8), 5)
+    assert backbone.num_images == 4 * (1 + 5)  # one pass to warm up
+    assert rate == 4 * 5 / 6
 
 
 if __name__ == "__main__":  # the process that the kill test kills

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+
 from showtell.features import images
 from showtell.features.images import (
     LOOK_AHEAD,
@@ -171,9 +172,10 @@ def test_exif_rotation_of_a_large_jpeg_agrees_with_rotated_pixels():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_malformed_exif_spoils_no_picture():
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xffgarbage", b"garbage!garbage!", b"II*\0"])
+def test_malformed_exif_spoils_no_picture(exif):
     image = noise()
-    content = encode(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
+    content = encode(image, "JPEG", exif=b"Exif\0\0" + exif)
     np.testing.assert_array_equal(
         decode_image(content, WHOLE), decode_image(encode(image, "JPEG"), WHOLE)
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
@@ -183,12 +184,12 @@ def test_shard_of_other_weights_is_reported(tmp_path):
         FeatureStore.load(directory)
 
 
-@pytest.mark.parametrize("num_images", [4, 6])
-def test_count_that_does_not_fit_is_reported(tmp_path, num_images):
+@pytest.mark.parametrize(("num_images", "problem"), [(4, "not the shard"), (6, "hold 5 images")])
+def test_count_that_does_not_fit_is_reported(tmp_path, num_images, problem):
     directory = write_features(tmp_path)
     manifest = Manifest.read(directory)
     replace(manifest, counts=manifest.counts | {"num_images": num_images}).write(directory)
-    with pytest.raises(BadShardError, match="showtell features"):
+    with pytest.raises(BadShardError, match=rf"{problem}.*showtell features"):
         FeatureStore.load(directory)
 
 
