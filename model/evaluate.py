@@ -7,11 +7,13 @@ data/runs/<run>/eval/<split>-beam<K>/captions.json  COCO's result format:
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..features.device import choose_device, keep_freed_memory
 from ..features.store import FeatureStore, find_features
@@ -29,6 +31,7 @@ from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_js
 from ..pipeline.vocab import Vocab
 from .beam import decode_captions
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
+from .decoder import Decoder
 from .official import OfficialScorer
 from .precision import Precision
 
@@ -150,40 +153,53 @@ def _decode_and_score(
         )
         image_ids = image_ids[has_features]
     references = read_references(captions_dir / "captions.parquet", "caption", image_ids)
-    with OfficialScorer(references) as scorer:  # its JVMs start while the decoding runs
-        features, captions = store.features[store.rows(image_ids)], list[str]()
-        decoding = Stopwatch()
-        with ProgressLine("decode", len(image_ids), "img") as line:
-            for batch in decode_captions(
-                decoder,
-                vocab,
-                features,
-                precision,
-                beam_size=config.beam,
-                max_length=config.max_length,
-                length_penalty=config.length_penalty,
-                batch_size=config.batch_size,
-            ):
-                captions += batch
-                line.advance(len(batch))
-        decode_s = decoding.seconds
+    with ExitStack() as stack:
+        scorer, on_cpu = OfficialScorer(references), precision.device.type == "cpu"
+        if not on_cpu:
+            # Its JVMs start while the GPU decodes; on a CPU they would take the decoder's cores.
+            stack.enter_context(scorer)
+        with watch.part("decode"):
+            captions = _decode(
+                config, vocab, decoder, store.features[store.rows(image_ids)], precision
+            )
         hypotheses = dict(zip(image_ids.tolist(), captions, strict=True))
-        # Written before scoring: what took longest is not lost if Java fails.
-        write_json(
-            eval_dir / CAPTIONS_NAME,
-            [{"image_id": image, "caption": caption} for image, caption in hypotheses.items()],
-        )
+        # Written before scoring: what was decoded is not lost if Java fails.
+        results = [{"image_id": i, "caption": caption} for i, caption in hypotheses.items()]
+        write_json(eval_dir / CAPTIONS_NAME, results)
+        if on_cpu:
+            stack.enter_context(scorer)
         with watch.part("score"):
             scores = scorer.score(hypotheses).scores
     metrics = {
         **scores,
         "num_images": len(image_ids),
-        "images_per_second": round(len(image_ids) / decode_s, 2),
-        "decode_seconds": round(decode_s, 3),
+        "images_per_second": round(len(image_ids) / watch.parts["decode"], 2),
+        "decode_seconds": round(watch.parts["decode"], 3),
         "score_seconds": round(watch.parts["score"], 3),
     }
     write_json(eval_dir / METRICS_NAME, metrics)
     return _Decoded(len(image_ids), watch.seconds)
+
+
+def _decode(
+    config: EvalConfig, vocab: Vocab, decoder: Decoder, features: Tensor, precision: Precision
+) -> list[str]:
+    """Caption (N, D) features, with progress."""
+    captions: list[str] = []
+    with ProgressLine("decode", len(features), "img") as line:
+        for batch in decode_captions(
+            decoder,
+            vocab,
+            features,
+            precision,
+            beam_size=config.beam,
+            max_length=config.max_length,
+            length_penalty=config.length_penalty,
+            batch_size=config.batch_size,
+        ):
+            captions += batch
+            line.advance(len(batch))
+    return captions
 
 
 def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:

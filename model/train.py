@@ -97,7 +97,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
         )
     inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
-    inputs["features"] = hashlib.sha256(memoryview(store.features.numpy())).hexdigest()
+    inputs["features"] = hashlib.sha256(store.features.numpy().data).hexdigest()
     return TrainingData(
         vocab=Vocab.read(captions_dir / "vocab.json"),
         store=store,
