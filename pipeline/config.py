@@ -112,7 +112,7 @@ class PrepareConfig(DatasetConfig):
         None, "Keep words seen at least this often in train (default 5, unless --vocab-size)."
     )
     vocab_size: int | None = option(None, "Keep this many most frequent words of train instead.")
-    seed: int = option(0, "Draws the split of a table that has no split column.")
+    seed: int = option(0, "Draws the splits that the dataset does not bring.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
