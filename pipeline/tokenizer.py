@@ -121,7 +121,7 @@ ABBREVIATION, TITLE = (re.sub(r"\s", "", pattern) for pattern in (ABBREVIATION, 
 ACRONYM = r"(?i:(?:canada|sino|korean|eu|japan|non)-u\.s|u\.s\.-u\.(?:s\.s\.r|k)|a\.k\.a)"
 HYPHENATED = (
     rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*"
-    rf"(?:-(?:(?:{ACRONYM}|[A-Za-z](?:\.[A-Za-z])+)\.|[A-Za-z0-9\xad]+))+"
+    rf"(?:-(?:(?:[A-Za-z](?:\.[A-Za-z])+|{ACRONYM})\.|[A-Za-z0-9\xad]+))+"
 )
 # Words that begin a sentence: a single letter before them ("plan B. The …") ends the one before.
 STARTERS = r"""A About According Additionally After An As At But Earlier He Her Here However If In
@@ -254,7 +254,8 @@ RULES = (
     _rule(r"(?i:pty|pte|co)\.", f"{SPACE}(?i:ltd|lim)"),
     _rule(ABBREVIATION, r"[\s\S]{2}"),
     _rule(TITLE),
-    _rule(rf"(?:{ACRONYM}|[A-Za-z](?:\.[A-Za-z])*)\."),
+    _rule(r"[A-Za-z](?:\.[A-Za-z])*\."),
+    _rule(rf"{ACRONYM}\."),
     _rule(ACRONYM, BREAK),
     _rule(f"{APOSTROPHE}[0-9][0-9]", BREAK),
     _rule(rf"{WORD}\.", COMMA, _without_soft_hyphens),
@@ -302,10 +303,14 @@ _SPACES = re.compile(rf"[ \t]{SPACE}*")
 _NEXT_CAPTION = "\nA "
 
 
-def _lex(text: str) -> list[str]:
-    """Read `text` rule by rule; lowercased tokens without punctuation."""
+def _lex(text: str, following: str = _NEXT_CAPTION) -> list[str]:
+    """Read `text`, which `following` follows, rule by rule.
+
+    Returns:
+        The tokens of `text`, lowercased, without punctuation.
+    """
     end = len(text)
-    text += _NEXT_CAPTION
+    text += following
     tokens = []
     position = 0
     while position < end:
@@ -328,26 +333,32 @@ def _lex(text: str) -> list[str]:
     return [token for token in line.split(" ") if token and token not in PUNCTUATION]
 
 
+class _DependsOnNextWordError(Exception):
+    """A chunk that cannot be read by itself: what "B." is depends on the word after it."""
+
+
 class _Chunks(dict[str, list[str]]):
     """Chunk between spaces → its tokens; captions repeat their words, so most are met once."""
 
     MAX_SIZE = 1 << 18
 
     def __missing__(self, chunk: str) -> list[str]:
+        tokens = _lex(chunk)
+        if chunk[-1] == "." and any(_lex(chunk, word) != tokens for word in (" a ", " ltd ")):
+            raise _DependsOnNextWordError
         if len(self) >= self.MAX_SIZE:
             self.clear()
-        tokens = self[chunk] = _lex(chunk)
+        self[chunk] = tokens
         return tokens
 
 
 _CHUNKS = _Chunks()
 
 # Where a token, or the context it needs, may reach across a space: markup, numbers in several
-# parts, spaced dots, "no. 5", an initial; and the rare characters, for some of them are spaces.
-# All begin with one class, which lets the search skip ordinary text quickly.
+# parts, spaced dots, "no. 5"; and the rare characters, for some of them are spaces. All begin
+# with one class, which lets the search skip ordinary text quickly.
 _REACHES_ACROSS = re.compile(
-    r"[^ -(*-\-/:;=-~](?:(?<=[^ -;=-~])|(?<=[0-9)]) +[0-9]|(?<=\.) +[.0-9]"
-    r"|(?<=[EY]\.) +[Ll]|(?<=(?<![A-Za-z])[A-Za-z]\.)(?: |$))"
+    r"[^ -(*-\-/:;=-~](?:(?<=[^ -;=-~])|(?<=[0-9)]) +[0-9]|(?<=\.) +[.0-9])"
 )
 
 
@@ -361,9 +372,12 @@ def tokenize(caption: str) -> list[str]:
         Lowercased tokens without punctuation; empty for a caption of only punctuation.
     """
     caption = caption.replace("\n", " ")
-    if _REACHES_ACROSS.search(caption):
-        return _lex(caption)
-    return list(chain.from_iterable(map(_CHUNKS.__getitem__, caption.split())))
+    if not _REACHES_ACROSS.search(caption):
+        try:
+            return list(chain.from_iterable(map(_CHUNKS.__getitem__, caption.split())))
+        except _DependsOnNextWordError:
+            pass
+    return _lex(caption)
 
 
 def tokenize_all(captions: Iterable[str]) -> list[list[str]]:

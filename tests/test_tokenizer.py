@@ -112,7 +112,7 @@ Calif. Fla. Mass. mass. Ill. ill. Miss. miss. Wash. wash. Ore. ore. Tex. tex. Pa
 Ark. ark. AZ. Az. az. Del. del.
 U.S. U.S U.S.A. U.S.A USA u.s. the U.S. The dog in the U.S.
 the U.S. Army, U.K., E.U., D.C., L.A., N.Y.C. a.m. p.m. A.M. P.M. 5a.m. 5 p.m. at 5 p.m. The
-a.k.a. A.K.A. aka i.e. e.g. e.g., i.e., vs. v. cf. ca. no. fig. pp. p. op. cit.
+a.k.a. A.K.A. aka a.k.a.q. x-a.k.a.q. i.e. e.g. e.g., i.e., vs. v. cf. ca. no. fig. pp. p. op. cit.
 Sino-U.S. relations, non-U.S. firms, EU-U.S talks, U.S.-U.K. talks, U.S.-U.K talks, Canada-U.S.
 no. 5 No. 5 no.5 nos. 5 and 6 fig. 3 Fig.3 figs. 3 art. 7 ca. 1900 prop. 8 pp. 3 bldg. 5 bldg. x
 say no. 5 dogs say no. Five dogs say no.
@@ -150,7 +150,7 @@ joe@example.com joe.smith@a.b.c, <joe@example.com> &lt;joe@x.com&gt; joe@ @joe a
 :) :-) :( :D :P ;) ;-) =) :-D :) a :)a :)5 :/ :-/ :') :o) :3 <3 ^_^ -_- o_O T_T x_x >_<
 (^_^) (-_-) (^-^) (^.^) (x_x)
 xD XD :| :[ :] :{ :} :@ :-* 8) 8-) <:( >:) :):) :(.
-x.[^x=<>] =.[^x= abc <>] ~.[
+x.[^x=<>] =.[^x=abc<>] ~.[
 hey!! hey!!! what?! what?? what!? !!! ??? ?!?! ! ? hey ! hey ? hey?!. Yahoo! Yahoo!'s E! Jeopardy!
 ! ! ! ? ? ,,, ;;; ::: ., ,. .; :. .,
 , . ; : - -- ... ' " ` ? !
