@@ -96,7 +96,9 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
             f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
         )
-    inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
+    # The vocabulary first: where several have changed, it is the one to name.
+    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
+    inputs = {name: hash_file(captions_dir / name) for name in names}
     inputs["features"] = hashlib.sha256(store.features.numpy().data).hexdigest()
     return TrainingData(
         vocab=Vocab.read(captions_dir / "vocab.json"),
@@ -309,6 +311,8 @@ class Trainer:
                         f"{self.run_dir} was stopped by {stop[0].name} at step {progress.step}. "
                         f"Run 'showtell train --run {self.run_dir.name} --resume' to go on."
                     )
+        if losses:
+            self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _log_steps(self, log: RunLog, losses: list[Tensor], **scalars: float) -> None:

@@ -1,5 +1,6 @@
 """What the user sees while a stage works and when it ends: progress and summary tables (rich)."""
 
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -9,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+# Off a terminal nothing is folded at 80 columns: paths stay whole for other programs.
+WIDTH = None if sys.stdout.isatty() else 200
+
+console = Console(highlight=False, width=WIDTH)
 error_console = Console(stderr=True, highlight=False)
 
 PLAIN_INTERVAL_S = 10.0
