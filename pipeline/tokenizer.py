@@ -3,8 +3,8 @@ r"""Caption → words, exactly as the PTB tokenizer of the scorers does it; no J
 pycocoevalcap sends every caption through PTBTokenizer of Stanford CoreNLP 3.4.1 (-preserveLines
 -lowerCase) and drops a list of punctuation afterwards. This module describes the same lexer as a
 table of rules: at each place in the text the rule with the longest match wins, where the context
-behind a token counts, and the earlier rule wins a tie. The table was compared with the automaton
-inside the jar, state by state: both accept the same strings under the same rules.
+behind a token counts, and the earlier rule wins a tie. It was compared with the automaton inside
+the jar on strings that take every character class out of every state, and on real captions.
 
 What it means for captions: "don't" is `do n't`, "cannot" is `can not`, "dog.The" stays one word,
 "Mr." and "p.m." keep their period, "(" becomes `-lrb-` and stays (the list of punctuation has
@@ -19,6 +19,8 @@ Differences from pycocoevalcap that we keep:
 - A line break within a caption (\r, \v, \f, U+0085, U+2028, U+2029) is a space here; there it
   shifts every later caption by one line.
 - A URL whose host or path is one single character beyond U+FFFF is a URL in Java only.
+- A long s or Kelvin sign for s or k, which Java takes for the letter, is not taken so within
+  compounds such as "x-U.S.-U.K.".
 - Letters newer than Unicode 14 are letters here where Python knows them; Java deletes them.
 
 Source: Marcus et al. 1993, Penn Treebank; the rules of Stanford CoreNLP 3.4.1, PTBLexer.

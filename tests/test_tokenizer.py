@@ -143,6 +143,7 @@ S&P-500 S&Ls S&amp;Ls A&amp;B A&AMP;B C.D.s Cap'n c'est C'EST
 http://www.example.com/a/b?c=d&e=f#g. https://a.b/c, HTTP://A.B http:// http://a ftp://x.y/z
 www.example.com www.example.com. www.example.com/a/b.html, www.a www.a.b www.a.b/c.d/e!
 example.com Example.com dogs.net/x/y. a.org, x.edu) (x.com) x.com's foo.com/ foo.comm foo.co.uk
+www.a-b.com www.a-b.com/c-d.e! www.a#b.cd www.a:b/c.de/f-g. www.1-2.co
 visit flickr.com/photos/dog-1 or a.b.com/~x.
 joe@example.com joe.smith@a.b.c, <joe@example.com> &lt;joe@x.com&gt; joe@ @joe a@b a@b.c. a@@b
 @joe @joe_smith @5 @ joe @@ @joe's (@joe)
@@ -186,6 +187,9 @@ a.b.c a.b.c. a.b.c.d A.b.C. ab.cd ab.c a.bc a.b.cd. A.B.c
 Jan.5 Jan. 5 Jan.a Jan.ab Inc.a b Inc.ab Co.a x
 Mt.Everest St.John Dr.Who Mr.Smith mr.smith St.5 No.5 no.x
 www. www.x. .com .com. a.com.b a.com.b.com b_c.com b-c.com a1.com A.com aB.com
+12/25-2010 1-2/99 12-25/10 ++44.20.7946.0958 ++1 555 555 1234
+...5 . . .5 ....5a a,b-c., d,e-f; a_b., c
+d'x-y., d'x_y., A+B., A&B., Q&A.; a,1-b., Jan.-b.,
 $.50 .50 ,50 :50 50: 50, 50. +.5 -.5
 and so on . . . . The end . . A dog
 . A dog. A dog .A dog
@@ -228,6 +232,7 @@ ODD_CHARACTERS = [
     "control\x01char \x07 \x7f a\x7fb \x00 \x1f a\x1cb",
     "\x91a\x92 \x93b\x94 it\x92s don\x92t \x96 \x97 \x80 5\x80 \x99",
     "two\nlines\n\nhere\n",
+    "cafe\u0301., e\u0301: e\u0301., EU-U.\u017f. x",
     "dot.\u200bno \u2026. e\u0301.a É.a É. The É.É. à.m. é@x.y ç.com",
     "M’s ’s ’S n’t N’T ’ll’ ‘sad’ ’sad’ “’s” 5’ 6’2” 5′ 6″",
     "ǅ ⓐ Ⓐ Ⅷ ⅷ ٣ ٣٫٥ ๓ ３ Ａ＆Ｂ ～ ￥ ｡ ･ ー 々 ゛",
