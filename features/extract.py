@@ -18,7 +18,7 @@ from ..pipeline.console import format_bytes, format_seconds, print_note, print_t
 from ..pipeline.errors import DatasetError, WeightsError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
 from .backbone import load_backbone
-from .device import PRECISIONS, choose_device, choose_precision
+from .device import PRECISIONS, choose_device, choose_precision, keep_freed_memory
 from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
 from .runner import compute_shards
 from .weights import FILE_SUFFIXES, check_encoder
@@ -123,6 +123,8 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
     """
     require_any(any(images.stamps), images, "there is no such file")
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype = choose_precision(config.precision, device)
     precision = next(name for name, known in PRECISIONS.items() if known == dtype)
     backbone = load_backbone(config.encoder, config.weights, config.image_size, device, precision)
