@@ -5,14 +5,12 @@ is left always runs in eval mode without gradients. The transform that the weigh
 along, so that whoever prepares pixels for this network uses the right one.
 """
 
-from collections import Counter
-
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
 from ..pipeline.errors import ConfigError, WeightsError
 from .device import choose_precision
+from .fusion import fold_batch_norms, fuse_activations
 from .statedict import find_head
 from .transform import Transform
 from .weights import PretrainedNetwork, load_weights
@@ -43,7 +41,10 @@ class Backbone(nn.Module):
         network = pretrained.network.eval()
         network.set_submodule(find_head(network), nn.Identity())
         fold_batch_norms(network)
-        self.network = network.to(memory_format=torch.channels_last).to(device, dtype)
+        network = network.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            network = join_layers(network, self.transform.crop_size, dtype)
+        self.network = network.to(device, dtype)
         mean, std = (torch.tensor(v) for v in (self.transform.mean, self.transform.std))
         # (x / 255 - mean) / std as one product and one sum.
         self.scale = nn.Buffer((1 / (255 * std)).view(1, 3, 1, 1).to(device))
@@ -119,35 +120,28 @@ def load_backbone(
     return Backbone(load_weights(encoder, weights, image_size), device, dtype)
 
 
-def fold_batch_norms(network: nn.Module) -> int:
-    """Fold each batch normalisation into the convolution before it, in place.
+def join_layers(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module:
+    """Join convolutions with what follows them, for a CPU, where that is proven to be the same.
 
-    A network that cannot be traced, or a normalisation that follows something else, stays as it is.
+    The joined layers are oneDNN's, which not every CPU has for every dtype.
 
     Args:
-        network: in eval mode, float32.
+        network: float32, on the CPU.
+        size: side of its pictures, in pixels.
+        dtype: that it will compute in.
 
     Returns:
-        Number of batch normalisations folded.
+        The faster network, or `network` itself; in `dtype`.
     """
+    joined, num_joined = fuse_activations(network)
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(memory_format=torch.channels_last)
     try:
-        graph = fx.Tracer().trace(network)
-    except Exception:  # tracing runs the network's own code on proxies: anything may come
-        return 0
-    modules = dict(network.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    num_calls = Counter(str(node.target) for node in calls)
-    pairs = [
-        (str(before.target), str(node.target))
-        for node in calls
-        if type(modules[node.target]) is nn.BatchNorm2d
-        and (before := node.args[0]) in calls
-        and type(modules[before.target]) is nn.Conv2d
-        and len(before.users) == 1
-    ]
-    # A layer that is called twice may be followed by another normalisation each time.
-    pairs = [pair for pair in pairs if num_calls[pair[0]] == num_calls[pair[1]] == 1]
-    for conv, norm in pairs:
-        network.set_submodule(conv, fuse_conv_bn_eval(modules[conv], modules[norm]))
-        network.set_submodule(norm, nn.Identity())
-    return len(pairs)
+        with torch.inference_mode():
+            expected = network(noise)
+            distance = torch.dist(joined(noise), expected)
+            is_same = num_joined > 0 and bool(distance < 1e-3 * expected.norm())
+            joined.to(dtype)(noise.to(dtype))
+    except (RuntimeError, AssertionError, ValueError, AttributeError):
+        is_same = False
+    return joined if is_same else network.to(dtype)
