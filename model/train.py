@@ -5,22 +5,18 @@ data/runs/<run>/tensorboard/   the same scalars for TensorBoard
 data/runs/<run>/manifest.json  once the training has come to its end
 """
 
-import hashlib
 import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.device import choose_device, keep_freed_memory
-from ..features.store import FeatureStore, find_features
-from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ..pipeline.config import TrainConfig
 from ..pipeline.console import (
     ProgressLine,
@@ -30,9 +26,8 @@ from ..pipeline.console import (
     print_table,
 )
 from ..pipeline.errors import MismatchError, MissingArtifactError, ShowTellError
-from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked
-from ..pipeline.vocab import Vocab
-from .batches import CaptionBatch, CaptionBatches
+from ..pipeline.manifest import Manifest, Stopwatch, locked
+from .batches import CaptionBatches
 from .beam import decode_captions
 from .checkpoint import (
     BEST_NAME,
@@ -45,69 +40,18 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .decoder import Decoder, DecoderConfig
+from .decoder import Decoder
 from .metrics import CaptionScorer
+from .objective import caption_loss, learning_rate_at, make_optimizer
 from .precision import Precision
 from .runlog import RunLog
+from .training_data import TrainingData, decoder_config, load_training_data
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
 
 # Options that say how a run is carried out, not what comes out of it.
 PASSING_OPTIONS = ("run", "resume", "features", "save_every_s", "device")
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run is trained and validated on.
-
-    Attributes:
-        vocab: word ↔ id.
-        store: features of the dataset's images.
-        captions: of the train split.
-        val_image_ids: images decoded between epochs.
-        val_references: image_id → its captions as words joined by spaces.
-        inputs: name → sha256 of what all this was read from.
-    """
-
-    vocab: Vocab
-    store: FeatureStore
-    captions: EncodedCaptions
-    val_image_ids: list[int]
-    val_references: dict[int, list[str]]
-    inputs: dict[str, str]
-
-
-def load_training_data(config: TrainConfig) -> TrainingData:
-    """Read what prepare and features have written.
-
-    Raises:
-        MissingArtifactError: one of them has not run, or there is no validation split.
-        MismatchError: the features belong to other images.
-    """
-    captions_dir = config.captions_dir
-    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
-    store = FeatureStore.load(find_features(config.dataset_dir, config.features))
-    images = read_images(captions_dir / "images.parquet")
-    val = images.select("val")
-    val = val[store.has(val).numpy()][: config.val_images]
-    if not len(val):
-        raise MissingArtifactError(
-            f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
-            f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
-        )
-    # The vocabulary first: where several have changed, it is the one to name.
-    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
-    inputs = {name: hash_file(captions_dir / name) for name in names}
-    inputs["features"] = hashlib.sha256(store.features.numpy().data).hexdigest()
-    return TrainingData(
-        vocab=Vocab.read(captions_dir / "vocab.json"),
-        store=store,
-        captions=read_captions(captions_dir / "captions.parquet").select(images.select("train")),
-        val_image_ids=val.tolist(),
-        val_references=read_references(captions_dir / "captions.parquet", "words", val),
-        inputs=inputs,
-    )
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -176,29 +120,6 @@ def _check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
             f"with --run."
         )
     return True
-
-
-def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
-    outputs = decoder(batch.features, batch.inputs)  # (B, T, H)
-    logits = decoder.logits(outputs.flatten(0, 1)[batch.real])  # (R, V)
-    targets = batch.targets.flatten()[batch.real]
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
-
-
-def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The schedule, a function of the step alone, so that a resumed run needs no other state.
-
-    `one-cycle` warms up over the first 30 % (Smith and Topin 2018, arXiv:1708.07120), `cosine` over
-    the first 2 %; both then fall along a cosine to nothing.
-    """
-    if config.schedule == "constant":
-        return config.learning_rate
-    warmup = (0.3 if config.schedule == "one-cycle" else 0.02) * total_steps
-    if step < warmup:
-        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
-    share = (step - warmup) / max(total_steps - warmup, 1)
-    return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
 @contextmanager
@@ -414,34 +335,3 @@ class Trainer:
         ]
         print_table("train", rows)
         return manifest
-
-
-def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
-    """The decoder that these options mean for this vocabulary and these features."""
-    return DecoderConfig(
-        cell=config.cell,
-        feature_dim=data.store.feature_dim,
-        vocab_size=len(data.vocab),
-        embed_size=config.embed_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        dropout=config.dropout,
-        image_as=config.image_as,
-        tie_embeddings=config.tie_embeddings,
-    )
-
-
-def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays the matrices only: biases and rare words' vectors should not fade."""
-    decayed = {
-        id(parameter): parameter.ndim > 1 and name != "embedding.weight"
-        for name, parameter in decoder.named_parameters()
-    }
-    groups = [
-        {
-            "params": [p for p in decoder.parameters() if decayed[id(p)] == decay],
-            "weight_decay": config.weight_decay if decay else 0.0,
-        }
-        for decay in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -5,7 +5,7 @@ import torch
 from showtell.features.store import FeatureStore
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
-from showtell.model.train import caption_loss
+from showtell.model.objective import caption_loss
 from showtell.pipeline.captions import EncodedCaptions
 from showtell.pipeline.manifest import Manifest
 from showtell.pipeline.vocab import BOS, EOS, PAD

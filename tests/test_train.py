@@ -11,14 +11,9 @@ from safetensors.torch import load_file
 from showtell.model import train as train_module
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
-from showtell.model.train import (
-    Trainer,
-    caption_loss,
-    learning_rate_at,
-    load_training_data,
-    make_optimizer,
-    train,
-)
+from showtell.model.objective import caption_loss, learning_rate_at, make_optimizer
+from showtell.model.train import Trainer, train
+from showtell.model.training_data import decoder_config, load_training_data
 from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
 from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError, ShowTellError
 
@@ -51,7 +46,7 @@ def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
     config = tiny_config(scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
     data = load_training_data(config)
     torch.manual_seed(0)
-    decoder = Decoder(train_module.decoder_config(config, data))
+    decoder = Decoder(decoder_config(config, data))
     batch = CaptionBatches(data.store, data.captions, 8, CPU).gather(torch.arange(8))
     optimizer = make_optimizer(decoder, replace(config, learning_rate=1e-2))
     before = caption_loss(decoder, batch).item()
@@ -272,7 +267,7 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 def test_decoder_config_follows_the_options(scenes) -> None:
     config = tiny_config(scenes, cell="rnn", num_layers=2, image_as="initial-state")
     data = load_training_data(config)
-    assert train_module.decoder_config(config, data) == DecoderConfig(
+    assert decoder_config(config, data) == DecoderConfig(
         cell="rnn",
         feature_dim=512,
         vocab_size=len(data.vocab),

@@ -1,0 +1,81 @@
+"""What a run is trained and validated on, gathered from what prepare and features have written."""
+
+import hashlib
+from dataclasses import dataclass
+
+from ..features.store import FeatureStore, find_features
+from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
+from ..pipeline.config import TrainConfig
+from ..pipeline.errors import MissingArtifactError
+from ..pipeline.manifest import Manifest, hash_file
+from ..pipeline.vocab import Vocab
+from .checkpoint import VOCAB_NAME
+from .decoder import DecoderConfig
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained and validated on.
+
+    Attributes:
+        vocab: word ↔ id.
+        store: features of the dataset's images.
+        captions: of the train split.
+        val_image_ids: images decoded between epochs.
+        val_references: image_id → its captions as words joined by spaces.
+        inputs: name → sha256 of what all this was read from.
+    """
+
+    vocab: Vocab
+    store: FeatureStore
+    captions: EncodedCaptions
+    val_image_ids: list[int]
+    val_references: dict[int, list[str]]
+    inputs: dict[str, str]
+
+
+def load_training_data(config: TrainConfig) -> TrainingData:
+    """Read what prepare and features have written.
+
+    Raises:
+        MissingArtifactError: one of them has not run, or there is no validation split.
+        MismatchError: the features belong to other images.
+    """
+    captions_dir = config.captions_dir
+    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
+    store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+    images = read_images(captions_dir / "images.parquet")
+    val = images.select("val")
+    val = val[store.has(val).numpy()][: config.val_images]
+    if not len(val):
+        raise MissingArtifactError(
+            f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
+            f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
+        )
+    # The vocabulary first: where several have changed, it is the one to name.
+    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
+    inputs = {name: hash_file(captions_dir / name) for name in names}
+    inputs["features"] = hashlib.sha256(store.features.numpy().data).hexdigest()
+    return TrainingData(
+        vocab=Vocab.read(captions_dir / "vocab.json"),
+        store=store,
+        captions=read_captions(captions_dir / "captions.parquet").select(images.select("train")),
+        val_image_ids=val.tolist(),
+        val_references=read_references(captions_dir / "captions.parquet", "words", val),
+        inputs=inputs,
+    )
+
+
+def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
+    """The decoder that these options mean for this vocabulary and these features."""
+    return DecoderConfig(
+        cell=config.cell,
+        feature_dim=data.store.feature_dim,
+        vocab_size=len(data.vocab),
+        embed_size=config.embed_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        dropout=config.dropout,
+        image_as=config.image_as,
+        tie_embeddings=config.tie_embeddings,
+    )
