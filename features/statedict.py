@@ -1,6 +1,5 @@
 """State dicts of the user's: read from a file, fitted to a torchvision network or refused."""
 
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -8,22 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..pipeline.errors import WeightsError
-
-# What the two readers raise for files that are none of theirs.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    ValueError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 # Names in older files of torchvision's → names of today.
 RENAMED = (
@@ -50,7 +37,7 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged pickle stops the reader anywhere, with any error
         reason = re.split(r"[.:]?\s*\n|\. ", f"{error}")[0] or type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as a state dict: {reason}. Write one with "

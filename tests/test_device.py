@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+
 from showtell.features import device as device_module
 from showtell.features.device import choose_device, choose_precision, keep_freed_memory
 from showtell.pipeline.errors import ConfigError

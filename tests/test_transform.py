@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from showtell.features.transform import Transform, caffe_transform, from_torchvision
-from showtell.pipeline.errors import ConfigError
 from torchvision.transforms import functional
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode
+
+from showtell.features.transform import Transform, caffe_transform, from_torchvision
+from showtell.pipeline.errors import ConfigError
 
 PRESETS = [
     ImageClassification(crop_size=224, resize_size=256),
