@@ -29,8 +29,11 @@ NUM_SHOWN = 3
 
 
 def features_dir(config: FeaturesConfig) -> Path:
-    """`data/<dataset>/features/<encoder>-<weights>`."""
-    return config.dataset_dir / "features" / f"{config.encoder}-{weights_label(config.weights)}"
+    """`data/<dataset>/features/<encoder>-<weights>`, and `-<image size>` where one is given."""
+    name = f"{config.encoder}-{weights_label(config.weights)}"
+    if config.image_size is not None:
+        name += f"-{config.image_size}"
+    return config.dataset_dir / "features" / name
 
 
 def weights_label(weights: str) -> str:
@@ -201,8 +204,8 @@ def publish(jobs: Sequence[ShardJob], staging: Path, directory: Path) -> None:
 
 
 def remove_stale(directory: Path, manifest: Manifest) -> None:
-    """Delete the shards of an earlier layout or format, and what killed runs have left."""
-    for path in [*directory.glob("part-*"), *directory.glob(".part-*.partial.*")]:
+    """Delete the shards of an earlier layout or format, and the staging folder."""
+    for path in directory.glob("part-*"):
         if path.name not in manifest.outputs:
             path.unlink(missing_ok=True)
     shutil.rmtree(directory / STAGING, ignore_errors=True)

