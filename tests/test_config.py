@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from showtell.pipeline.config import (
+    DatasetConfig,
+    DownloadConfig,
+    EvalConfig,
+    FeaturesConfig,
+    PrepareConfig,
+    StageConfig,
+    TrainConfig,
+    option,
+)
+from showtell.pipeline.errors import ConfigError
+
+STAGES = (DownloadConfig, PrepareConfig, FeaturesConfig, TrainConfig, EvalConfig)
+OF_DATASET = STAGES[:4]
+WITH_PRECISION = (FeaturesConfig, TrainConfig, EvalConfig)
+PRECISIONS = "precision must be one of auto, fp32, bf16, fp16, got 'int8'."
+
+
+def at_least(config_class: type, least: int, *names: str) -> list[tuple[type, dict, str]]:
+    """The value just below the least that is possible, for each of the options."""
+    return [
+        (config_class, {name: least - 1}, f"{name} must be at least {least}, got {least - 1}.")
+        for name in names
+    ]
+
+
+IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
+    *((c, {"dataset": ""}, "dataset must be a plain name, got ''.") for c in OF_DATASET),
+    *((c, {"dataset": "../x"}, "dataset must be a plain name, got '../x'.") for c in OF_DATASET),
+    *((c, {"dataset": "a/b"}, "dataset must be a plain name, got 'a/b'.") for c in OF_DATASET),
+    *((c, {"dataset": ".."}, "dataset must be a plain name, got '..'.") for c in OF_DATASET),
+    (DatasetConfig, {"dataset": "a\\b"}, "dataset must be a plain name, got 'a\\\\b'."),
+    *((c, {"precision": "int8"}, PRECISIONS) for c in WITH_PRECISION),
+    # download
+    *at_least(DownloadConfig, 0, "retries"),
+    (DownloadConfig, {"timeout_s": 0.0}, "timeout_s must be above 0, got 0.0."),
+    (DownloadConfig, {"timeout_s": math.nan}, "timeout_s must be above 0, got nan."),
+    # prepare
+    *at_least(PrepareConfig, 1, "min_count", "vocab_size"),
+    (
+        PrepareConfig,
+        {"min_count": 2, "vocab_size": 100},
+        "--min-count and --vocab-size exclude each other; give one.",
+    ),
+    (
+        PrepareConfig,
+        {"karpathy": Path("a.json"), "table": Path("a.csv")},
+        "--karpathy and --table exclude each other; give one.",
+    ),
+    # features
+    *at_least(FeaturesConfig, 1, "shard_size", "batch_size", "num_workers", "image_size"),
+    (FeaturesConfig, {"format": "csv"}, "format must be one of hdf5, parquet, got 'csv'."),
+    # train
+    (TrainConfig, {"cell": "GRU"}, "cell must be one of gru, lstm, rnn, got 'GRU'."),
+    (
+        TrainConfig,
+        {"image_as": "last-input"},
+        "image_as must be one of first-input, initial-state, got 'last-input'.",
+    ),
+    (
+        TrainConfig,
+        {"schedule": "linear"},
+        "schedule must be one of one-cycle, cosine, constant, got 'linear'.",
+    ),
+    (TrainConfig, {"monitor": "METEOR"}, "monitor must be one of CIDEr, Bleu_4, got 'METEOR'."),
+    *at_least(TrainConfig, 1, "hidden_size", "embed_size", "num_layers", "epochs"),
+    *at_least(TrainConfig, 1, "batch_size", "val_images", "val_beam"),
+    *at_least(TrainConfig, 0, "grad_clip", "patience", "weight_decay"),
+    (TrainConfig, {"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0."),
+    (TrainConfig, {"learning_rate": math.nan}, "learning_rate must be above 0, got nan."),
+    (TrainConfig, {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0."),
+    (TrainConfig, {"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1."),
+    (
+        TrainConfig,
+        {"label_smoothing": 1.5},
+        "label_smoothing must be at least 0 and below 1, got 1.5.",
+    ),
+    (TrainConfig, {"run": ""}, "run must be a plain name, got ''."),
+    (TrainConfig, {"run": "../r"}, "run must be a plain name, got '../r'."),
+    # eval
+    (EvalConfig, {"split": "dev"}, "split must be one of train, val, test, got 'dev'."),
+    (EvalConfig, {"beam": 0}, "must be at least 1, got 0."),
+    *at_least(EvalConfig, 1, "max_length", "batch_size"),
+    *at_least(EvalConfig, 0, "length_penalty", "num_samples"),
+]
+
+
+def name_of(value: object) -> str | None:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={value!r}" for name, value in value.items())
+    return value.__name__ if isinstance(value, type) else ""
+
+
+@pytest.mark.parametrize(("config_class", "options", "message"), IMPOSSIBLE, ids=name_of)
+def test_impossible_value_is_refused(
+    config_class: type[StageConfig], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_class(**options)
+    assert str(caught.value).endswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options"),
+    [
+        (DownloadConfig, {"retries": 0, "timeout_s": 0.1}),
+        (PrepareConfig, {"dataset": "my photos 2"}),
+        (PrepareConfig, {"min_count": 1}),
+        (PrepareConfig, {"vocab_size": 1, "karpathy": Path("k.json")}),
+        (FeaturesConfig, {"shard_size": 1, "batch_size": 1, "num_workers": 1, "image_size": 1}),
+        (FeaturesConfig, {"format": "parquet", "precision": "bf16"}),
+        (TrainConfig, {"dropout": 0.0, "label_smoothing": 0.0, "grad_clip": 0.0}),
+        (TrainConfig, {"cell": "rnn", "image_as": "initial-state", "schedule": "constant"}),
+        (TrainConfig, {"cell": "lstm", "schedule": "cosine", "monitor": "Bleu_4"}),
+        (TrainConfig, {"run": "a.b-c", "epochs": 1, "val_images": 1, "weight_decay": 0.0}),
+        (EvalConfig, {"split": "train", "beam": 1, "length_penalty": 0.0, "num_samples": 0}),
+    ],
+    ids=name_of,
+)
+def test_values_at_the_edge_are_taken(
+    config_class: type[StageConfig], options: dict[str, Any]
+) -> None:
+    config = config_class(**options)
+    assert {name: getattr(config, name) for name in options} == options
+
+
+@pytest.mark.parametrize("config_class", STAGES)
+def test_defaults_are_possible(config_class: type[StageConfig]) -> None:
+    assert config_class().data == Path("data")
+
+
+@pytest.mark.parametrize("config_class", STAGES)
+def test_every_option_has_a_line_of_help(config_class: type[StageConfig]) -> None:
+    for field in dataclasses.fields(config_class):
+        text = field.metadata["help"]
+        assert text.endswith(".") and "\n" not in text, field.name
+        assert field.default is not dataclasses.MISSING, field.name
+
+
+def test_option_keeps_its_default_and_its_help() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        size: int = option(3, "How large.")
+
+    assert Config().size == 3
+    assert dataclasses.fields(Config)[0].metadata == {"help": "How large."}
+
+
+@pytest.mark.parametrize("config_class", STAGES)
+def test_as_json_round_trip_changes_nothing(config_class: type[StageConfig]) -> None:
+    config = config_class()
+    values = config.as_json()
+    assert json.loads(json.dumps(values)) == values
+    assert config_class(**values) == config
+
+
+def test_as_json_of_other_values_round_trips_too() -> None:
+    config = TrainConfig(dataset="own", run="r", cell="lstm", learning_rate=3e-4, val_beam=3)
+    assert TrainConfig(**json.loads(json.dumps(config.as_json()))) == config
+    assert config.as_json()["learning_rate"] == 3e-4
+
+
+@pytest.mark.parametrize("config_class", STAGES)
+def test_as_json_has_every_option_but_the_place(config_class: type[StageConfig]) -> None:
+    names = {field.name for field in dataclasses.fields(config_class)}
+    assert set(config_class(data=Path("/elsewhere")).as_json()) == names - {"data"}
+
+
+def test_as_json_writes_paths_as_text() -> None:
+    values = PrepareConfig(source=Path("my") / "photos").as_json()
+    assert values["source"] == str(Path("my/photos"))
+    assert values["table"] is None
+
+
+def test_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3  # type: ignore[misc]
+
+
+def test_config_takes_no_positions() -> None:
+    with pytest.raises(TypeError):
+        TrainConfig("scenes")  # type: ignore[misc]
+
+
+def test_folders_of_a_dataset_follow_from_its_name() -> None:
+    config = PrepareConfig(data=Path("root"), dataset="scenes")
+    assert config.dataset_dir == Path("root/scenes")
+    assert config.captions_dir == Path("root/scenes/captions")
