@@ -40,7 +40,7 @@ download: install
 	$(SHOWTELL) download --dataset $(DATASET) $(ARGS)
 
 prepare: install
-	$(if $(SOURCE),,$(SHOWTELL) download --dataset $(DATASET))
+	$(if $(SOURCE),,$(if $(filter coco2014 coco2017 scenes,$(DATASET)),$(SHOWTELL) download --dataset $(DATASET)))
 	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 features: install
