@@ -1,0 +1,310 @@
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+from showtell.features.extract import extract
+from showtell.features.store import FeatureStore, find_features
+from showtell.model import captioner as captioner_module
+from showtell.model import evaluate as evaluate_module
+from showtell.model.captioner import Captioner, caption_files, find_images, load
+from showtell.model.decoder import Decoder
+from showtell.model.train import train
+from showtell.pipeline.captions import read_images
+from showtell.pipeline.config import EvalConfig, FeaturesConfig, TrainConfig
+from showtell.pipeline.errors import (
+    DatasetError,
+    MismatchError,
+    MissingArtifactError,
+    WeightsError,
+)
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+def look_closer(data: Path, times: float = 50.0) -> None:
+    """Let the run see more in the little by which a network that has learned nothing differs."""
+    store = FeatureStore.load(find_features(data / "scenes"))
+    usual = normalize(store.features.float(), dim=-1).mean(0) * Decoder.feature_norm
+    path = data / "runs/r/best.safetensors"
+    tensors = load_file(path)
+    tensors["image.bias"] -= (times - 1) * tensors["image.weight"] @ usual
+    tensors["image.weight"] *= times
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module")
+def data(prepared_scenes, random_weights, tmp_path_factory) -> Path:
+    """A data folder with a run `r` that writes different captions for different pictures.
+
+    All in float32, so that a picture's features do not depend on the others in its batch.
+    """
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("captioner") / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
+    look_closer(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def captioner(data) -> Captioner:
+    return load("r", data=data, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pictures(prepared_scenes) -> list[Path]:
+    """The drawn scenes, of all splits."""
+    return sorted((prepared_scenes / "scenes/raw/images").iterdir())
+
+
+@pytest.fixture
+def folder(pictures, tmp_path) -> Path:
+    """Pictures in a folder of a folder, beside what is no picture."""
+    folder = tmp_path / "mine"
+    (folder / "a").mkdir(parents=True)
+    for path, name in zip(pictures, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
+        Image.open(path).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run_dir(data, tmp_path) -> Path:
+    """A copy of the run, alone, that a test may write to."""
+    return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
+
+
+class NoScorer:
+    """Stands in for `OfficialScorer`, whose Java takes seconds."""
+
+    def __init__(self, references: object) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+    def score(self, hypotheses: object) -> SimpleNamespace:
+        return SimpleNamespace(scores={})
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_caption_is_what_eval_wrote_for_the_same_image(
+    data, captioner, monkeypatch, beam: int
+) -> None:
+    monkeypatch.setattr(evaluate_module, "OfficialScorer", NoScorer)
+    evaluate_module.evaluate(
+        EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
+    )
+    written = json.loads((data / f"runs/r/eval/train-beam{beam}/captions.json").read_text("utf-8"))
+    images = read_images(data / "scenes/captions/images.parquet")
+    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
+    paths = [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+    assert len(paths) > captioner_module.BATCH_SIZE  # more than one pass
+    captions = captioner.caption(paths, beam=beam)
+    assert captions == [entry["caption"] for entry in written]
+    assert len(set(captions)) > 3
+
+
+def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
+    data, captioner, pictures, run_dir
+) -> None:
+    expected = captioner.caption(pictures[:4])
+    for options in (
+        {"run": data / "runs/r"},
+        {"run": str(run_dir)},
+        {"run": "r", "data": str(data)},
+        {"data": data},
+    ):
+        loaded = load(**options, device="cpu", precision="fp32")
+        assert loaded.caption(pictures[:4]) == expected
+        assert not loaded.decoder.training
+
+
+def test_unknown_run_is_refused(data, tmp_path) -> None:
+    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
+        load("x", data=data)
+    with pytest.raises(MissingArtifactError, match="there is none"):
+        load(data=tmp_path)
+
+
+def test_pictures_of_pil_and_paths_get_the_same_captions(captioner, folder) -> None:
+    paths = sorted(folder.rglob("*.png"))
+    opened = [Image.open(path) for path in paths]
+    for path, image in zip(paths, opened, strict=True):
+        assert np.array_equal(captioner.pixels(path), captioner.pixels(image))
+    expected = captioner.caption(paths)
+    assert captioner.caption([str(path) for path in paths]) == expected
+    assert captioner.caption(opened) == expected
+    assert captioner.caption([opened[0], paths[1], str(paths[2])]) == expected
+
+
+def test_captions_come_in_the_order_of_the_images(captioner, pictures) -> None:
+    some = pictures[:8]
+    captions = captioner.caption(some)
+    assert captions[::-1] == captioner.caption(some[::-1])
+    assert captions == [captioner.caption([path])[0] for path in some]
+
+
+def test_no_images_have_no_captions(captioner) -> None:
+    assert captioner.caption([]) == []
+
+
+def test_options_of_the_search_are_used(captioner, pictures) -> None:
+    short = captioner.caption(pictures[:8], max_length=2)
+    assert max(len(caption.split()) for caption in short) == 2
+    low, high = (
+        captioner.caption(pictures[:20], beam=5, length_penalty=penalty) for penalty in (0.0, 3.0)
+    )
+    assert sum(map(len, low)) < sum(map(len, high))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotated_photograph_is_turned_upright(
+    captioner, pictures, tmp_path, orientation: int
+) -> None:
+    upright = Image.open(pictures[0]).convert("RGB").crop((0, 0, 60, 90))
+    # How a camera stores it: what undoes each orientation (EXIF 2.3, tag 0x0112).
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "rotated.png"
+    stored.save(path, exif=exif)
+    expected = captioner.pixels(upright)
+    assert np.array_equal(captioner.pixels(path), expected)
+    opened = Image.open(path)
+    assert np.array_equal(captioner.pixels(opened), expected)
+    assert opened.getexif()[ORIENTATION] == orientation  # the caller's own is not touched
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_picture_of_any_mode_is_captioned(captioner, mode: str) -> None:
+    (caption,) = captioner.caption([Image.new(mode, (50, 40))])
+    assert caption
+
+
+def test_grey_picture_is_its_own_rgb(captioner, pictures, tmp_path) -> None:
+    grey = Image.open(pictures[0]).convert("L")
+    grey.save(tmp_path / "grey.png")
+    pixels = captioner.pixels(tmp_path / "grey.png")
+    assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2])
+    assert captioner.caption([grey]) == captioner.caption([grey.convert("RGB")])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no picture", "is not a readable image: not an image in a format that PIL knows."),
+        (b"", "is not a readable image: the file is empty."),
+        (None, "cannot be read: No such file or directory."),
+    ],
+)
+def test_unreadable_image_is_named(captioner, tmp_path, pictures, content, reason: str) -> None:
+    path = tmp_path / "broken.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        captioner.caption([pictures[0], path])
+    assert str(caught.value) == f"{path} {reason}"
+
+
+def test_cut_photograph_is_named(captioner, tmp_path, pictures) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.open(pictures[0]).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DatasetError, match=rf"{re.escape(str(path))} is not a readable image: \w"):
+        captioner.caption([path])
+
+
+def test_folder_gives_its_images_by_name(folder) -> None:
+    assert list(find_images([folder])) == [
+        folder / name for name in ("a/c.png", "a.png", "b.png", "d.PNG")
+    ]
+
+
+def test_files_and_folders_keep_the_order_they_are_given_in(folder) -> None:
+    given = [folder / "d.PNG", folder / "a", folder / "notes.txt"]
+    assert list(find_images(given)) == [
+        folder / "d.PNG",
+        folder / "a" / "c.png",
+        folder / "notes.txt",  # whatever is named is tried
+    ]
+
+
+def test_folder_without_images_is_refused(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(DatasetError) as caught:
+        list(find_images([tmp_path]))
+    assert str(caught.value).startswith(f"{tmp_path} holds no images (.bmp, .gif, .jpeg, .jpg,")
+
+
+def test_path_that_is_not_there_is_refused(tmp_path) -> None:
+    with pytest.raises(DatasetError, match=r"nosuch\.jpg does not exist\."):
+        list(find_images([tmp_path / "nosuch.jpg"]))
+
+
+def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:
+    assert caption_files(captioner, [folder], beam=3) == 0
+    paths = list(find_images([folder]))
+    expected = captioner.caption(paths)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
+
+
+def test_caption_files_goes_on_after_an_unreadable_image(
+    captioner, folder, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
+    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "d.PNG").write_bytes(b"")
+    assert caption_files(captioner, [folder], beam=1) == 2
+    captured = capsys.readouterr()
+    assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
+        str(folder / name) for name in ("a/c.png", "a.png")
+    ]
+    errors = captured.err.splitlines()
+    assert [line.split(" is not")[0] for line in errors] == [
+        f"error: {folder / name}" for name in ("b.png", "d.PNG")
+    ]
+
+
+def change_backbone(run_dir: Path, **values: object) -> None:
+    path = run_dir / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["backbone"] |= values
+    path.write_text(json.dumps(config), "utf-8")
+
+
+def test_other_weights_than_those_of_the_run_are_refused(run_dir, tmp_path) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    torch.save(resnet18().state_dict(), tmp_path / "other.pth")
+    change_backbone(run_dir, weights=str(tmp_path / "other.pth"))
+    with pytest.raises(MismatchError) as caught:
+        load(run_dir, device="cpu")
+    trained_with = json.loads((run_dir / "config.json").read_text())["backbone"]["weights_sha256"]
+    assert str(run_dir) in str(caught.value)
+    assert f"was trained with {trained_with[:12]}" in str(caught.value)
+
+
+def test_weights_that_are_gone_are_named(run_dir, tmp_path) -> None:
+    change_backbone(run_dir, weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(WeightsError, match=r"gone\.pth"):
+        load(run_dir, device="cpu")
