@@ -1,0 +1,305 @@
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+from showtell.features.extract import extract
+from showtell.features.store import FeatureStore, find_features
+from showtell.model import evaluate as evaluate_module
+from showtell.model.decoder import Decoder
+from showtell.model.evaluate import evaluate
+from showtell.model.official import score_official
+from showtell.model.train import train
+from showtell.pipeline.captions import read_images, read_references
+from showtell.pipeline.config import EvalConfig, FeaturesConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.errors import MismatchError, MissingArtifactError, ScorerError
+from showtell.pipeline.prepare import prepare
+
+NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+TABLE = "scenes/raw/captions.csv"
+
+
+def look_closer(data: Path, times: float = 50.0) -> None:
+    """Let the run see more in the little by which a network that has learned nothing differs."""
+    store = FeatureStore.load(find_features(data / "scenes"))
+    usual = normalize(store.features.float(), dim=-1).mean(0) * Decoder.feature_norm
+    path = data / "runs/r/best.safetensors"
+    tensors = load_file(path)
+    tensors["image.bias"] -= (times - 1) * tensors["image.weight"] @ usual
+    tensors["image.weight"] *= times
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_scenes, tmp_path_factory) -> Path:
+    """A data folder with a run `r` that writes different captions for different pictures."""
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("trained") / "data"))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
+    look_closer(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory) -> Path:
+    """The same after `showtell eval` with the scorers there really are; for reading only."""
+    data = Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "data"))
+    evaluate(EvalConfig(data=data, run="r", num_samples=2))
+    return data
+
+
+@pytest.fixture
+def data(trained, tmp_path) -> Path:
+    """A copy of `trained` that a test may write to."""
+    return Path(shutil.copytree(trained, tmp_path / "data"))
+
+
+class FakeScorer:
+    """Stands in for `OfficialScorer`, whose Java takes seconds; remembers what it was given."""
+
+    made: list["FakeScorer"]
+
+    def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
+        self.references = references
+        self.made.append(self)
+
+    def __enter__(self) -> "FakeScorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def score(self, hypotheses: Mapping[int, str]) -> SimpleNamespace:
+        assert list(hypotheses) == list(self.references)
+        return SimpleNamespace(scores=dict.fromkeys(NAMES, 0.5))
+
+
+@pytest.fixture
+def scorers(monkeypatch) -> list[FakeScorer]:
+    """Every scorer that was made, in order; none of them runs Java."""
+    FakeScorer.made = []
+    monkeypatch.setattr(evaluate_module, "OfficialScorer", FakeScorer)
+    return FakeScorer.made
+
+
+def written(data: Path, folder: str, name: str = "captions"):
+    return json.loads((data / "runs/r/eval" / folder / f"{name}.json").read_text("utf-8"))
+
+
+def ids_of(data: Path, split: str) -> list[int]:
+    return read_images(data / "scenes/captions/images.parquet").select(split).tolist()
+
+
+def prepare_again(data: Path, random_weights: Path, keep=lambda row: True) -> None:
+    """Prepare and extract from the copy's own pictures, and from the rows that are kept."""
+    head, *rows = (data / TABLE).read_text("utf-8").splitlines(keepends=True)
+    (data / TABLE).write_text(head + "".join(filter(keep, rows)), "utf-8")
+    prepare(PrepareConfig(data=data, dataset="scenes", min_count=1))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", shard_size=25, **options))
+
+
+def test_metrics_have_the_official_names_as_fractions(evaluated) -> None:
+    metrics = written(evaluated, "test-beam3", "metrics")
+    assert list(metrics)[:7] == NAMES
+    assert all(0 <= metrics[name] <= 1 for name in NAMES if name != "CIDEr")
+    assert 0 <= metrics["CIDEr"] <= 10
+    assert 0.1 < metrics["Bleu_1"] < 1  # there are few words for drawn scenes
+    assert metrics["Bleu_1"] >= metrics["Bleu_2"] >= metrics["Bleu_3"] >= metrics["Bleu_4"]
+    assert metrics["num_images"] == 10
+    assert all(metrics[name] > 0 for name in ("images_per_second", "decode_seconds"))
+
+
+def test_captions_are_in_cocos_result_format(evaluated) -> None:
+    captions = written(evaluated, "test-beam3")
+    assert [entry["image_id"] for entry in captions] == ids_of(evaluated, "test")
+    assert all(list(entry) == ["image_id", "caption"] for entry in captions)
+    texts = [entry["caption"] for entry in captions]
+    assert all(text and text == text.strip().lower() for text in texts)
+    assert not any("<" in text for text in texts)
+    assert len(set(texts)) > 1
+
+
+def test_scores_are_those_of_the_official_scorers_on_what_was_written(evaluated) -> None:
+    hypotheses = {e["image_id"]: e["caption"] for e in written(evaluated, "test-beam3")}
+    references = read_references(
+        evaluated / "scenes/captions/captions.parquet", "caption", list(hypotheses)
+    )
+    # As people wrote them: with capitals and full stops, which the scorers' tokenizer removes.
+    assert any(text.endswith(".") or text[0].isupper() for t in references.values() for text in t)
+    metrics = written(evaluated, "test-beam3", "metrics")
+    official = score_official(references, hypotheses).scores
+    assert {name: metrics[name] for name in NAMES} == pytest.approx(official, rel=1e-12)
+
+
+def test_manifest_tells_what_was_evaluated(evaluated) -> None:
+    manifest = written(evaluated, "test-beam3", "manifest")
+    assert manifest["stage"] == "eval"
+    assert manifest["config"]["run"] == "r" and manifest["config"]["split"] == "test"
+    assert manifest["counts"] == {"num_images": 10}
+    assert set(manifest["outputs"]) == {"metrics.json", "captions.json"}
+    assert "best.safetensors" in manifest["inputs"]
+
+
+def test_second_eval_is_up_to_date_and_shows_the_scores_again(data, scorers, capsys) -> None:
+    first = evaluate(EvalConfig(data=data, run="r"))
+    before = (data / "runs/r/eval/test-beam3/captions.json").stat().st_mtime_ns
+    capsys.readouterr()
+    # Options that choose no other captions make no other evaluation.
+    assert evaluate(EvalConfig(data=data, num_samples=1, batch_size=3, device="cpu")) == first
+    shown = capsys.readouterr().out
+    assert "up to date" in shown and "CIDEr" in shown and "50.0" in shown
+    assert (data / "runs/r/eval/test-beam3/captions.json").stat().st_mtime_ns == before
+    assert len(scorers) == 1
+
+
+def test_other_beam_or_split_makes_another_folder(data, scorers) -> None:
+    for options in ({}, {"beam": 1}, {"beam": 5}, {"split": "val"}, {"split": "train"}):
+        evaluate(EvalConfig(data=data, run="r", **options))
+    folders = sorted(path.name for path in (data / "runs/r/eval").iterdir())
+    assert folders == ["test-beam1", "test-beam3", "test-beam5", "train-beam3", "val-beam3"]
+    assert [e["image_id"] for e in written(data, "val-beam3")] == ids_of(data, "val")
+    assert len(written(data, "train-beam3")) == 40
+    assert list(scorers[-1].references) == ids_of(data, "train")
+
+
+@pytest.mark.parametrize("options", [{"length_penalty": 0.0}, {"max_length": 3}], ids=str)
+def test_other_decoding_is_evaluated_anew(data, scorers, options: dict[str, float]) -> None:
+    evaluate(EvalConfig(data=data, run="r"))
+    evaluate(EvalConfig(data=data, run="r", **options))
+    assert len(scorers) == 2
+    if "max_length" in options:
+        assert max(len(e["caption"].split()) for e in written(data, "test-beam3")) == 3
+
+
+def test_other_weights_are_evaluated_anew(data, scorers) -> None:
+    evaluate(EvalConfig(data=data, run="r"))
+    path = data / "runs/r/best.safetensors"
+    tensors = load_file(path)
+    tensors["output_bias"] += 1.0
+    save_file(tensors, path)
+    evaluate(EvalConfig(data=data, run="r"))
+    assert len(scorers) == 2
+
+
+def test_batches_do_not_change_the_captions(data, scorers) -> None:
+    evaluate(EvalConfig(data=data, run="r", precision="fp32"))
+    whole = written(data, "test-beam3")
+    shutil.rmtree(data / "runs/r/eval")
+    evaluate(EvalConfig(data=data, run="r", precision="fp32", batch_size=3))
+    assert written(data, "test-beam3") == whole
+
+
+def test_dataset_without_a_test_split_is_evaluated_on_val(
+    data, scorers, random_weights, capsys
+) -> None:
+    prepare_again(data, random_weights, keep=lambda row: not row.rstrip().endswith(",test"))
+    evaluate(EvalConfig(data=data, run="r"))
+    assert [e["image_id"] for e in written(data, "val-beam3")] == ids_of(data, "val")
+    with pytest.raises(MissingArtifactError) as caught:
+        evaluate(EvalConfig(data=data, run="r", split="test"))
+    assert "has no test images" in str(caught.value)
+    assert "Choose among train, val with --split." in str(caught.value)
+    assert not (data / "runs/r/eval/test-beam3").exists()
+
+
+def test_unreadable_images_are_left_out_with_a_warning(
+    data, scorers, random_weights, capsys
+) -> None:
+    images = read_images(data / "scenes/captions/images.parquet")
+    gone = ids_of(data, "test")[4]
+    name = images.file_names[images.image_ids.tolist().index(gone)]
+    (data / "scenes/raw" / name).write_bytes(b"no picture")
+    prepare_again(data, random_weights)
+    capsys.readouterr()
+    manifest = evaluate(EvalConfig(data=data, run="r"))
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: 1 of 10 images have no features")
+    assert warning.count("\n") == 1
+    captioned = [entry["image_id"] for entry in written(data, "test-beam3")]
+    assert captioned == [image_id for image_id in ids_of(data, "test") if image_id != gone]
+    assert list(scorers[0].references) == captioned
+    assert written(data, "test-beam3", "metrics")["num_images"] == 9
+    assert manifest.counts == {"num_images": 9}
+
+
+def test_samples_are_shown_with_a_reference(data, scorers, capsys) -> None:
+    evaluate(EvalConfig(data=data, run="r", num_samples=2))
+    shown = capsys.readouterr().out
+    captions = {e["image_id"]: e["caption"] for e in written(data, "test-beam3")}
+    assert shown.count("references: ") == 2
+    assert any(f"\n  {caption}\n" in shown for caption in captions.values())
+    evaluate(EvalConfig(data=data, run="r", num_samples=0))
+    assert "references: " not in capsys.readouterr().out
+    evaluate(EvalConfig(data=data, run="r", num_samples=99))
+    assert capsys.readouterr().out.count("references: ") == 10
+
+
+def test_captions_are_kept_when_scoring_fails(data, scorers, monkeypatch) -> None:
+    def fail(self: FakeScorer, hypotheses: object) -> None:
+        raise ScorerError("java is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeScorer, "score", fail)
+        with pytest.raises(ScorerError, match="java is gone"):
+            evaluate(EvalConfig(data=data, run="r"))
+    assert len(written(data, "test-beam3")) == 10
+    assert not (data / "runs/r/eval/test-beam3/metrics.json").exists()
+    # It is not taken for done.
+    evaluate(EvalConfig(data=data, run="r"))
+    assert written(data, "test-beam3", "metrics")["num_images"] == 10
+
+
+def change_features(data: Path, section: str, name: str, value: object) -> None:
+    """Let the manifest of the features say something else."""
+    path = next(data.glob("scenes/features/*/manifest.json"))
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest[section][name] = value
+    path.write_text(json.dumps(manifest), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "named"),
+    [
+        ("inputs", "weights", "0" * 64, "has weights_sha256 '000"),
+        ("config", "image_size", 96, "has image_size 96, the run was trained on 64"),
+        ("config", "encoder", "resnet34", "has encoder 'resnet34', the run was trained on 'res"),
+        ("details", "transform", {"crop_size": 64}, "has transform {'crop_size': 64}"),
+    ],
+)
+def test_features_of_another_network_are_refused(
+    data, scorers, section: str, name: str, value: object, named: str
+) -> None:
+    change_features(data, section, name, value)
+    with pytest.raises(MismatchError) as caught:
+        evaluate(EvalConfig(data=data, run="r"))
+    assert named in str(caught.value) and "showtell features" in str(caught.value)
+    assert not scorers
+
+
+def test_missing_features_name_the_command(data, scorers) -> None:
+    shutil.rmtree(data / "scenes/features")
+    with pytest.raises(MissingArtifactError, match="Run 'showtell features --dataset scenes"):
+        evaluate(EvalConfig(data=data, run="r"))
+
+
+def test_captions_of_another_vocabulary_are_refused(data, scorers) -> None:
+    prepare(PrepareConfig(data=data, dataset="scenes", vocab_size=10))
+    with pytest.raises(MismatchError, match=r"the run r was trained with .*showtell prepare"):
+        evaluate(EvalConfig(data=data, run="r"))
+
+
+def test_unprepared_dataset_names_the_command(data, scorers) -> None:
+    shutil.rmtree(data / "scenes/captions")
+    with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset scenes'"):
+        evaluate(EvalConfig(data=data, run="r"))
+
+
+def test_unknown_run_is_refused(data, scorers) -> None:
+    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
+        evaluate(EvalConfig(data=data, run="x"))
