@@ -285,6 +285,20 @@ def test_another_process_is_refused_while_this_one_writes(tmp_path) -> None:
     assert "ShowTellError" in done.stderr and "held" not in done.stdout
 
 
+def test_lock_sweeps_away_what_a_killed_run_left_half_written(tmp_path) -> None:
+    for name in (".table.4711.partial.parquet", "table.parquet", ".hidden", "a.partial"):
+        (tmp_path / name).write_text("x")
+    with start_holder(tmp_path) as holder:
+        (tmp_path / ".table.4712.partial.parquet").write_text("being written")
+        # Whoever is refused sweeps nothing: the other one is still writing.
+        with pytest.raises(ShowTellError), locked(tmp_path):
+            pass
+        assert ".table.4712.partial.parquet" in names_in(tmp_path)
+        holder.communicate()
+    with locked(tmp_path):
+        assert set(names_in(tmp_path)) - {".lock"} == {"table.parquet", ".hidden", "a.partial"}
+
+
 class Clock:
     """Stands in for `time`: it moves only when told to."""
 
