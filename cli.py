@@ -7,7 +7,8 @@ a command are the fields of its stage's config: names, types, defaults and help 
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,7 +38,8 @@ def command(
 
     def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
         def run(**values: Any) -> None:
-            stage(config_class(**values))
+            with _interruptible():
+                stage(config_class(**values))
 
         parameters = [_option_of(field) for field in dataclasses.fields(config_class)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -113,7 +115,8 @@ def caption(
     """Caption photographs: one line each, the path and the caption."""
     from .model.captioner import caption_files, load
 
-    num_unreadable = caption_files(load(run, data=data, device=device), images, beam=beam)
+    with _interruptible():
+        num_unreadable = caption_files(load(run, data=data, device=device), images, beam=beam)
     if num_unreadable:
         raise typer.Exit(1)
 
@@ -130,6 +133,16 @@ def status(
     show_status(data)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Answer Ctrl-C with one line and exit status 130; Typer itself would say nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error("stopped. Run the same command again: finished work is kept.")
+        raise typer.Exit(130) from None
+
+
 def main() -> None:
     """Run the command line; a `ShowTellError` becomes one red line and exit status 1."""
     try:
@@ -137,6 +150,3 @@ def main() -> None:
     except ShowTellError as error:
         print_error(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        print_error("stopped. Run the same command again: finished work is kept.")
-        sys.exit(130)

@@ -41,6 +41,11 @@ def weights_label(weights: str) -> str:
     return Path(weights).stem if is_file_name(weights) else weights
 
 
+def absolute_weights(weights: str) -> str:
+    """The weights as a run keeps them: a file must be found from any folder."""
+    return str(Path(weights).resolve()) if is_file_name(weights) else weights
+
+
 def is_file_name(weights: str) -> bool:
     """Whether `--weights` gives a file and not a name."""
     return Path(weights).suffix in FILE_SUFFIXES
@@ -168,7 +173,7 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
         seconds=time.perf_counter() - started,
         details={
             "source": images.source,
-            "weights": config.weights,
+            "weights": absolute_weights(config.weights),
             "backbone": backbone.name,
             "transform": transform,
             "device": str(device),

@@ -1,5 +1,6 @@
 """All feature shards of a dataset as one tensor: image_id → row."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,13 @@ class FeatureStore:
     def feature_dim(self) -> int:
         """D."""
         return int(self.features.shape[1])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the ids and features themselves, in hex: the same for both shard formats."""
+        digest = hashlib.sha256(self.image_ids.numpy().data)
+        digest.update(self.features.numpy().data)
+        return digest.hexdigest()
 
     @property
     def backbone(self) -> dict[str, Any]:

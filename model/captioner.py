@@ -131,7 +131,7 @@ def load(
         MismatchError: they are not those that the run was trained with.
     """
     keep_freed_memory()
-    if run is not None and Path(run).is_dir():
+    if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
         run_dir = Path(run)
     else:
         run_dir = find_run(Path(data), None if run is None else str(run))

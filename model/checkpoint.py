@@ -135,6 +135,11 @@ def load_checkpoint(
         MissingArtifactError: there is no checkpoint, or it is damaged.
     """
     tensors, metadata = _read_tensors(path)
+    expected = {f"model.{name}" for name in decoder.state_dict()} | {"rng.cpu"}
+    if not (expected <= tensors.keys() and {"progress", "scaler"} <= metadata.keys()):
+        raise MissingArtifactError(
+            f"{path} is not a checkpoint of this run. Delete {path.parent} and train the run again."
+        )
     decoder.load_state_dict(_with_prefix(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _with_prefix(tensors, "optimizer.").items():
@@ -149,23 +154,24 @@ def load_checkpoint(
     return Progress(**json.loads(metadata["progress"]))
 
 
+def run_names(data: Path) -> list[str]:
+    """Names of the runs that have weights, the newest last."""
+    found = (data / "runs").glob(f"*/{BEST_NAME}")
+    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
 def find_run(data: Path, run: str | None) -> Path:
     """Folder of a run by name, or of the newest one that has weights.
 
     Raises:
         MissingArtifactError: no such run; the message names those there are.
     """
-    runs = sorted(
-        (path.parent for path in (data / "runs").glob(f"*/{BEST_NAME}")),
-        key=lambda run_dir: (run_dir / BEST_NAME).stat().st_mtime,
-    )
-    if run is None and runs:
-        return runs[-1]
-    if run is not None and data / "runs" / run in runs:
-        return data / "runs" / run
+    runs = run_names(data)
+    if run in runs or (run is None and runs):
+        return data / "runs" / (run or runs[-1])
     what = "no run" if run is None else f"no run {run!r}"
     there = (
-        f"there are {', '.join(sorted(path.name for path in runs))}" if runs else "there is none"
+        f"there are {', '.join(sorted(runs))}" if runs else "there is none"
     )
     raise MissingArtifactError(
         f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train' first."

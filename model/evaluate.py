@@ -63,6 +63,7 @@ def evaluate(config: EvalConfig) -> Manifest:
     inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
     inputs[BEST_NAME] = hash_file(run_dir / BEST_NAME)
     store = load_run_features(config.data, run)
+    inputs["features"] = store.sha256
     with locked(eval_dir):
         manifest = Manifest.read(eval_dir)
         if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):

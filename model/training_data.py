@@ -1,6 +1,5 @@
 """What a run is trained and validated on, gathered from what prepare and features have written."""
 
-import hashlib
 from dataclasses import dataclass
 
 from ..features.store import FeatureStore, find_features
@@ -55,7 +54,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     # The vocabulary first: where several have changed, it is the one to name.
     names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
     inputs = {name: hash_file(captions_dir / name) for name in names}
-    inputs["features"] = hashlib.sha256(store.features.numpy().data).hexdigest()
+    inputs["features"] = store.sha256
     return TrainingData(
         vocab=Vocab.read(captions_dir / "vocab.json"),
         store=store,

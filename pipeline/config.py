@@ -4,6 +4,7 @@ They stand together, and away from torch, so that the command line can read them
 of any command at once.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+
+PLAIN_NAME = r"[^./\\][^/\\]*"
+RESERVED = ("runs", "bench")  # what lies beside the datasets in the data folder
 
 
 def option(default: T, help: str) -> T:
@@ -78,7 +82,8 @@ class DatasetConfig(StageConfig):
         return self.dataset_dir / "captions"
 
     def __post_init__(self) -> None:
-        bad = not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\")
+        bad = not re.fullmatch(PLAIN_NAME, self.dataset)
+        bad = bad or self.dataset in RESERVED
         require(not bad, f"dataset must be a plain name, got {self.dataset!r}.")
 
 
@@ -212,7 +217,7 @@ class TrainConfig(DatasetConfig):
         require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}.")
         require_fraction(dropout=self.dropout, label_smoothing=self.label_smoothing)
         require(
-            self.run is None or (bool(self.run) and not set(self.run) & set("/\\")),
+            self.run is None or bool(re.fullmatch(PLAIN_NAME, self.run)),
             f"run must be a plain name, got {self.run!r}.",
         )
 

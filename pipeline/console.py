@@ -9,12 +9,13 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 # Off a terminal nothing is folded at 80 columns: paths stay whole for other programs.
 WIDTH = None if sys.stdout.isatty() else 200
 
-console = Console(highlight=False, width=WIDTH)
-error_console = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False, width=WIDTH)
+error_console = Console(stderr=True, highlight=False, emoji=False)
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -80,7 +81,7 @@ class ProgressLine:
         elif time.monotonic() - self.printed >= PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             described = text or self._describe(shares)
-            console.print(f"{self.label} {self.done:,}/{self.total:,}  {described}", soft_wrap=True)
+            print_note(f"{self.label} {self.done:,}/{self.total:,}  {described}")
 
     def _describe(self, shares: Mapping[str, float] | None) -> str:
         parts = [f"{self.rate:,.0f} {self.unit}/s"]
@@ -92,7 +93,7 @@ class ProgressLine:
 
 def format_seconds(seconds: float) -> str:
     """`42.1s`, `3:05` or `2:03:05`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -110,14 +111,14 @@ def format_bytes(size_bytes: float) -> str:
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
     """Print rows of cells as a small table; with a header, numbers align right."""
-    table = Table(title=title, title_justify="left", show_header=bool(header), box=None)
+    table = Table(title=Text(title), title_justify="left", show_header=bool(header), box=None)
     table.title_style = "bold"
     listed = list(rows)
     for index in range(len(listed[0]) if listed else len(header)):
         name = header[index] if header else ""
         table.add_column(name, justify="right" if header and index else "left", overflow="fold")
     for row in listed:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # paths may look like markup
     console.print(table)
 
 
@@ -128,9 +129,11 @@ def print_note(text: str) -> None:
 
 def print_warning(text: str) -> None:
     """Print one yellow line: the stage goes on, but the user should know."""
+    text = " ".join(text.split())
     error_console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
 
 def print_error(text: str) -> None:
     """Print one red line: the stage could not go on."""
+    text = " ".join(text.split())
     error_console.print(f"error: {text}", style="bold red", soft_wrap=True, markup=False)

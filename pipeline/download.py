@@ -1,11 +1,13 @@
 """The stage `showtell download`: a dataset's published archives → `data/<dataset>/raw`.
 
 What lies there when it is done: the archives under their own names, `annotations/captions_*.json`
-out of the annotations archive, and the manifest. The image archives stay zipped, since images are
-read straight out of them. For `scenes` it draws `images/` and `captions.csv` instead.
+out of the annotations archive, and the manifest; and a `.NAME.verified.json` for each archive, its
+md5, size and mtime when it was verified. The image archives stay zipped, since images are read
+straight out of them. For `scenes` it draws `images/` and `captions.csv` instead.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import time
@@ -20,8 +22,8 @@ import httpx
 from .config import DownloadConfig
 from .console import format_bytes, print_note
 from .errors import DownloadError
-from .fetch import HEADERS, Archive, Partial, fetch, verify_present
-from .manifest import Manifest, Stopwatch, atomic_path, file_size, locked
+from .fetch import HEADERS, Archive, Partial, fetch, read_json
+from .manifest import Manifest, Stopwatch, atomic_path, file_size, locked, write_json
 from .scenes import SCENES_VERSION, draw_scenes
 
 VERSION = 1
@@ -151,10 +153,43 @@ def _fetch_archives(
                 verify_present(archive, target)
             else:
                 fetch(client, f"{base_url}/{archive.path}", archive, target, config.retries, sleep)
+                write_json(_receipt_path(target), _receipt(archive, target))
             unpack_members(archive, target)
     names = [name for archive in archives for name in (archive.name, *archive.members)]
     num_bytes = sum(archive.size_bytes for archive in archives)
     return names, {"num_archives": len(archives), "num_bytes": num_bytes}
+
+
+def verify_present(archive: Archive, target: Path) -> None:
+    """Accept a file that already has the final name: hashed once, then known by size and mtime.
+
+    Raises:
+        DownloadError: it is not the archive. It is left as it is.
+    """
+    if read_json(_receipt_path(target)) == _receipt(archive, target):
+        return
+    found = f"{target.stat().st_size:,} bytes"
+    if target.stat().st_size == archive.size_bytes:
+        print_note(f"download: verifying {target}")
+        with target.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if md5 == archive.md5:
+            return write_json(_receipt_path(target), _receipt(archive, target))
+        found = f"{found} with md5 {md5}"
+    raise DownloadError(
+        f"{target} is {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. Delete"
+        f" it, or rename it to {target.name}.partial if it is the beginning of a download; then run"
+        " 'showtell download' again."
+    )
+
+
+def _receipt_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.verified.json")
+
+
+def _receipt(archive: Archive, target: Path) -> dict[str, Any]:
+    stat = target.stat()
+    return {"md5": archive.md5, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def unpack_members(archive: Archive, target: Path) -> None:

@@ -3,8 +3,6 @@
 What lies beside the final name `NAME` while it works:
     NAME.partial              the bytes fetched so far; the next attempt goes on behind them
     NAME.partial.json         etag and last_modified of the server's file they belong to
-and after it:
-    .NAME.verified.json       md5, size and mtime of NAME when it was verified
 """
 
 import email.utils
@@ -20,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from .console import ProgressLine, format_bytes, format_seconds, print_note, print_warning
+from .console import ProgressLine, format_bytes, format_seconds, print_warning
 from .errors import DownloadError
 from .manifest import file_size, write_json
 
@@ -304,40 +302,6 @@ def _finish(
         raise DownloadError(f"{url}: {reason}. The server's file is damaged or another version.")
     partial.path.replace(target)
     partial.discard()
-    write_json(_receipt_path(target), _receipt(archive, target))
-
-
-def verify_present(archive: Archive, target: Path) -> None:
-    """Accept a file that already has the final name: hashed once, then known by size and mtime.
-
-    Raises:
-        DownloadError: it is not the archive. It is left as it is.
-    """
-    if read_json(_receipt_path(target)) == _receipt(archive, target):
-        return
-    found = f"{target.stat().st_size:,} bytes"
-    if target.stat().st_size == archive.size_bytes:
-        print_note(f"download: verifying {target}")
-        with target.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
-        if md5 == archive.md5:
-            write_json(_receipt_path(target), _receipt(archive, target))
-            return
-        found = f"{found} with md5 {md5}"
-    raise DownloadError(
-        f"{target} is {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. Delete"
-        f" it, or rename it to {target.name}.partial if it is the beginning of a download; then run"
-        " 'showtell download' again."
-    )
-
-
-def _receipt_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.verified.json")
-
-
-def _receipt(archive: Archive, target: Path) -> dict[str, Any]:
-    stat = target.stat()
-    return {"md5": archive.md5, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def read_json(path: Path) -> dict[str, Any]:
