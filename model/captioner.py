@@ -16,7 +16,7 @@ from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
 from ..pipeline.vocab import Vocab
 from .beam import decode_captions
-from .checkpoint import find_run, load_run
+from .checkpoint import find_run, load_run, run_names
 from .decoder import Decoder
 from .precision import Precision
 

@@ -22,8 +22,9 @@ import httpx
 from .config import DownloadConfig
 from .console import format_bytes, print_note
 from .errors import DownloadError
-from .fetch import HEADERS, Archive, Partial, fetch, read_json
+from .fetch import HEADERS, Archive, fetch
 from .manifest import Manifest, Stopwatch, atomic_path, file_size, locked, write_json
+from .partial import Partial, read_json
 from .scenes import SCENES_VERSION, draw_scenes
 
 VERSION = 1
@@ -174,7 +175,8 @@ def verify_present(archive: Archive, target: Path) -> None:
         with target.open("rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
         if md5 == archive.md5:
-            return write_json(_receipt_path(target), _receipt(archive, target))
+            write_json(_receipt_path(target), _receipt(archive, target))
+            return
         found = f"{found} with md5 {md5}"
     raise DownloadError(
         f"{target} is {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. Delete"

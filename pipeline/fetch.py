@@ -1,13 +1,7 @@
-"""One archive over HTTP: resumed, retried, verified, and whole or absent under its final name.
-
-What lies beside the final name `NAME` while it works:
-    NAME.partial              the bytes fetched so far; the next attempt goes on behind them
-    NAME.partial.json         etag and last_modified of the server's file they belong to
-"""
+"""One archive over HTTP: resumed, retried, verified, and whole or absent under its final name."""
 
 import email.utils
 import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +14,9 @@ import httpx
 
 from .console import ProgressLine, format_bytes, format_seconds, print_warning
 from .errors import DownloadError
-from .manifest import file_size, write_json
+from .partial import Partial
 
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 1.0, 60.0, 600.0
-STATE_FIELDS = ("etag", "last_modified")
 # A compressed transfer would make every size and range mean something else.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "showtell"}
 
@@ -60,60 +53,6 @@ class TryAgainError(Exception):
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
-
-
-class Partial:
-    """What has been fetched of one archive, and which version of the server's file it is part of.
-
-    Attributes:
-        path: the bytes.
-        state_path: JSON with `etag` and `last_modified`, null where the server gave none.
-    """
-
-    def __init__(self, target: Path) -> None:
-        self.path = target.with_name(f"{target.name}.partial")
-        self.state_path = target.with_name(f"{target.name}.partial.json")
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes fetched so far."""
-        return file_size(self.path) or 0
-
-    def hash(self) -> Any:
-        """The md5 object of the bytes fetched so far, to be updated with those that follow."""
-        if not self.size_bytes:
-            return hashlib.md5(usedforsecurity=False)
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "md5")
-
-    def range_headers(self) -> dict[str, str]:
-        """Headers that ask for the rest, or for the whole where the server's file has changed."""
-        if not self.size_bytes:
-            return {}
-        state = read_json(self.state_path)
-        etag, last_modified = state.get("etag"), state.get("last_modified")
-        # A weak ETag does not promise equal bytes, so HTTP forbids it here.
-        strong_etag = etag if etag and not etag.startswith("W/") else None
-        headers = {"Range": f"bytes={self.size_bytes}-"}
-        if validator := strong_etag or last_modified:
-            headers["If-Range"] = validator
-        return headers
-
-    def is_of(self, response: httpx.Response) -> bool:
-        """Whether the response can be the rest of these bytes, as far as the ETags tell."""
-        old, new = read_json(self.state_path).get("etag"), response.headers.get("ETag")
-        return not (old and new) or old == new
-
-    def begin(self, response: httpx.Response) -> None:
-        """Start anew, with the file that this response brings."""
-        self.discard()
-        state = {name: response.headers.get(name.replace("_", "-")) for name in STATE_FIELDS}
-        write_json(self.state_path, state)
-
-    def discard(self) -> None:
-        """Forget everything."""
-        self.path.unlink(missing_ok=True)
-        self.state_path.unlink(missing_ok=True)
 
 
 def fetch(
@@ -302,12 +241,3 @@ def _finish(
         raise DownloadError(f"{url}: {reason}. The server's file is damaged or another version.")
     partial.path.replace(target)
     partial.discard()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none or it is damaged."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

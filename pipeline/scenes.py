@@ -192,13 +192,15 @@ def choose_scenes(sizes: dict[str, int], rng: random.Random) -> Iterator[tuple[s
         raise DatasetError(f"{total} scenes asked for, but only {most} different ones are drawn.")
     for split, size in sizes.items():
         told: Counter[tuple[str, object]] = Counter()
+        scenes = []
         for _, pool in zip(range(size), cycle(pools[kind] for kind in TURNS), strict=False):
             # Of a handful, the scene whose facts the split has told least.
             handful = [rng.randrange(len(pool)) for _ in range(12)]
             chosen = min(handful, key=lambda i: sum(told[fact] for fact in pool[i].facts))
-            scene = pool.pop(chosen)
-            told.update(scene.facts)
-            yield split, scene
+            scenes.append(pool.pop(chosen))
+            told.update(scenes[-1].facts)
+        rng.shuffle(scenes)  # out of the order of turns: any few of them show every kind
+        yield from ((split, scene) for scene in scenes)
 
 
 def draw_scene(scene: Scene, background: Image.Image, rng: random.Random) -> Image.Image:

@@ -20,7 +20,7 @@ from showtell.pipeline.config import DownloadConfig
 from showtell.pipeline.download import ON_REQUEST, RECIPES, download, find_archives
 from showtell.pipeline.errors import DownloadError, ShowTellError
 from showtell.pipeline.fetch import Archive, back_off, parse_retry_after
-from showtell.pipeline.manifest import Manifest, locked
+from showtell.pipeline.manifest import Manifest, locked, write_json
 
 
 def make_zip(**members: str) -> bytes:
@@ -161,9 +161,7 @@ class Setting:
         self.raw.mkdir(parents=True)
         self.partial.write_bytes(content)
         if etag is not None:
-            fetch_module.write_json(
-                self.raw / "train.zip.partial.json", {"etag": etag, "last_modified": None}
-            )
+            write_json(self.raw / "train.zip.partial.json", {"etag": etag, "last_modified": None})
 
     def assert_whole(self) -> None:
         assert self.target.read_bytes() == CONTENT
