@@ -1,7 +1,6 @@
 """One archive over HTTP: resumed, retried, verified, and whole or absent under its final name."""
 
 import email.utils
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from .console import ProgressLine, format_bytes, format_seconds, print_warning
+from .console import ProgressLine, format_bytes, format_seconds, print_note, print_warning
 from .errors import DownloadError
 from .partial import Partial
 
@@ -78,6 +77,8 @@ def fetch(
     """
     partial = Partial(target)
     failures, farthest = 0, partial.size_bytes
+    if farthest:
+        print_note(f"download: {archive.name} goes on behind {format_bytes(farthest)}")
     while True:
         try:
             return _attempt(client, url, archive, target, partial)
@@ -94,7 +95,7 @@ def fetch(
         farthest = max(farthest, partial.size_bytes)
         if failures > retries:
             raise DownloadError(
-                f"{url}: {reason}; given up after {failures} failed attempts. "
+                f"{url}: {reason}; given up after failing {failures}×. "
                 f"{partial.size_bytes:,} of {archive.size_bytes:,} bytes are kept: run "
                 "'showtell download' again to go on from there."
             )
@@ -146,7 +147,7 @@ def _attempt(
             if response.status_code == httpx.codes.OK:
                 _require_zip(first, url)
                 # Not sooner: an error page must not cost what earlier attempts have fetched.
-                partial.begin(response)
+                partial.begin(response.headers)
                 resumed, digest = False, partial.hash()
             _write_chunks(chain([first], chunks), archive, partial, digest)
     _finish(url, archive, target, partial, digest.hexdigest(), resumed)
@@ -190,7 +191,7 @@ def _check_range(response: httpx.Response, archive: Archive, partial: Partial) -
     size_bytes = archive.size_bytes
     expected = f"bytes {partial.size_bytes}-{size_bytes - 1}/{size_bytes}"
     found = response.headers.get("Content-Range")
-    if found == expected and partial.is_of(response):
+    if found == expected and partial.is_of(response.headers):
         return
     partial.discard()
     reason = "the server's file has changed"

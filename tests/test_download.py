@@ -227,7 +227,7 @@ def test_download_outlasts_more_breaks_than_retries_while_bytes_come(setting: Se
 
 def test_download_gives_up_when_nothing_more_comes(setting: Setting) -> None:
     server = Server(Reply(break_after=HALF, ignore_range=True))
-    with pytest.raises(DownloadError, match="given up after 4 failed attempts"):
+    with pytest.raises(DownloadError, match="given up after failing 4×"):
         setting.run(server, retries=3)
     # The first attempt brought bytes, so it opens the row of failures that the retries bound.
     assert len(server.paths) == 4
@@ -425,7 +425,7 @@ def test_download_from_no_server_says_so(setting: Setting) -> None:
     with serving(Server(Reply())) as url:
         setting.patch.setenv("SHOWTELL_COCO_URL", url)
     config = DownloadConfig(data=setting.data, dataset="coco2014", retries=2)
-    with pytest.raises(DownloadError, match="given up after 3 failed attempts"):
+    with pytest.raises(DownloadError, match="given up after failing 3×"):
         download(config, sleep=setting.waits.append)
     assert len(setting.waits) == 2
 
