@@ -95,6 +95,15 @@ def test_draw_scenes_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert not set(first.values()) & set(content_hashes(tmp_path / "other").values())
 
 
+def test_draw_scenes_tells_what_this_version_always_told(tmp_path: Path) -> None:
+    # A change here is a change of the dataset: raise SCENES_VERSION with it.
+    draw_scenes(tmp_path, num_train=20, num_val=3, num_test=3)
+    assert scenes_module.SCENES_VERSION == 1
+    assert content_hashes(tmp_path)["captions.csv"] == (
+        "752fbbe09d3327498290a3628e3506d72cae228b0d7178616c78dde4eacea148"
+    )
+
+
 def test_draw_scenes_again_changes_nothing(tmp_path: Path) -> None:
     draw_scenes(tmp_path, num_train=3, num_val=1, num_test=1)
     before = content_hashes(tmp_path)
