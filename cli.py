@@ -37,11 +37,20 @@ def command(
     """Register a function of a config as a command with one option for each of its fields."""
 
     def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
-        def run(**values: Any) -> None:
+        fields = {field.name: field for field in dataclasses.fields(config_class)}
+
+        def run(context: typer.Context, **values: Any) -> None:
+            if "given" in fields:
+                sources = {name: context.get_parameter_source(name) for name in values}
+                values["given"] = tuple(
+                    name for name, source in sources.items() if source and source.name != "DEFAULT"
+                )
             with _interruptible():
                 stage(config_class(**values))
 
-        parameters = [_option_of(field) for field in dataclasses.fields(config_class)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+        parameters += [_option_of(field) for field in fields.values() if field.metadata]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = stage.__doc__
@@ -106,6 +115,9 @@ def evaluate(config: configs.EvalConfig) -> None:
 def caption(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     run: Annotated[str | None, typer.Option(help="Run to use; default the newest.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Where the encoder's weights file is now, if it was moved.")
+    ] = None,
     beam: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 3,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the GPU.")] = "auto",
     data: Annotated[
@@ -116,7 +128,9 @@ def caption(
     from .model.captioner import caption_files, load
 
     with _interruptible():
-        num_unreadable = caption_files(load(run, data=data, device=device), images, beam=beam)
+        num_unreadable = caption_files(
+            load(run, data=data, weights=weights, device=device), images, beam=beam
+        )
     if num_unreadable:
         raise typer.Exit(1)
 
@@ -144,9 +158,15 @@ def _interruptible() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; a `ShowTellError` becomes one red line and exit status 1."""
+    """Run the command line; a `ShowTellError` becomes one red line and its exit status."""
     try:
         app()
     except ShowTellError as error:
         print_error(str(error))
+        sys.exit(error.exit_status)
+    except OSError as error:
+        # A path of the user's that cannot be used; without a path it may be a bug of ours.
+        if error.filename is None:
+            raise
+        print_error(f"{error.filename}: {error.strerror}.")
         sys.exit(1)

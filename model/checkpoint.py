@@ -113,8 +113,9 @@ def save_checkpoint(
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    device = decoder.embedding.weight.device
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     with atomic_path(path) as partial:
         metadata = {
             "progress": json.dumps(asdict(progress)),
@@ -148,9 +149,11 @@ def load_checkpoint(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(tensors["rng.cpu"])
-    if torch.cuda.is_available() and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    scaler.load_state_dict(json.loads(metadata["scaler"]))
+    device = decoder.embedding.weight.device
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    if scaler_state := json.loads(metadata["scaler"]):  # empty where nothing is scaled
+        scaler.load_state_dict(scaler_state)
     return Progress(**json.loads(metadata["progress"]))
 
 
@@ -170,9 +173,7 @@ def find_run(data: Path, run: str | None) -> Path:
     if run in runs or (run is None and runs):
         return data / "runs" / (run or runs[-1])
     what = "no run" if run is None else f"no run {run!r}"
-    there = (
-        f"there are {', '.join(sorted(runs))}" if runs else "there is none"
-    )
+    there = f"there are {', '.join(sorted(runs))}" if runs else "there is none"
     raise MissingArtifactError(
         f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train' first."
     )

@@ -10,6 +10,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,8 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
         MismatchError: they were made by another network or with another transform.
     """
     store = FeatureStore.load(find_features(data / run.dataset, run.features))
-    for name, expected in run.backbone.items():
+    for name in ("encoder", "weights_sha256", "transform"):
+        expected = run.backbone[name]
         if store.backbone.get(name) != expected:
             raise MismatchError(
                 f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained "
@@ -147,9 +149,10 @@ def _decode_and_score(
     precision = Precision(config.precision, choose_device(config.device))
     _, vocab, decoder = load_run(run_dir, precision.device)
     has_features = store.has(image_ids).numpy()
-    if not has_features.all():
+    num_without = int((~has_features).sum())
+    if num_without:
         print_warning(
-            f"{(~has_features).sum()} of {len(image_ids)} images have no features (unreadable, see "
+            f"{num_without} of {len(image_ids)} images have no features (unreadable, see "
             f"'showtell status'): they are neither captioned nor scored."
         )
         image_ids = image_ids[has_features]
@@ -174,6 +177,7 @@ def _decode_and_score(
     metrics = {
         **scores,
         "num_images": len(image_ids),
+        "num_images_without_features": num_without,
         "images_per_second": round(len(image_ids) / watch.parts["decode"], 2),
         "decode_seconds": round(watch.parts["decode"], 3),
         "score_seconds": round(watch.parts["score"], 3),
@@ -205,9 +209,9 @@ def _decode(
 
 def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
     """Print the scores and a few captions beside their references."""
-    metrics = json.loads((eval_dir / METRICS_NAME).read_text("utf-8"))
-    counted = {"num_images", "images_per_second", "decode_seconds", "score_seconds"}
-    rows = [(name, f"{100 * value:.1f}") for name, value in metrics.items() if name not in counted]
+    metrics: dict[str, Any] = json.loads((eval_dir / METRICS_NAME).read_text("utf-8"))
+    # pycocoevalcap's names begin with a capital, ours do not.
+    rows = [(name, f"{100 * value:.1f}") for name, value in metrics.items() if name[0].isupper()]
     rows += [
         ("images", f"{metrics['num_images']:,}"),
         ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
@@ -215,7 +219,9 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
         ("path", str(eval_dir)),
     ]
     print_table(f"eval {eval_dir.parent.parent.name} {eval_dir.name}", rows)
-    captions = json.loads((eval_dir / CAPTIONS_NAME).read_text("utf-8"))
+    if eval_dir.name.startswith("val-"):
+        print_note("These images chose the best epoch too; report scores on a test split.")
+    captions: list[dict[str, Any]] = json.loads((eval_dir / CAPTIONS_NAME).read_text("utf-8"))
     samples = captions[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
     sample_ids = np.array([sample["image_id"] for sample in samples], dtype=np.int64)
     references = read_references(captions_dir / "captions.parquet", "caption", sample_ids)

@@ -16,7 +16,12 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from ..features.device import choose_device, keep_freed_memory
+from ..features.device import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    precision_name,
+)
 from ..pipeline.config import TrainConfig
 from ..pipeline.console import (
     ProgressLine,
@@ -26,7 +31,7 @@ from ..pipeline.console import (
     print_table,
 )
 from ..pipeline.errors import MismatchError, MissingArtifactError, ShowTellError
-from ..pipeline.manifest import Manifest, Stopwatch, locked
+from ..pipeline.manifest import MANIFEST_NAME, Manifest, Stopwatch, locked
 from .batches import CaptionBatches
 from .beam import decode_captions
 from .checkpoint import (
@@ -67,6 +72,10 @@ def train(config: TrainConfig) -> Manifest:
     run_dir = config.data / "runs" / (config.run or f"{config.dataset}-{config.cell}")
     if config.resume:
         config = _started_with(run_dir, config)
+    else:
+        # A run keeps the precision it began with, wherever it goes on.
+        dtype = choose_precision(config.precision, choose_device(config.device))
+        config = replace(config, precision=precision_name(dtype))
     data = load_training_data(config)
     with locked(run_dir):
         started = _check_run(run_dir, config, data)
@@ -88,7 +97,8 @@ def _started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
     started = TrainConfig(**saved.train, data=config.data)
     for name, default in TrainConfig().as_json().items():
         now, then = getattr(config, name), getattr(started, name)
-        if name not in PASSING_OPTIONS and now not in (default, then):
+        given = name in config.given or now != default
+        if name not in PASSING_OPTIONS and given and now != then:
             raise MismatchError(
                 f"{run_dir} was started with {name} {then}, got {now}. "
                 f"Resume without it, or start another run with --run NAME."
@@ -99,8 +109,9 @@ def _started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
 
 
 def _check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
-    """Whether the run has a checkpoint to go on from; a run is never overwritten by another."""
-    if not (run_dir / LAST_NAME).exists():
+    """Whether the run has begun; one that has anything to lose is never overwritten."""
+    finished = Manifest.read(run_dir)
+    if not any((run_dir / name).exists() for name in (LAST_NAME, BEST_NAME, MANIFEST_NAME)):
         return False
     saved, choose = RunConfig.read(run_dir), "Choose another name with --run."
     for name, now in config.as_json().items():
@@ -114,10 +125,14 @@ def _check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
                 f"{run_dir} was trained with other {name} than {config.dataset_dir} has now. "
                 f"{choose}"
             )
-    if Manifest.read(run_dir) is None and not config.resume:
+    if finished is None and not config.resume:
         raise MismatchError(
             f"{run_dir} was stopped before its end. Add --resume to go on, or choose another name "
             f"with --run."
+        )
+    if finished is not None and (missing := finished.missing_outputs(run_dir)):
+        raise MissingArtifactError(
+            f"{run_dir / missing[0]} of a finished run is gone or changed. {choose}"
         )
     return True
 
@@ -226,6 +241,9 @@ class Trainer:
                 line.advance(1, text=self._describe_step(speed, watch))
                 if stop or watch.seconds - saved_s > config.save_every_s:
                     saved_s = watch.seconds
+                    if losses:  # a checkpoint with broken weights would replace a good one
+                        self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
+                        losses.clear()
                     self._save()
                 if stop:
                     raise ShowTellError(
@@ -304,7 +322,8 @@ class Trainer:
     def _finish(self) -> Manifest:
         """Write the manifest and show what came out."""
         progress, data = self.progress, self.data
-        outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME, LAST_NAME]
+        # Not the last checkpoint: nobody needs it once the run is finished.
+        outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME]
         num_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         manifest = Manifest(
             stage="train",

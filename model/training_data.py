@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..features.store import FeatureStore, find_features
 from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ..pipeline.config import TrainConfig
+from ..pipeline.console import print_warning
 from ..pipeline.errors import MissingArtifactError
 from ..pipeline.manifest import Manifest, hash_file
 from ..pipeline.vocab import Vocab
@@ -37,7 +38,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     """Read what prepare and features have written.
 
     Raises:
-        MissingArtifactError: one of them has not run, or there is no validation split.
+        MissingArtifactError: one of them has not run, or no train or no val image has features.
         MismatchError: the features belong to other images.
     """
     captions_dir = config.captions_dir
@@ -51,6 +52,15 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
             f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
         )
+    captions = read_captions(captions_dir / "captions.parquet").select(images.select("train"))
+    num_without = int((~store.has(captions.image_ids)).sum())
+    if num_without == len(captions):
+        raise MissingArtifactError(
+            f"{store.directory} has features of no train image; its manifest.json lists why. Mend "
+            f"the images, then run 'showtell features' again."
+        )
+    if num_without:
+        print_warning(f"{num_without:,} train captions are left out: no features of their images.")
     # The vocabulary first: where several have changed, it is the one to name.
     names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
     inputs = {name: hash_file(captions_dir / name) for name in names}
@@ -58,7 +68,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     return TrainingData(
         vocab=Vocab.read(captions_dir / "vocab.json"),
         store=store,
-        captions=read_captions(captions_dir / "captions.parquet").select(images.select("train")),
+        captions=captions,
         val_image_ids=val.tolist(),
         val_references=read_references(captions_dir / "captions.parquet", "words", val),
         inputs=inputs,

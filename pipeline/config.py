@@ -57,10 +57,9 @@ class StageConfig:
     data: Path = option(Path("data"), "Folder that holds datasets, features and runs.")
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without `data`, which names a place and not a choice."""
+        """The fields as JSON values, without `data` and `given`, which are no choices."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        del values["data"]
-        return values
+        return {k: v for k, v in values.items() if k not in ("data", "given")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,8 @@ class DatasetConfig(StageConfig):
 
     def __post_init__(self) -> None:
         bad = not re.fullmatch(PLAIN_NAME, self.dataset)
-        bad = bad or self.dataset in RESERVED
+        reserved = self.dataset in RESERVED
+        require(not reserved, f"dataset cannot be {self.dataset!r}: that folder is showtell's own.")
         require(not bad, f"dataset must be a plain name, got {self.dataset!r}.")
 
 
@@ -191,6 +191,7 @@ class TrainConfig(DatasetConfig):
     val_beam: int = option(1, "Beam size of the validation between epochs.")
     save_every_s: float = option(300.0, "Seconds between checkpoints inside a long epoch.")
     seed: int = option(0, "Seed of the weights, the batches and the dropout.")
+    given: tuple[str, ...] = ()  # fields that the user has set, be it to their default
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
 

@@ -129,11 +129,11 @@ def print_note(text: str) -> None:
 
 def print_warning(text: str) -> None:
     """Print one yellow line: the stage goes on, but the user should know."""
-    text = " ".join(text.split())
+    text = " ".join(text.splitlines())
     error_console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
 
 def print_error(text: str) -> None:
     """Print one red line: the stage could not go on."""
-    text = " ".join(text.split())
+    text = " ".join(text.splitlines())
     error_console.print(f"error: {text}", style="bold red", soft_wrap=True, markup=False)

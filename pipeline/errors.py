@@ -6,7 +6,13 @@ change that mends it.
 
 
 class ShowTellError(Exception):
-    """Base of every error that is about the user's files, options or machine, not about a bug."""
+    """Base of every error that is about the user's files, options or machine, not about a bug.
+
+    Attributes:
+        exit_status: what the command line ends with.
+    """
+
+    exit_status = 1
 
 
 class ConfigError(ShowTellError):
@@ -27,6 +33,12 @@ class MissingArtifactError(ShowTellError):
 
 class WeightsError(ShowTellError):
     """Pretrained weights that cannot be fetched, verified or fitted to the network."""
+
+
+class HubUnreachableError(WeightsError):
+    """Weights that torchvision's hub should bring; other `--weights` need no hub."""
+
+    exit_status = 3
 
 
 class BadShardError(ShowTellError):

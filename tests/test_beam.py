@@ -37,7 +37,7 @@ def all_hypotheses(
     """Every caption of up to `max_length` words, best first."""
     vocab_size = decoder.config.vocab_size
     found = []
-    for length in range(max_length + 1):
+    for length in range(1, max_length + 1):
         for words in itertools.product(range(UNK + 1, vocab_size), repeat=length):
             log_prob = sum(
                 float(next_log_probs(decoder, feature, words[:i])[word])
@@ -59,7 +59,9 @@ def plain_beam_search(
                 (log_prob + float(value), words, word)
                 for log_prob, words in beams
                 for word, value in enumerate(next_log_probs(decoder, feature, words))
-                if value > -math.inf and (length < max_length or word == EOS)
+                if value > -math.inf
+                and (length < max_length or word == EOS)
+                and (length > 0 or word != EOS)
             ),
             key=lambda candidate: -candidate[0],
         )
@@ -81,7 +83,10 @@ def test_beam_of_one_equals_greedy(cell: str) -> None:
     ):
         words: tuple[int, ...] = ()
         while len(words) < 8:
-            word = int(next_log_probs(decoder, feature, words).argmax())
+            log_probs = next_log_probs(decoder, feature, words)
+            if not words:
+                log_probs[EOS] = -math.inf  # a caption has at least one word
+            word = int(log_probs.argmax())
             if word == EOS:
                 break
             words = (*words, word)
@@ -92,7 +97,7 @@ def test_beam_of_one_equals_greedy(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_widest_beam_matches_exhaustive_search(cell: str, length_penalty: float) -> None:
     decoder, features = make_decoder(cell, vocab_size=7), torch.randn(3, 6)
-    num_captions = 1 + 3 + 9 + 27
+    num_captions = 3 + 9 + 27
     found = beam_search(
         decoder, features, beam_size=num_captions, max_length=3, length_penalty=length_penalty
     )
@@ -142,7 +147,7 @@ def test_log_prob_is_that_of_the_caption() -> None:
 
 def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None:
     decoder, features = make_decoder(vocab_size=6), torch.randn(10, 6)
-    best = [beam_search(decoder, features, beam_size=k, max_length=3) for k in (1, 1 + 2 + 4 + 8)]
+    best = [beam_search(decoder, features, beam_size=k, max_length=3) for k in (1, 2 + 4 + 8)]
     for narrow, wide in zip(*best, strict=True):
         assert wide[0].log_prob >= narrow[0].log_prob - 1e-6
 
@@ -159,7 +164,8 @@ def test_search_ends_at_once_when_the_end_is_certain() -> None:
     decoder = make_decoder()
     torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), 1e4)
     found = beam_search(decoder, torch.randn(4, 6), beam_size=1)
-    assert all(hypotheses[0].token_ids == () for hypotheses in found)
+    # Not before the first word: an empty caption is none.
+    assert all(len(hypotheses[0].token_ids) == 1 for hypotheses in found)
 
 
 def test_special_tokens_are_never_written() -> None:
@@ -173,7 +179,7 @@ def test_special_tokens_are_never_written() -> None:
 def test_beam_wider_than_the_vocabulary_works() -> None:
     decoder = make_decoder(vocab_size=5)  # one word besides the special tokens
     found = beam_search(decoder, torch.randn(2, 6), beam_size=10, max_length=4)
-    assert all(len(hypotheses) == 5 for hypotheses in found)  # of 0, 1, 2, 3 and 4 words
+    assert all(len(hypotheses) == 4 for hypotheses in found)  # of 1, 2, 3 and 4 words
 
 
 def test_no_images_give_no_captions() -> None:

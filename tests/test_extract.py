@@ -245,6 +245,27 @@ def test_changed_option_redoes(tmp_path, network, change):
     assert network.num_loads == 2
 
 
+def test_features_of_deleted_images_are_never_lost(tmp_path, network):
+    config = make_dataset(tmp_path)
+    extract(config)
+    before = contents(config)
+    for index in range(1, NUM_IMAGES):
+        image_path(config, index).unlink()
+    message = rf"{NUM_IMAGES - 1} of the {NUM_IMAGES} images are gone, e\.g\. .*stays as it is"
+    for changed in (config, replace(config, format="parquet")):
+        with pytest.raises(DatasetError, match=message):
+            extract(changed)
+    assert contents(config) == before
+
+
+def test_misspelt_weights_leave_no_folder_behind(tmp_path, network):
+    config = make_dataset(tmp_path)
+    for wrong in ({"weights": "IMAGNET"}, {"encoder": "resnet18", "weights": "caffe"}):
+        with pytest.raises(ConfigError):
+            extract(replace(config, **wrong))
+    assert not features_dir(config).parent.exists()
+
+
 def test_changed_weights_file_redoes(tmp_path, network, monkeypatch):
     weights = tmp_path / "mine.pth"
     weights.write_bytes(b"one")
@@ -399,15 +420,15 @@ def test_interrupted_redo_leaves_the_finished_features_alone(tmp_path, network, 
 
 def test_unreadable_images_are_listed_and_neighbours_are_untouched(tmp_path, network, capsys):
     config = make_dataset(tmp_path)
+    image_path(config, 9).unlink()
     extract(config)
     before = read_all(config)
     image_path(config, 1).write_bytes(b"no picture")
-    image_path(config, 9).unlink()
     image_path(config, 10).write_bytes(image_path(config, 10).read_bytes()[:-40])
     capsys.readouterr()
     manifest = extract(config)
     after = read_all(config)
-    assert set(before) - set(after) == {10, 90, 100}
+    assert set(before) - set(after) == {10, 100}
     assert all(before[image_id] == bits for image_id, bits in after.items())
     assert [name for name, _ in manifest.skipped] == [f"images/{i:03}.png" for i in (1, 9, 10)]
     assert manifest.counts["num_skipped"] == 3

@@ -118,6 +118,8 @@ def test_unreadable_image_is_skipped_and_the_rest_goes_on(
 BAD_COMMANDS = [
     (("prepare", "--dataset", "flickr8k", "--source", "{tmp}/nowhere"), "nowhere"),
     (("prepare", "--dataset", "imagenet"), "imagenet"),
+    (("prepare", "--dataset", "runs"), "that folder is showtell's own"),
+    (("prepare", "--dataset", "scenes", "--data", "{tmp}/a-file"), "a-file"),
     (("prepare", "--dataset", "own", "--table", "{tmp}/empty.csv"), "empty.csv"),
     (("prepare", "--dataset", "own", "--table", "{tmp}/columns.csv"), "columns.csv"),
     (("prepare", "--dataset", "own", "--table", "{tmp}/absent.csv"), "nosuch.jpg"),
@@ -145,12 +147,13 @@ BAD_COMMANDS = [
 def test_bad_input_gets_one_line_and_an_exit_status(
     showtell, tmp_path, scenes, arguments: tuple[object, ...], expected: str
 ) -> None:
+    (tmp_path / "a-file").write_text("not a folder")
     (tmp_path / "empty.csv").write_text("file_name,caption\n")
     (tmp_path / "columns.csv").write_text("picture,text\na.jpg,hello\n")
     (tmp_path / "absent.csv").write_text("file_name,caption\nnosuch.jpg,hello\n")
     before = sorted(path for path in scenes.rglob("*") if path.name != ".lock")
     filled = [str(argument).format(tmp=tmp_path) for argument in arguments]
-    status, output = showtell(*filled, "--data", scenes)
+    status, output = showtell(filled[0], "--data", scenes, *filled[1:])
     assert status == 1
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and expected in errors[0]

@@ -180,6 +180,48 @@ def test_run_is_never_overwritten_by_another(scenes) -> None:
     assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
 
 
+def test_finished_run_needs_no_checkpoint_and_misses_its_weights(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    run_dir = scenes / "runs" / "r"
+    (run_dir / "last.safetensors").unlink()
+    train(tiny_config(scenes, epochs=1))
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+        train(tiny_config(scenes, epochs=1, cell="lstm"))
+    (run_dir / "best.safetensors").unlink()
+    with pytest.raises(MissingArtifactError, match=r"best\.safetensors of a finished run is gone"):
+        train(tiny_config(scenes, epochs=1))
+
+
+def test_option_given_at_its_default_is_not_ignored_on_resume(showtell, scenes) -> None:
+    train(tiny_config(scenes, epochs=1, cell="lstm"))
+    common = ("train", "--dataset", "scenes", "--run", "r", "--resume", "--data", scenes)
+    assert showtell(*common)[0] == 0
+    status, output = showtell(*common, "--cell", "gru")
+    assert status == 1 and "started with cell lstm, got gru" in output
+
+
+def test_train_images_without_features_are_counted_and_all_of_them_refused(
+    scenes, monkeypatch, capsys
+) -> None:
+    from showtell.features.store import FeatureStore
+
+    real_has = FeatureStore.has
+    val_ids = set(load_training_data(tiny_config(scenes)).val_image_ids)
+
+    def has_all_but(first: int, self: FeatureStore, image_ids: object) -> torch.Tensor:
+        ids = torch.as_tensor(image_ids)
+        is_val = torch.tensor([int(i) in val_ids for i in ids])
+        return real_has(self, image_ids) & (is_val | (ids > first))
+
+    monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(2, self, ids))
+    train(tiny_config(scenes, epochs=1))
+    assert "warning: 10 train captions are left out" in capsys.readouterr().err
+    monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(10**9, self, ids))
+    with pytest.raises(MissingArtifactError, match="features of no train image"):
+        train(replace(tiny_config(scenes), run="other"))
+
+
 def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
     from showtell.pipeline.prepare import prepare
 
