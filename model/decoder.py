@@ -57,10 +57,13 @@ class Decoder(nn.Module):
     # the encoder's scale.
     feature_norm = 20.0
 
+    feature_mean: Tensor
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         embed_size, hidden_size = config.embed_size, config.hidden_size
+        self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.embedding = nn.Embedding(config.vocab_size, embed_size)
         self.cell: nn.RNNBase = CELLS[config.cell](
             embed_size,
@@ -104,6 +107,14 @@ class Decoder(nn.Module):
                 if self.config.cell == "lstm" and name.startswith("bias_ih"):
                     size = self.config.hidden_size
                     parameter.detach()[size : 2 * size] = 1.0
+
+    @torch.no_grad()
+    def center_features(self, features: Tensor) -> None:
+        """Measure images by how they differ from the mean of these, (N, D) those of training.
+
+        What all images share is most of a pooled vector and says nothing about any of them.
+        """
+        self.feature_mean.copy_(F.normalize(features.float(), dim=-1).mean(0))
 
     def init_state(self, features: Tensor) -> State:
         """Show the decoder its images.
@@ -168,8 +179,8 @@ class Decoder(nn.Module):
     def _embed_image(self, features: Tensor) -> Tensor:
         # In the weights' precision: the squares of 2,048 float16 values would not fit into float16.
         features = features.to(self.image.weight.dtype)
-        normalized = F.normalize(features, dim=-1) * self.feature_norm
-        image: Tensor = self.image(normalized)
+        directions = F.normalize(features, dim=-1) - self.feature_mean
+        image: Tensor = self.image(directions * self.feature_norm)
         # A first input is a word among words; an initial state must look like one: within ±1.
         return image if self.config.image_as == "first-input" else image.tanh()
 

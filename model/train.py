@@ -168,6 +168,7 @@ class Trainer:
         self.batches = CaptionBatches(data.store, data.captions, config.batch_size, device)
         self.total_steps = len(self.batches) * config.epochs
         self.decoder = Decoder(decoder_config(config, data)).to(device)
+        self.decoder.center_features(self.batches.features[self.batches.rows.unique()])
         self.optimizer = make_optimizer(self.decoder, config)
         self.scorer = CaptionScorer(data.val_references)
         self.progress = Progress()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -115,8 +115,9 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, 
     table.title_style = "bold"
     listed = list(rows)
     for index in range(len(listed[0]) if listed else len(header)):
-        name = header[index] if header else ""
-        table.add_column(name, justify="right" if header and index else "left", overflow="fold")
+        is_number = bool(header) and all(row[index][:1].isdigit() for row in listed)
+        justify: JustifyMethod = "right" if is_number else "left"
+        table.add_column(header[index] if header else "", justify=justify, overflow="fold")
     for row in listed:
         table.add_row(*map(Text, row))  # paths may look like markup
     console.print(table)

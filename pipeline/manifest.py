@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .errors import MissingArtifactError, ShowTellError
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME, LOCK_NAME = "manifest.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def locked(directory: Path) -> Iterator[None]:
         ShowTellError: another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -169,6 +169,20 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process is at work in `directory`."""
+    path = directory / LOCK_NAME
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 class Stopwatch:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from .console import format_bytes, format_seconds, print_note, print_table
-from .manifest import Manifest, hash_file
+from .manifest import Manifest, hash_file, is_locked
 
 # Counts that say most about a stage, as many as fit into a line.
 SHOWN_COUNTS = (
@@ -28,7 +28,8 @@ class StageStatus:
     Attributes:
         stage: as typed on the command line.
         path: of the stage's folder.
-        state: `done`, `missing`, `stopped` (it can go on), or `stale: ` and what has changed.
+        state: `done`, `missing`, `running`, `stopped` (it can go on), or `stale: ` and what has
+            changed.
         manifest: None unless the stage has come to its end.
     """
 
@@ -84,6 +85,8 @@ def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
 
 def _run_status(data: Path, run: Path) -> StageStatus:
     manifest = Manifest.read(run)
+    if is_locked(run):
+        return StageStatus("train", run, "running", manifest)
     if manifest is None and (run / "last.safetensors").exists():
         return StageStatus("train", run, "stopped: --resume goes on", None)
     return _status("train", run, _changed_captions(data, manifest, manifest))

@@ -73,6 +73,20 @@ def test_scale_of_features_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
+def test_centering_moves_the_origin_and_nothing_else() -> None:
+    plain, centered = make_decoder(cell="gru").double(), make_decoder(cell="gru").double()
+    features, inputs = torch.rand(30, 6).double(), torch.randint(0, 20, (30, 5))
+    centered.center_features(features)
+    mean = (features / features.norm(dim=1, keepdim=True)).mean(0)
+    with torch.no_grad():
+        centered.image.bias += 20 * centered.image.weight @ mean
+    # The mean is taken in float32, like the features that it is taken of.
+    torch.testing.assert_close(
+        centered(features, inputs), plain(features, inputs), rtol=1e-5, atol=1e-6
+    )
+    assert not torch.equal(centered.feature_mean, plain.feature_mean)
+
+
 def test_every_output_depends_on_the_image_and_no_output_on_later_words(image_as: str) -> None:
     decoder = make_decoder(cell="gru", image_as=image_as)
     features, inputs = torch.randn(1, 6), torch.randint(0, 20, (1, 5))

@@ -4,6 +4,7 @@ import pytest
 
 from showtell.pipeline import status
 from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.manifest import locked
 from showtell.pipeline.status import find_stages, show_status
 
 
@@ -63,4 +64,7 @@ def test_run_without_an_end_is_stopped(scenes) -> None:
     (run / "config.json").write_text("{}")
     assert states_of(scenes)["train"] == "missing"
     (run / "last.safetensors").write_bytes(b"")
+    assert states_of(scenes)["train"].startswith("stopped")
+    with locked(run):
+        assert states_of(scenes)["train"] == "running"
     assert states_of(scenes)["train"].startswith("stopped")

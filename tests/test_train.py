@@ -131,6 +131,15 @@ def test_killed_run_resumes_from_its_last_checkpoint(scenes, monkeypatch) -> Non
     assert len([record for record in metrics_of(scenes, "r") if "val_CIDEr" in record]) == 3
 
 
+def test_features_are_centered_on_the_train_images_alone(scenes) -> None:
+    train(tiny_config(scenes, epochs=1))
+    data = load_training_data(tiny_config(scenes))
+    rows = data.store.rows(sorted(set(data.captions.image_ids.tolist())))
+    features = data.store.features[rows].float()
+    expected = (features / features.norm(dim=1, keepdim=True)).mean(0)
+    torch.testing.assert_close(weights_of(scenes, "r", "best")["feature_mean"], expected)
+
+
 def test_same_seed_gives_the_same_run_and_another_seed_another(scenes) -> None:
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(replace(tiny_config(scenes, epochs=1), run=run, seed=seed))
