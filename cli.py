@@ -37,10 +37,8 @@ def command(
     """Register a function of a config as a command with one option for each of its fields."""
 
     def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
-        fields = {field.name: field for field in dataclasses.fields(config_class)}
-
         def run(context: typer.Context, **values: Any) -> None:
-            if "given" in fields:
+            if issubclass(config_class, configs.TrainConfig):
                 sources = {name: context.get_parameter_source(name) for name in values}
                 values["given"] = tuple(
                     name for name, source in sources.items() if source and source.name != "DEFAULT"
@@ -50,7 +48,7 @@ def command(
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-        parameters += [_option_of(field) for field in fields.values() if field.metadata]
+        parameters += [_option_of(field) for field in configs.options_of(config_class)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = stage.__doc__
@@ -160,7 +158,7 @@ def _interruptible() -> Iterator[None]:
 def main() -> None:
     """Run the command line; a `ShowTellError` becomes one red line and its exit status."""
     try:
-        app()
+        app(prog_name="showtell")
     except ShowTellError as error:
         print_error(str(error))
         sys.exit(error.exit_status)

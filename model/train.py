@@ -242,9 +242,7 @@ class Trainer:
                 line.advance(1, text=self._describe_step(speed, watch))
                 if stop or watch.seconds - saved_s > config.save_every_s:
                     saved_s = watch.seconds
-                    if losses:  # a checkpoint with broken weights would replace a good one
-                        self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
-                        losses.clear()
+                    self._require_finite(losses)  # a broken checkpoint would replace a good one
                     self._save()
                 if stop:
                     raise ShowTellError(
@@ -256,15 +254,24 @@ class Trainer:
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _log_steps(self, log: RunLog, losses: list[Tensor], **scalars: float) -> None:
-        """Record the mean loss since the last record: the only place that waits for the device."""
-        self.loss = float(torch.stack(losses).mean())
-        step = self.progress.step
-        if not math.isfinite(self.loss):
+        """Record the mean loss since the last record."""
+        self.loss = self._require_finite(losses)
+        seconds = round(self.progress.seconds, 3)
+        log.write(self.progress.step, loss=self.loss, **scalars, seconds=seconds)
+
+    def _require_finite(self, losses: list[Tensor]) -> float:
+        """The mean of these losses, which waits for the device; 0 where there is none.
+
+        Raises:
+            ShowTellError: it is not finite.
+        """
+        loss = float(torch.stack(losses).mean()) if losses else 0.0
+        if not math.isfinite(loss):
             raise ShowTellError(
-                f"{self.run_dir}: the loss is {self.loss} at step {step}. Train another run with a "
-                f"smaller --learning-rate or --precision fp32."
+                f"{self.run_dir}: the loss is {loss} at step {self.progress.step}. Train another "
+                f"run with a smaller --learning-rate or --precision fp32."
             )
-        log.write(step, loss=self.loss, **scalars, seconds=round(self.progress.seconds, 3))
+        return loss
 
     def _describe_step(self, tokens_per_second: float, watch: Stopwatch) -> str:
         progress = self.progress

@@ -5,7 +5,7 @@ of any command at once.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,11 @@ def option(default: T, help: str) -> T:
     """Declare a field with its default and the line that `--help` shows for it."""
     value: T = field(default=default, metadata={"help": help})
     return value
+
+
+def options_of(config_class: "type[StageConfig]") -> "list[Field[Any]]":
+    """The fields of a config that are options, in order."""
+    return [declared for declared in fields(config_class) if "help" in declared.metadata]
 
 
 def require(condition: bool, message: str) -> None:
@@ -57,9 +62,10 @@ class StageConfig:
     data: Path = option(Path("data"), "Folder that holds datasets, features and runs.")
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without `data` and `given`, which are no choices."""
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {k: v for k, v in values.items() if k not in ("data", "given")}
+        """The options as JSON values, without `data`, which names a place and not a choice."""
+        names = {option.name for option in options_of(type(self))} - {"data"}
+        values = {name: value for name, value in asdict(self).items() if name in names}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +197,8 @@ class TrainConfig(DatasetConfig):
     val_beam: int = option(1, "Beam size of the validation between epochs.")
     save_every_s: float = option(300.0, "Seconds between checkpoints inside a long epoch.")
     seed: int = option(0, "Seed of the weights, the batches and the dropout.")
-    given: tuple[str, ...] = ()  # fields that the user has set, be it to their default
+    # Not an option: the names of those that the user has set, be it to their default.
+    given: tuple[str, ...] = field(default=(), compare=False)
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
 

@@ -254,9 +254,19 @@ def test_folder_without_images_is_refused(tmp_path) -> None:
     assert str(caught.value).startswith(f"{tmp_path} holds no images (.bmp, .gif, .jpeg, .jpg,")
 
 
-def test_path_that_is_not_there_is_refused(tmp_path) -> None:
-    with pytest.raises(DatasetError, match=r"nosuch\.jpg does not exist\."):
-        list(find_images([tmp_path / "nosuch.jpg"]))
+def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
+    captioner, folder, tmp_path, capsys
+) -> None:
+    missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
+    assert caption_files(captioner, [missing, there], beam=3) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {missing} cannot be read: No such file or directory.\n"
+    assert captured.out.startswith(f"{there}: ")
+
+
+def test_one_image_needs_no_list(captioner, folder) -> None:
+    path = next(find_images([folder]))
+    assert captioner.caption(str(path)) == captioner.caption([path])
 
 
 def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:

@@ -65,7 +65,7 @@ def shown_default(field: "dataclasses.Field[Any]") -> str | None:
 def test_every_option_of_a_config_is_in_the_help_of_its_command(showtell: Run, command) -> None:
     status, output = showtell(command, "--help")
     entries = help_entries(output)
-    fields = dataclasses.fields(STAGES[command])
+    fields = configs.options_of(STAGES[command])
     assert status == 0
     assert list(entries) == [*(f"--{f.name.replace('_', '-')}" for f in fields), "--help"]
     for field in fields:
@@ -145,6 +145,7 @@ def test_flags_can_be_switched_on_and_off(showtell: Run, monkeypatch) -> None:
     monkeypatch.setattr(train_module, "train", seen.append)
     assert showtell("train", "--no-tie-embeddings", "--resume", "--dropout", 0.25)[0] == 0
     assert seen == [configs.TrainConfig(tie_embeddings=False, resume=True, dropout=0.25)]
+    assert set(seen[0].given) == {"tie_embeddings", "resume", "dropout"}
 
 
 def test_environment_names_the_data_folder(showtell: Run, prepared, monkeypatch, tmp_path) -> None:
@@ -246,12 +247,12 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
     given = ("caption", "a.jpg", "b", "--run", "r", "--beam", 5, "--device", "cpu")
     assert showtell(*given, "--data", tmp_path)[0] == 0
     assert calls == [
-        ("r", {"data": tmp_path, "device": "cpu"}),
+        ("r", {"data": tmp_path, "weights": None, "device": "cpu"}),
         ("the captioner", [Path("a.jpg"), Path("b")], 5),
     ]
     # An image that could not be read shows in the exit status.
     assert showtell("caption", "bad.jpg")[0] == 1
-    assert calls[2] == (None, {"data": Path("data"), "device": "auto"})
+    assert calls[2] == (None, {"data": Path("data"), "weights": None, "device": "auto"})
 
 
 def test_package_offers_the_captioner() -> None:

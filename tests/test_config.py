@@ -15,6 +15,7 @@ from showtell.pipeline.config import (
     StageConfig,
     TrainConfig,
     option,
+    options_of,
 )
 from showtell.pipeline.errors import ConfigError
 
@@ -140,7 +141,7 @@ def test_defaults_are_possible(config_class: type[StageConfig]) -> None:
 
 @pytest.mark.parametrize("config_class", STAGES)
 def test_every_option_has_a_line_of_help(config_class: type[StageConfig]) -> None:
-    for field in dataclasses.fields(config_class):
+    for field in options_of(config_class):
         text = field.metadata["help"]
         assert text.endswith(".") and "\n" not in text, field.name
         assert field.default is not dataclasses.MISSING, field.name
@@ -171,7 +172,7 @@ def test_as_json_of_other_values_round_trips_too() -> None:
 
 @pytest.mark.parametrize("config_class", STAGES)
 def test_as_json_has_every_option_but_the_place(config_class: type[StageConfig]) -> None:
-    names = {field.name for field in dataclasses.fields(config_class)}
+    names = {field.name for field in options_of(config_class)}
     assert set(config_class(data=Path("/elsewhere")).as_json()) == names - {"data"}
 
 

@@ -72,7 +72,6 @@ def test_scale_of_features_does_not_matter() -> None:
     torch.testing.assert_close(decoder(features, inputs), decoder(1000 * features, inputs))
 
 
-@pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
 def test_centering_moves_the_origin_and_nothing_else() -> None:
     plain, centered = make_decoder(cell="gru").double(), make_decoder(cell="gru").double()
     features, inputs = torch.rand(30, 6).double(), torch.randint(0, 20, (30, 5))
@@ -87,6 +86,7 @@ def test_centering_moves_the_origin_and_nothing_else() -> None:
     assert not torch.equal(centered.feature_mean, plain.feature_mean)
 
 
+@pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
 def test_every_output_depends_on_the_image_and_no_output_on_later_words(image_as: str) -> None:
     decoder = make_decoder(cell="gru", image_as=image_as)
     features, inputs = torch.randn(1, 6), torch.randint(0, 20, (1, 5))

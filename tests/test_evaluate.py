@@ -267,7 +267,6 @@ def change_features(data: Path, section: str, name: str, value: object) -> None:
     ("section", "name", "value", "named"),
     [
         ("inputs", "weights", "0" * 64, "has weights_sha256 '000"),
-        ("config", "image_size", 96, "has image_size 96, the run was trained on 64"),
         ("config", "encoder", "resnet34", "has encoder 'resnet34', the run was trained on 'res"),
         ("details", "transform", {"crop_size": 64}, "has transform {'crop_size': 64}"),
     ],

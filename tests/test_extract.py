@@ -90,7 +90,7 @@ def make_config(data: Path) -> FeaturesConfig:
         data=data,
         dataset="tiny",
         encoder="resnet18",
-        weights="fake",
+        weights="IMAGENET1K_V1",  # a name that there is; the fake loads nothing
         shard_size=SHARD_SIZE,
         batch_size=BATCH_SIZE,
         num_workers=2,
