@@ -192,7 +192,8 @@ class TrainConfig(DatasetConfig):
     weight_decay: float = option(0.01, "AdamW's decay of the matrices.")
     grad_clip: float = option(5.0, "Largest norm of the gradient; 0 clips nothing.")
     monitor: str = option("CIDEr", "Validation score that picks the best epoch: CIDEr or Bleu_4.")
-    patience: int = option(5, "Stop after this many epochs without a better score; 0 never.")
+    # Off by default: a schedule that anneals gains most in its last epochs, after any plateau.
+    patience: int = option(0, "Stop after this many epochs without a better score; 0 never.")
     val_images: int = option(5000, "At most this many val images are decoded between epochs.")
     val_beam: int = option(1, "Beam size of the validation between epochs.")
     save_every_s: float = option(300.0, "Seconds between checkpoints inside a long epoch.")
