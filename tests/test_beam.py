@@ -28,7 +28,7 @@ def next_log_probs(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ..
     inputs = torch.tensor([[BOS, *words]])
     logits = decoder.logits(decoder(feature[None], inputs))[0, -1]
     logits[[PAD, BOS, UNK]] = -math.inf
-    return logits.log_softmax(0)
+    return logits.detach().log_softmax(0)
 
 
 def all_hypotheses(
