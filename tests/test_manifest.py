@@ -18,6 +18,7 @@ from showtell.pipeline.manifest import (
     file_size,
     hash_file,
     hash_json,
+    is_locked,
     locked,
     write_json,
 )
@@ -261,8 +262,9 @@ def test_lock_of_a_killed_process_holds_nobody_up(tmp_path) -> None:
     with start_holder(tmp_path) as holder:
         holder.kill()
         holder.wait()
+    assert not is_locked(tmp_path)
     with locked(tmp_path):
-        pass
+        assert (tmp_path / ".lock").exists()
 
 
 def test_lock_is_released_after_an_error(tmp_path) -> None:

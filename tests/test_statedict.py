@@ -101,10 +101,16 @@ def test_other_encoders_weights_are_refused():
         fit_state_dict(small(), models.vgg11(weights=None).state_dict(), "no")
 
 
+def have_equal_parameters(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(left, right) for left, right in pairs)
+
+
 def test_counters_may_be_absent():
-    network = small()
-    state = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
+    source, network = small(), small()
+    state = {k: v for k, v in source.state_dict().items() if "num_batches" not in k}
     fit_state_dict(network, state, "no")
+    assert have_equal_parameters(network, source)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +122,11 @@ def test_counters_may_be_absent():
     ],
 )
 def test_names_of_older_files_are_understood(encoder, old):
+    source = models.get_model(encoder, weights=None)
     network = models.get_model(encoder, weights=None)
-    state = {k.replace(*old) if old[0] else k: v for k, v in network.state_dict().items()}
+    state = {k.replace(*old) if old[0] else k: v for k, v in source.state_dict().items()}
     fit_state_dict(network, state, "no")
+    assert have_equal_parameters(network, source)
 
 
 def test_auxiliary_classifiers_are_left_out():
