@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch.nn.functional import normalize
 
 from showtell.features.extract import extract
-from showtell.features.store import FeatureStore, find_features
 from showtell.model import captioner as captioner_module
 from showtell.model import evaluate as evaluate_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
-from showtell.model.decoder import Decoder
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.config import EvalConfig, FeaturesConfig, TrainConfig
@@ -30,19 +26,8 @@ from showtell.pipeline.errors import (
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def look_closer(data: Path, times: float = 50.0) -> None:
-    """Let the run see more in the little by which a network that has learned nothing differs."""
-    store = FeatureStore.load(find_features(data / "scenes"))
-    usual = normalize(store.features.float(), dim=-1).mean(0) * Decoder.feature_norm
-    path = data / "runs/r/best.safetensors"
-    tensors = load_file(path)
-    tensors["image.bias"] -= (times - 1) * tensors["image.weight"] @ usual
-    tensors["image.weight"] *= times
-    save_file(tensors, path)
-
-
 @pytest.fixture(scope="module")
-def data(prepared_scenes, random_weights, tmp_path_factory) -> Path:
+def data(prepared_scenes, look_closer, random_weights, tmp_path_factory) -> Path:
     """A data folder with a run `r` that writes different captions for different pictures.
 
     All in float32, so that a picture's features do not depend on the others in its batch.

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import normalize
 
 from showtell.features.extract import extract
-from showtell.features.store import FeatureStore, find_features
 from showtell.model import evaluate as evaluate_module
-from showtell.model.decoder import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.official import score_official
 from showtell.model.train import train
@@ -24,19 +21,8 @@ NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 TABLE = "scenes/raw/captions.csv"
 
 
-def look_closer(data: Path, times: float = 50.0) -> None:
-    """Let the run see more in the little by which a network that has learned nothing differs."""
-    store = FeatureStore.load(find_features(data / "scenes"))
-    usual = normalize(store.features.float(), dim=-1).mean(0) * Decoder.feature_norm
-    path = data / "runs/r/best.safetensors"
-    tensors = load_file(path)
-    tensors["image.bias"] -= (times - 1) * tensors["image.weight"] @ usual
-    tensors["image.weight"] *= times
-    save_file(tensors, path)
-
-
 @pytest.fixture(scope="module")
-def trained(prepared_scenes, tmp_path_factory) -> Path:
+def trained(prepared_scenes, look_closer, tmp_path_factory) -> Path:
     """A data folder with a run `r` that writes different captions for different pictures."""
     data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("trained") / "data"))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
