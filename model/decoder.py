@@ -3,18 +3,22 @@
 Letters in shapes: B batch, T tokens, D feature width, E embedding, H hidden, L layers, V words.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..pipeline.vocab import BOS
+from .attention import AdaptiveAttention, Attention
+from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+ATTENTIONS = {"soft": Attention, "adaptive": AdaptiveAttention}
 
-# The recurrent state: (h,) for GRU and RNN, (h, c) for LSTM; each (L, B, H).
-State = tuple[Tensor, ...]
+# The recurrent state: (h,) for GRU and RNN, (h, c) for LSTM; each (L, R, H).
+Hidden = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class DecoderConfig:
         dropout: on the cell's inputs, between its layers and on its outputs.
         image_as: `first-input` (Vinyals et al.) or `initial-state`.
         tie_embeddings: whether the word vectors are the output layer's matrix too.
+        attention: `none`, `soft` (Xu et al. 2015) or `adaptive` (Lu et al. 2017).
+        attention_size: A, width of the network that scores the places of the grid.
     """
 
     cell: str
@@ -42,15 +48,22 @@ class DecoderConfig:
     dropout: float = 0.5
     image_as: str = "first-input"
     tie_embeddings: bool = True
+    attention: str = "none"
+    attention_size: int = 256
 
     as_json = asdict
 
 
 class Decoder(nn.Module):
-    """Image vector → words, in two forms that agree: `forward` to train, `step` to decode.
+    """Image features → words, in two forms that agree: `forward` to train, `step` to decode.
+
+    Features are (N, D) pooled vectors, or with attention (N, P, D) grids. What a decoder with
+    attention sees is added to its input and to its output, which costs less than to concatenate it
+    and says the same: the matrices behind it tell the two apart.
 
     Source: Vinyals et al. 2015, arXiv:1411.4555; GRU after Cho et al. 2014, arXiv:1406.1078; tied
-    embeddings after Press and Wolf 2017, arXiv:1608.05859.
+    embeddings after Press and Wolf 2017, arXiv:1608.05859; attention after Xu et al. 2015,
+    arXiv:1502.03044, and Lu et al. 2017, arXiv:1612.01887.
     """
 
     # Features are brought to this length, so that the image speaks about as loud as a word whatever
@@ -58,6 +71,7 @@ class Decoder(nn.Module):
     feature_norm = 20.0
 
     feature_mean: Tensor
+    grid_mean: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -89,6 +103,17 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             self.output_weight = nn.Parameter(torch.empty(config.vocab_size, hidden_size))
         self.dropout = nn.Dropout(config.dropout)
+        if config.attention != "none":
+            self.register_buffer("grid_mean", torch.zeros(config.feature_dim))
+            self.place = nn.Linear(config.feature_dim, embed_size)
+            self.attention = ATTENTIONS[config.attention](
+                embed_size, hidden_size, config.attention_size
+            )
+            self.seen = nn.Linear(embed_size, hidden_size)  # what was seen, for the output
+        if config.attention == "soft":
+            self.gate = nn.Linear(hidden_size, embed_size)
+        if config.attention == "adaptive":
+            self.everywhere = nn.Linear(config.feature_dim, embed_size)  # the image at every word
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -110,59 +135,91 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def center_features(self, features: Tensor) -> None:
-        """Measure images by how they differ from the mean of these, (N, D) those of training.
+        """Measure images by how they differ from the mean of these, those of training.
 
         What all images share is most of a pooled vector and says nothing about any of them.
-        """
-        self.feature_mean.copy_(F.normalize(features.float(), dim=-1).mean(0))
 
-    def init_state(self, features: Tensor) -> State:
+        Args:
+            features: (N, D), or (N, P, D) for a decoder with attention.
+        """
+        features = features.float()
+        if features.ndim == 3:
+            self.grid_mean.copy_(F.normalize(features, dim=-1).mean((0, 1)))
+            features = features.mean(1)
+        self.feature_mean.copy_(F.normalize(features, dim=-1).mean(0))
+
+    def init_state(self, features: Tensor) -> DecoderState:
         """Show the decoder its images.
 
         Args:
-            features: (B, D), any float type.
+            features: (N, D), or (N, P, D) with attention; any float type.
 
         Returns:
-            The state before BOS: a tuple of (L, B, H).
+            The state before BOS, one row an image.
         """
-        image = self._embed_image(features)
+        # In the weights' precision: the squares of 2,048 float16 values would not fit into float16.
+        features = features.to(self.image.weight.dtype)
+        memory: tuple[Tensor, ...] = ()
+        if self.config.attention != "none":
+            places = F.normalize(features, dim=-1) - self.grid_mean
+            values = F.relu(self.place(places * self.feature_norm))
+            memory = self.attention.remember(self.dropout(values))
+            features = features.mean(1)
+        directions = self.feature_norm * (F.normalize(features, dim=-1) - self.feature_mean)
+        if self.config.attention == "adaptive":
+            memory = (*memory, self.dropout(self.everywhere(directions)))
+        image = self.image(directions)
         if self.config.image_as == "first-input":
-            return self._run(image[:, None], None)[1]
-        # (B, S·L·H) → S states of (L, B, H)
-        shape = (len(features), -1, self.config.num_layers, self.config.hidden_size)
-        return tuple(image.view(shape).permute(1, 2, 0, 3).contiguous().unbind(0))
+            return DecoderState(self._run(self.dropout(image)[:, None], None)[1], memory)
+        # (N, S·L·H) → S states of (L, N, H), which must look like states: within ±1.
+        shape = (len(image), -1, self.config.num_layers, self.config.hidden_size)
+        hidden = image.tanh().view(shape).permute(1, 2, 0, 3).contiguous().unbind(0)
+        return DecoderState(hidden, memory)
 
-    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Advance by one word.
 
         Args:
-            token_ids: (B,) int64, the previous word; BOS at the first step.
+            token_ids: (R,) int64, the previous word of each row; BOS at the first step.
             state: from `init_state` or the previous step.
 
         Returns:
-            logits: (B, V), unnormalised.
+            logits: (R, V), unnormalised.
             state: the next state.
         """
-        outputs, state = self._run(self.embedding(token_ids)[:, None], state)
-        return self.logits(outputs[:, 0]), state
+        outputs, hidden = self._advance(self.embedding(token_ids), state)
+        return self.logits(outputs), replace(state, hidden=hidden)
 
-    def forward(self, features: Tensor, inputs: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        inputs: Tensor,
+        owners: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Read whole captions, each word predicted from the image and the words before it.
 
         Args:
-            features: (B, D), any float type.
+            features: (N, D), or (N, P, D) with attention; any float type.
             inputs: (B, T) int64, beginning with BOS.
+            owners: (B,) int64, row of `features` of each caption's image; default 0 … B - 1.
+            lengths: (B,) int64 on the CPU, words of each caption with BOS, descending: spares the
+                work behind their ends. Default T each.
 
         Returns:
             (B, T, H) outputs before the vocabulary, for `logits`: the caller drops the padding
             first, so that no product is spent on it.
         """
+        state = self.init_state(features)
+        if owners is not None:
+            hidden = tuple(part.index_select(1, owners) for part in state.hidden)
+            memory = tuple(part.index_select(0, owners) for part in state.memory)
+            state = DecoderState(hidden, memory)
         words = self.dropout(self.embedding(inputs))
-        if self.config.image_as == "first-input":
-            image = self.dropout(self._embed_image(features))
-            outputs = self._run(torch.cat([image[:, None], words], 1), None)[0][:, 1:]
+        if self.config.attention != "none":
+            outputs = self._read_looking(words, state, lengths)
         else:
-            outputs = self._run(words, self.init_state(features))[0]
+            outputs = self._run(words, state.hidden, lengths)[0]
         dropped: Tensor = self.dropout(outputs)
         return dropped
 
@@ -176,18 +233,59 @@ class Decoder(nn.Module):
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)
 
-    def _embed_image(self, features: Tensor) -> Tensor:
-        # In the weights' precision: the squares of 2,048 float16 values would not fit into float16.
-        features = features.to(self.image.weight.dtype)
-        directions = F.normalize(features, dim=-1) - self.feature_mean
-        image: Tensor = self.image(directions * self.feature_norm)
-        # A first input is a word among words; an initial state must look like one: within ±1.
-        return image if self.config.image_as == "first-input" else image.tanh()
+    def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
+        """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""
+        num_captions, num_steps = words.shape[:2]
+        # How many captions, the longest first, are not over at each step.
+        going = [num_captions] * num_steps
+        if lengths is not None:
+            going = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
+        outputs = []
+        for position, count in enumerate(going):
+            if count < len(state):
+                hidden = tuple(part[:, :count].contiguous() for part in state.hidden)
+                state = DecoderState(hidden, tuple(part[:count] for part in state.memory))
+            output, hidden = self._advance(words[:count, position], state)
+            state = replace(state, hidden=hidden)
+            outputs.append(F.pad(output, (0, 0, 0, num_captions - count)))
+        return torch.stack(outputs, 1)
 
-    def _run(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden]:
+        """Run one step from (R, E) word vectors: (R, H) outputs and the next hidden state."""
+        if self.config.attention == "none":
+            outputs, hidden = self._run(words[:, None], state.hidden)
+            return outputs[:, 0], hidden
+        previous = state.hidden[0][-1]  # (R, H), of the uppermost layer
+        if self.config.attention == "soft":
+            context, _ = self.attention(self._by_image(previous, state), state.memory)
+            context = context.flatten(0, 1)
+            inputs = words + torch.sigmoid(self.gate(previous)) * context
+            outputs, hidden = self._run(inputs[:, None], state.hidden)
+            return outputs[:, 0] + self.seen(context), hidden
+        *memory, image = state.memory
+        inputs = (self._by_image(words, state) + image[:, None]).flatten(0, 1)
+        outputs, hidden = self._run(inputs[:, None], state.hidden)
+        known = hidden[1][-1].tanh() if self.config.cell == "lstm" else outputs[:, 0]
+        query, sentinel = (
+            self._by_image(x, state)
+            for x in (outputs[:, 0], self.attention.sentinel(inputs, previous, known))
+        )
+        context, _ = self.attention.look(query, sentinel, tuple(memory))
+        return outputs[:, 0] + self.seen(context.flatten(0, 1)), hidden
+
+    def _by_image(self, rows: Tensor, state: DecoderState) -> Tensor:
+        """(R, X) → (N, K, X), the rows of each image together."""
+        return rows.view(-1, state.num_rows_per_image, rows.shape[1])
+
+    def _run(
+        self, inputs: Tensor, hidden: Hidden | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Hidden]:
         """Run the fused cell, (B, T, E) → (B, T, H); the state is a tuple for every cell."""
-        if self.config.cell == "lstm":
-            outputs, state = self.cell(inputs, state)
-            return outputs, state
-        outputs, hidden = self.cell(inputs, None if state is None else state[0])
-        return outputs, (hidden,)
+        start = hidden if hidden is None or self.config.cell == "lstm" else hidden[0]
+        if lengths is None:
+            outputs, end = self.cell(inputs, start)
+        else:
+            packed = pack_padded_sequence(inputs, lengths, batch_first=True)
+            packed, end = self.cell(packed, start)
+            outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])
+        return outputs, end if self.config.cell == "lstm" else (end,)

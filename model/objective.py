@@ -13,7 +13,7 @@ from .decoder import Decoder
 
 def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
-    outputs = decoder(batch.features, batch.inputs)  # (B, T, H)
+    outputs = decoder(batch.features, batch.inputs, batch.owners, batch.lengths)  # (B, T, H)
     logits = decoder.logits(outputs.flatten(0, 1)[batch.real])  # (R, V)
     targets = batch.targets.flatten()[batch.real]
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
