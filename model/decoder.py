@@ -3,18 +3,16 @@
 Letters in shapes: B batch, T tokens, D feature width, E embedding, H hidden, L layers, V words.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..pipeline.vocab import BOS
+from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-
-# The recurrent state: (h,) for GRU and RNN, (h, c) for LSTM; each (L, B, H).
-State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,35 +114,35 @@ class Decoder(nn.Module):
         """
         self.feature_mean.copy_(F.normalize(features.float(), dim=-1).mean(0))
 
-    def init_state(self, features: Tensor) -> State:
+    def init_state(self, features: Tensor) -> DecoderState:
         """Show the decoder its images.
 
         Args:
             features: (B, D), any float type.
 
         Returns:
-            The state before BOS: a tuple of (L, B, H).
+            The state before BOS, a row for each image.
         """
         image = self._embed_image(features)
         if self.config.image_as == "first-input":
-            return self._run(image[:, None], None)[1]
+            return DecoderState(self._run(image[:, None], None)[1])
         # (B, S·L·H) → S states of (L, B, H)
         shape = (len(features), -1, self.config.num_layers, self.config.hidden_size)
-        return tuple(image.view(shape).permute(1, 2, 0, 3).contiguous().unbind(0))
+        return DecoderState(tuple(image.view(shape).permute(1, 2, 0, 3).contiguous().unbind(0)))
 
-    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Advance by one word.
 
         Args:
-            token_ids: (B,) int64, the previous word; BOS at the first step.
-            state: from `init_state` or the previous step.
+            token_ids: (R,) int64, the previous word; BOS at the first step.
+            state: of R rows, from `init_state` or the previous step.
 
         Returns:
-            logits: (B, V), unnormalised.
+            logits: (R, V), unnormalised.
             state: the next state.
         """
-        outputs, state = self._run(self.embedding(token_ids)[:, None], state)
-        return self.logits(outputs[:, 0]), state
+        outputs, hidden = self._run(self.embedding(token_ids)[:, None], state.hidden)
+        return self.logits(outputs[:, 0]), replace(state, hidden=hidden)
 
     def forward(self, features: Tensor, inputs: Tensor) -> Tensor:
         """Read whole captions, each word predicted from the image and the words before it.
@@ -162,7 +160,7 @@ class Decoder(nn.Module):
             image = self.dropout(self._embed_image(features))
             outputs = self._run(torch.cat([image[:, None], words], 1), None)[0][:, 1:]
         else:
-            outputs = self._run(words, self.init_state(features))[0]
+            outputs = self._run(words, self.init_state(features).hidden)[0]
         dropped: Tensor = self.dropout(outputs)
         return dropped
 
@@ -184,10 +182,12 @@ class Decoder(nn.Module):
         # A first input is a word among words; an initial state must look like one: within ±1.
         return image if self.config.image_as == "first-input" else image.tanh()
 
-    def _run(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Run the fused cell, (B, T, E) → (B, T, H); the state is a tuple for every cell."""
+    def _run(
+        self, inputs: Tensor, hidden: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the fused cell, (B, T, E) → (B, T, H); what it carries is a tuple for every cell."""
         if self.config.cell == "lstm":
-            outputs, state = self.cell(inputs, state)
-            return outputs, state
-        outputs, hidden = self.cell(inputs, None if state is None else state[0])
-        return outputs, (hidden,)
+            outputs, hidden = self.cell(inputs, hidden)
+            return outputs, hidden
+        outputs, h = self.cell(inputs, None if hidden is None else hidden[0])
+        return outputs, (h,)

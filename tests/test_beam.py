@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 
-from showtell.model.beam import Hypothesis, beam_search, decode_captions
+from showtell.model.beam import beam_search
 from showtell.model.decoder import Decoder, DecoderConfig
-from showtell.model.precision import Precision
-from showtell.pipeline.vocab import BOS, EOS, PAD, UNK, build_vocab
+from showtell.model.hypothesis import Hypothesis
+from showtell.pipeline.config import DecodingOptions
+from showtell.pipeline.vocab import BOS, EOS, PAD, UNK
 
 CELLS = ("gru", "lstm", "rnn")
 
@@ -21,6 +22,12 @@ def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Deco
     torch.nn.init.normal_(decoder.embedding.weight, std=1.0)
     torch.nn.init.normal_(decoder.output_bias)
     return decoder.double().eval()
+
+
+def search(decoder: Decoder, features: torch.Tensor, beam: int = 3, **options: object):
+    """Beam search of (N, D) features, ranked by probability unless a length penalty is given."""
+    chosen = {"length_penalty": 0.0} | options
+    return beam_search(decoder, decoder.init_state(features), DecodingOptions(beam=beam, **chosen))
 
 
 def next_log_probs(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ...]) -> torch.Tensor:
@@ -48,7 +55,7 @@ def all_hypotheses(
 
 
 def plain_beam_search(
-    decoder: Decoder, feature: torch.Tensor, beam_size: int, max_length: int, length_penalty: float
+    decoder: Decoder, feature: torch.Tensor, beam: int, max_length: int, length_penalty: float
 ) -> list[tuple[int, ...]]:
     """The same search as a loop over Python lists, one image at a time."""
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
@@ -79,7 +86,7 @@ def plain_beam_search(
 def test_beam_of_one_equals_greedy(cell: str) -> None:
     decoder, features = make_decoder(cell), torch.randn(20, 6)
     for feature, hypotheses in zip(
-        features, beam_search(decoder, features, beam_size=1, max_length=8), strict=True
+        features, search(decoder, features, beam=1, max_length=8), strict=True
     ):
         words: tuple[int, ...] = ()
         while len(words) < 8:
@@ -98,8 +105,8 @@ def test_beam_of_one_equals_greedy(cell: str) -> None:
 def test_widest_beam_matches_exhaustive_search(cell: str, length_penalty: float) -> None:
     decoder, features = make_decoder(cell, vocab_size=7), torch.randn(3, 6)
     num_captions = 3 + 9 + 27
-    found = beam_search(
-        decoder, features, beam_size=num_captions, max_length=3, length_penalty=length_penalty
+    found = search(
+        decoder, features, beam=num_captions, max_length=3, length_penalty=length_penalty
     )
     for feature, hypotheses in zip(features, found, strict=True):
         expected = all_hypotheses(decoder, feature, 3, length_penalty)
@@ -113,19 +120,17 @@ def test_widest_beam_matches_exhaustive_search(cell: str, length_penalty: float)
 @pytest.mark.parametrize("cell", CELLS)
 def test_batched_search_matches_a_plain_loop(cell: str, beam_size: int) -> None:
     decoder, features = make_decoder(cell), torch.randn(12, 6)
-    options = {"beam_size": beam_size, "max_length": 6, "length_penalty": 0.7}
-    for feature, hypotheses in zip(
-        features, beam_search(decoder, features, **options), strict=True
-    ):
+    options = {"beam": beam_size, "max_length": 6, "length_penalty": 0.7}
+    for feature, hypotheses in zip(features, search(decoder, features, **options), strict=True):
         expected = plain_beam_search(decoder, feature, **options)
         assert [h.token_ids for h in hypotheses] == expected
 
 
 def test_batched_beams_match_single_images() -> None:
     decoder, features = make_decoder(), torch.randn(30, 6)
-    options = {"beam_size": 4, "max_length": 10, "length_penalty": 0.7}
-    together = beam_search(decoder, features, **options)
-    alone = [beam_search(decoder, feature[None], **options)[0] for feature in features]
+    options = {"beam": 4, "max_length": 10, "length_penalty": 0.7}
+    together = search(decoder, features, **options)
+    alone = [search(decoder, feature[None], **options)[0] for feature in features]
     assert [[h.token_ids for h in hs] for hs in together] == [
         [h.token_ids for h in hs] for hs in alone
     ]
@@ -133,9 +138,7 @@ def test_batched_beams_match_single_images() -> None:
 
 def test_log_prob_is_that_of_the_caption() -> None:
     decoder, features = make_decoder(), torch.randn(5, 6)
-    for feature, hypotheses in zip(
-        features, beam_search(decoder, features, beam_size=3), strict=True
-    ):
+    for feature, hypotheses in zip(features, search(decoder, features, beam=3), strict=True):
         for hypothesis in hypotheses:
             words = hypothesis.token_ids
             expected = sum(
@@ -147,7 +150,7 @@ def test_log_prob_is_that_of_the_caption() -> None:
 
 def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None:
     decoder, features = make_decoder(vocab_size=6), torch.randn(10, 6)
-    best = [beam_search(decoder, features, beam_size=k, max_length=3) for k in (1, 2 + 4 + 8)]
+    best = [search(decoder, features, beam=k, max_length=3) for k in (1, 2 + 4 + 8)]
     for narrow, wide in zip(*best, strict=True):
         assert wide[0].log_prob >= narrow[0].log_prob - 1e-6
 
@@ -156,14 +159,14 @@ def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None
 def test_search_gives_longest_captions_when_no_beam_ends(beam_size: int) -> None:
     decoder, features = make_decoder(), torch.randn(4, 6)
     torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), -1e4)
-    found = beam_search(decoder, features, beam_size=beam_size, max_length=5, length_penalty=0.5)
+    found = search(decoder, features, beam=beam_size, max_length=5, length_penalty=0.5)
     assert [len(hypotheses[0].token_ids) for hypotheses in found] == [5] * 4
 
 
 def test_search_ends_at_once_when_the_end_is_certain() -> None:
     decoder = make_decoder()
     torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), 1e4)
-    found = beam_search(decoder, torch.randn(4, 6), beam_size=1)
+    found = search(decoder, torch.randn(4, 6), beam=1)
     # Not before the first word: an empty caption is none.
     assert all(len(hypotheses[0].token_ids) == 1 for hypotheses in found)
 
@@ -172,31 +175,15 @@ def test_special_tokens_are_never_written() -> None:
     decoder = make_decoder()
     with torch.no_grad():
         decoder.output_bias[[PAD, BOS, UNK]] = 50.0
-    for hypotheses in beam_search(decoder, torch.randn(20, 6), beam_size=3, max_length=8):
+    for hypotheses in search(decoder, torch.randn(20, 6), beam=3, max_length=8):
         assert all(word > UNK for h in hypotheses for word in h.token_ids)
 
 
 def test_beam_wider_than_the_vocabulary_works() -> None:
     decoder = make_decoder(vocab_size=5)  # one word besides the special tokens
-    found = beam_search(decoder, torch.randn(2, 6), beam_size=10, max_length=4)
+    found = search(decoder, torch.randn(2, 6), beam=10, max_length=4)
     assert all(len(hypotheses) == 4 for hypotheses in found)  # of 1, 2, 3 and 4 words
 
 
 def test_no_images_give_no_captions() -> None:
-    assert beam_search(make_decoder(), torch.empty(0, 6), beam_size=3) == []
-
-
-def test_decode_captions_returns_words_and_leaves_the_mode_alone() -> None:
-    vocab = build_vocab([["a", "dog", "runs", "on", "grass", "and", "sand", "fast"]], min_count=1)
-    decoder = make_decoder(vocab_size=len(vocab)).train()
-    precision = Precision("fp32", torch.device("cpu"))
-    features = torch.randn(7, 6)
-    batches = list(decode_captions(decoder, vocab, features, precision, beam_size=2, batch_size=3))
-    assert decoder.training
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    best = [
-        hypotheses[0].token_ids for hypotheses in beam_search(decoder.eval(), features, beam_size=2)
-    ]
-    assert [caption for batch in batches for caption in batch] == [
-        " ".join(vocab.words[word] for word in words) for words in best
-    ]
+    assert search(make_decoder(), torch.empty(0, 6), beam=3) == []

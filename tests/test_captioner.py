@@ -15,7 +15,7 @@ from showtell.model import evaluate as evaluate_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
-from showtell.pipeline.config import EvalConfig, FeaturesConfig, TrainConfig
+from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
 from showtell.pipeline.errors import (
     DatasetError,
     MismatchError,
@@ -243,7 +243,7 @@ def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
     captioner, folder, tmp_path, capsys
 ) -> None:
     missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
-    assert caption_files(captioner, [missing, there], beam=3) == 1
+    assert caption_files(captioner, [missing, there], DecodingOptions()) == 1
     captured = capsys.readouterr()
     assert captured.err == f"error: {missing} cannot be read: No such file or directory.\n"
     assert captured.out.startswith(f"{there}: ")
@@ -255,7 +255,7 @@ def test_one_image_needs_no_list(captioner, folder) -> None:
 
 
 def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:
-    assert caption_files(captioner, [folder], beam=3) == 0
+    assert caption_files(captioner, [folder], DecodingOptions()) == 0
     paths = list(find_images([folder]))
     expected = captioner.caption(paths)
     printed = capsys.readouterr().out.splitlines()
@@ -268,7 +268,7 @@ def test_caption_files_goes_on_after_an_unreadable_image(
     monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "d.PNG").write_bytes(b"")
-    assert caption_files(captioner, [folder], beam=1) == 2
+    assert caption_files(captioner, [folder], DecodingOptions(beam=1)) == 2
     captured = capsys.readouterr()
     assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
         str(folder / name) for name in ("a/c.png", "a.png")

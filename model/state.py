@@ -1,0 +1,70 @@
+"""What a decoder carries from word to word, whatever it is made of, and what a search asks of it.
+
+Letters in shapes: N images, K beams of each, R = N·K rows, L layers, H hidden, V words. The rows of
+one image are adjacent.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
+
+from torch import Tensor
+
+
+class State(Protocol):
+    """The state of all rows between two words."""
+
+    def __len__(self) -> int:
+        """R, the rows."""
+        ...
+
+    def select(self, images: Tensor, parents: Tensor) -> Self:
+        """Let some images go and give the others new rows.
+
+        Args:
+            images: (N',) int64, positions of the images that stay, increasing.
+            parents: (N', K') int64, which of its image's K rows each new row continues.
+        """
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class StepModel(Protocol[S]):
+    """Anything that says how likely each word is to come next: a decoder, or an ensemble."""
+
+    def start_tokens(self, batch_size: int) -> Tensor:
+        """(R,) int64, BOS for every row, on the model's device."""
+        ...
+
+    def step(self, token_ids: Tensor, state: S) -> tuple[Tensor, S]:
+        """Advance by one word: (R,) int64 previous words → (R, V) logits and the next state."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """The state of one decoder.
+
+    Attributes:
+        hidden: (h,), or (h, c) of an LSTM, each (L, R, H).
+        memory: what attention looks at, each (N, …), one row an image and never repeated for its
+            beams; () without attention.
+        num_beams: K, rows of each image.
+    """
+
+    hidden: tuple[Tensor, ...]
+    memory: tuple[Tensor, ...] = ()
+    num_beams: int = 1
+
+    def __len__(self) -> int:
+        return self.hidden[0].shape[1]
+
+    def select(self, images: Tensor, parents: Tensor) -> "DecoderState":
+        """See `State.select`."""
+        rows = (images[:, None] * self.num_beams + parents).flatten()
+        hidden = tuple(part.index_select(1, rows) for part in self.hidden)
+        memory = self.memory
+        if memory and len(images) < len(memory[0]):
+            memory = tuple(part.index_select(0, images) for part in memory)
+        return DecoderState(hidden, memory, parents.shape[1])
