@@ -54,6 +54,8 @@ def beam_search(
     start = decoder.start_tokens(num_images)[:, None]
     searched = torch.arange(num_images, device=start.device)  # (N,) places of the images in results
     groups = [_Group(start, options) for _ in range(options.beam_groups)]
+    if len(groups) > 1:
+        state = state.select(searched, start.new_zeros(num_images, len(groups)))
     for _ in range(options.length_limit + 1):
         words = _join([group.words for group in groups])  # (N, G·K)
         token_ids = _join([group.token_ids for group in groups])

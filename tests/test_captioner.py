@@ -150,6 +150,15 @@ def test_options_of_the_search_are_used(captioner, pictures) -> None:
     assert sum(map(len, low)) < sum(map(len, high))
 
 
+def test_draws_go_on_from_batch_to_batch(captioner, pictures, monkeypatch) -> None:
+    options = {"sample": True, "temperature": 2.0}
+    expected = captioner.caption(pictures[:10], **options)
+    assert len(set(expected)) > 1
+    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 3)
+    assert captioner.caption(pictures[:10], **options) == expected
+    assert captioner.caption(pictures[:10], **options, seed=1) != expected
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotated_photograph_is_turned_upright(
     captioner, pictures, tmp_path, orientation: int
@@ -260,6 +269,17 @@ def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -
     expected = captioner.caption(paths)
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
+
+
+def test_caption_files_prints_several_captions_below_each_other(captioner, folder, capsys) -> None:
+    path = next(find_images([folder]))
+    options = DecodingOptions(beam=4, n_best=3, length_penalty=0.0)
+    assert caption_files(captioner, [path], options) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    found = [(float(line.split()[0]), " ".join(line.split()[1:])) for line in lines]
+    assert head == f"{path}:" and len(set(found)) == 3
+    assert found == sorted(found, reverse=True)
+    assert found[0][1] == captioner.caption(path, beam=4, length_penalty=0.0)[0]
 
 
 def test_caption_files_goes_on_after_an_unreadable_image(
