@@ -59,12 +59,14 @@ def command(
 
 
 def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
-    """Turn a config field into a Typer option; the field keeps the default."""
-    info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
+    """Turn a config field into a Typer option or argument; the field keeps the default."""
+    declare = typer.Argument if field.metadata.get("argument") else typer.Option
+    info = declare(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
+    required = field.default is dataclasses.MISSING
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=field.default,
+        default=inspect.Parameter.empty if required else field.default,
         annotation=Annotated[field.type, info],
     )
 
@@ -103,33 +105,19 @@ def train(config: configs.TrainConfig) -> None:
 
 @command(configs.EvalConfig, "eval")
 def evaluate(config: configs.EvalConfig) -> None:
-    """Caption a split by beam search, and score it with the official scorers."""
+    """Caption a split with a run or several, and score it with the official scorers."""
     from .model.evaluate import evaluate
 
     evaluate(config)
 
 
-@app.command("caption")
-def caption(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    run: Annotated[str | None, typer.Option(help="Run to use; default the newest.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where the encoder's weights file is now, if it was moved.")
-    ] = None,
-    beam: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 3,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes the GPU.")] = "auto",
-    data: Annotated[
-        Path, typer.Option(help="Folder that holds the runs.", envvar=ENVIRONMENT["data"])
-    ] = Path("data"),
-) -> None:
+@command(configs.CaptionConfig, "caption")
+def caption(config: configs.CaptionConfig) -> None:
     """Caption photographs: one line each, the path and the caption."""
     from .model.captioner import caption_files, load
 
-    with _interruptible():
-        num_unreadable = caption_files(
-            load(run, data=data, weights=weights, device=device), images, beam=beam
-        )
-    if num_unreadable:
+    captioner = load(config.run, data=config.data, weights=config.weights, device=config.device)
+    if caption_files(captioner, config.images, config):
         raise typer.Exit(1)
 
 

@@ -1,36 +1,162 @@
 """Beam search over any decoder's `step`: all beams of all images in one batch.
 
-Letters in shapes: N images still searched, K beams, V vocabulary, T words so far.
+Letters in shapes: N images still searched, K beams (of a group), G groups, V vocabulary, T words so
+far, C candidates.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pipeline.vocab import BOS, EOS, PAD, UNK, Vocab
-from .decoder import Decoder
-from .precision import Precision
+from ..pipeline.config import DecodingOptions
+from ..pipeline.vocab import EOS, PAD
+from .constraints import next_log_probs
+from .hypothesis import Hypothesis, rank_hypotheses
+from .state import S, StepModel
 
-# Never written: they are no words.
-FORBIDDEN = (PAD, BOS, UNK)
+
+@torch.inference_mode()
+def beam_search(
+    decoder: StepModel[S], state: S, options: DecodingOptions
+) -> list[list[Hypothesis]]:
+    """Find the best captions of each image.
+
+    At every step the K best continuations of an image go on; those among its K best that end become
+    hypotheses. An image with K hypotheses is done and leaves the batch. The end comes after one
+    word at the earliest and after `max_length` at the latest, so that every image gets a caption.
+
+    With a length penalty a longer caption might still outrank those K. Waiting until none can was
+    tried: on Flickr8k's dev images, GRU, beam 3, CIDEr rose from 47.7 to 48.1, BLEU-4 fell from
+    20.1 to 20.0 and decoding took 1.3 times as long; and a beam of one would no longer be greedy.
+
+    With `beam_groups` G the beam is split into G searches of K / G beams each, which take turns at
+    every step: to a group, a word is less welcome by `diversity` for each beam of the groups before
+    it that goes on with this word. That decides what a group keeps, and enters no log-probability.
+    The end is no word of this kind: captions may all end at the same place.
+
+    Args:
+        decoder: in eval mode.
+        state: of `decoder.init_state(features)`, a row for each image.
+        options: how to search; `beam` is K, 1 is greedy. A `length_penalty` of 0 ranks by
+            probability alone, which favours short captions.
+
+    Returns:
+        For each image at least one and at most K hypotheses, different ones, best first.
+
+    Source: diverse groups after Vijayakumar et al. 2016, arXiv:1610.02424, with Hamming diversity.
+    """
+    num_images = len(state)
+    results: list[list[Hypothesis]] = [[] for _ in range(num_images)]
+    if not num_images:
+        return results
+    start = decoder.start_tokens(num_images)[:, None]
+    searched = torch.arange(num_images, device=start.device)  # (N,) places of the images in results
+    groups = [_Group(start, options) for _ in range(options.beam_groups)]
+    if len(groups) > 1:
+        state = state.select(searched, start.new_zeros(num_images, len(groups)))
+    for _ in range(options.length_limit + 1):
+        words = _join([group.words for group in groups])  # (N, G·K)
+        token_ids = _join([group.token_ids for group in groups])
+        logits, state = decoder.step(words.flatten(), state)
+        log_probs = next_log_probs(logits, token_ids.flatten(0, 1), options)
+        parents = _advance(groups, log_probs.view(*words.shape, -1), options.diversity)
+
+        done = torch.stack([group.is_done() for group in groups]).all(0)
+        leaving, staying = done.nonzero()[:, 0], (~done).nonzero()[:, 0]
+        found = zip(*(group.finished.hypotheses(leaving) for group in groups), strict=True)
+        for image, hypotheses in zip(searched[leaving].tolist(), found, strict=True):
+            results[image] = rank_hypotheses(chain.from_iterable(hypotheses))
+        if not len(staying):
+            break
+        state = state.select(staying, parents[staying])
+        if len(leaving):
+            searched = searched[staying]
+            for group in groups:
+                group.keep(staying)
+    return results
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One caption found by the search.
+def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Tensor:
+    """Let each group choose its next words, one group after the other.
 
-    Attributes:
-        token_ids: without BOS and EOS.
-        log_prob: summed over the words and EOS, in nats.
-        score: what the search ranks by: log_prob / (words + 1) ** length_penalty.
+    Args:
+        groups: each changed in place.
+        log_probs: (N, G·K, V) of the next word alone.
+        diversity: what a word costs for each beam of earlier groups that goes on with it.
+
+    Returns:
+        parents (N, G·K'): the beam, among all of the image, that each beam continues.
+    """
+    if len(groups) == 1:
+        return groups[0].advance(log_probs)
+    num_images, num_beams, num_words = log_probs.shape
+    said = log_probs.new_zeros(num_images, num_words)
+    parents = []
+    for g, of_group in enumerate(log_probs.chunk(len(groups), 1)):
+        group = groups[g]
+        parents.append(group.advance(of_group, diversity * said) + g * num_beams // len(groups))
+        group.retire(group.is_done())
+        said.scatter_add_(1, group.words, (group.log_probs > -torch.inf).float())
+    return torch.cat(parents, 1)
+
+
+class _Group:
+    """The beams of a search that are still going, and what has ended, of every image.
+
+    `log_probs` (N, K) float32 of the beams so far, −inf where there is none; `token_ids` (N, K, T)
+    int64 their words; `words` (N, K) the last of them, BOS at first.
     """
 
-    token_ids: tuple[int, ...]
-    log_prob: float
-    score: float
+    def __init__(self, start: Tensor, options: DecodingOptions) -> None:
+        # A single beam for each image at first: K equal ones would find everything K times.
+        self.words = start
+        self.log_probs = torch.zeros_like(start, dtype=torch.float32)
+        self.token_ids = start[:, :, None][:, :, :0]
+        self.beam_size = options.beam // options.beam_groups
+        self.length_penalty = options.length_penalty
+        self.finished = _Finished(len(start), self.beam_size, options.length_limit, start.device)
+
+    def advance(self, word_log_probs: Tensor, penalties: Tensor | None = None) -> Tensor:
+        """Choose among all words behind all beams: (N, K, V) log-probabilities, (N, V) penalties.
+
+        Returns:
+            (N, K'), the beam that each new one goes on from.
+        """
+        beam_size, length = self.beam_size, self.token_ids.shape[2]
+        # K continuations may end, so that 2K are needed for K to go on.
+        ranks, log_probs, parents, words = _best_continuations(
+            word_log_probs, self.log_probs, penalties, 2 * beam_size
+        )
+        token_ids = _gather_rows(self.token_ids, parents)
+        ended = words == EOS
+        ends = log_probs.masked_fill(~ended, -torch.inf)[:, :beam_size]
+        scores = ends / (length + 1) ** self.length_penalty
+        self.finished.add(scores, ends, token_ids[:, :beam_size])
+
+        going = ranks.masked_fill(ended, -torch.inf)
+        best, order = going.topk(min(beam_size, going.shape[1]), 1)
+        self.log_probs = (
+            best if penalties is None else log_probs.gather(1, order).where(best > -torch.inf, best)
+        )
+        self.words = words.gather(1, order)
+        self.token_ids = torch.cat([_gather_rows(token_ids, order), self.words[:, :, None]], 2)
+        return parents.gather(1, order)
+
+    def is_done(self) -> Tensor:
+        """(N,) bool, whether an image has all its hypotheses, or no beam to find more."""
+        return self.finished.is_full() | (self.log_probs[:, 0] == -torch.inf)
+
+    def retire(self, images: Tensor) -> None:
+        """Let the beams of these images, (N,) bool, find no more."""
+        self.log_probs = self.log_probs.masked_fill(images[:, None], -torch.inf)
+
+    def keep(self, images: Tensor) -> None:
+        """Forget all images but these."""
+        self.finished.keep(images)
+        self.words, self.log_probs = self.words[images], self.log_probs[images]
+        self.token_ids = self.token_ids[images]
 
 
 class _Finished:
@@ -81,155 +207,33 @@ class _Finished:
         ]
 
 
-def decode_captions(
-    decoder: Decoder,
-    vocab: Vocab,
-    features: Tensor,
-    precision: Precision,
-    *,
-    beam_size: int,
-    max_length: int = 20,
-    length_penalty: float = 0.0,
-    batch_size: int = 200,
-) -> Iterator[list[str]]:
-    """Yield the best caption of each image, a batch of images at a time.
-
-    Args:
-        decoder: any mode; put into eval mode here, and back after.
-        vocab: that of the decoder.
-        features: (N, D), on any device; moved batch by batch.
-        precision: of the arithmetic, and the device.
-        beam_size: see `beam_search`.
-        max_length: see `beam_search`.
-        length_penalty: see `beam_search`.
-        batch_size: images searched together.
-    """
-    was_training = decoder.training
-    decoder.eval()
-    try:
-        for batch in features.split(batch_size):
-            with precision.autocast():
-                found = beam_search(
-                    decoder,
-                    batch.to(precision.device),
-                    beam_size=beam_size,
-                    max_length=max_length,
-                    length_penalty=length_penalty,
-                )
-            yield [vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
-    finally:
-        decoder.train(was_training)
-
-
-@torch.inference_mode()
-def beam_search(
-    decoder: Decoder,
-    features: Tensor,
-    *,
-    beam_size: int,
-    max_length: int = 20,
-    length_penalty: float = 0.0,
-) -> list[list[Hypothesis]]:
-    """Find the best captions of each image.
-
-    At every step the K best continuations of an image go on; those among its K best that end become
-    hypotheses. An image with K hypotheses is done and leaves the batch. The end comes after one
-    word at the earliest and after `max_length` at the latest, so that every image gets a caption.
-
-    With a length penalty a longer caption might still outrank those K. Waiting until none can was
-    tried: on Flickr8k's dev images, GRU, beam 3, CIDEr rose from 47.7 to 48.1, BLEU-4 fell from
-    20.1 to 20.0 and decoding took 1.3 times as long; and a beam of one would no longer be greedy.
-
-    Args:
-        decoder: in eval mode.
-        features: (N, D), on the decoder's device.
-        beam_size: K; 1 is greedy.
-        max_length: longest caption, in words.
-        length_penalty: exponent of the length that a log-probability is divided by; 0 ranks by
-            probability alone, which favours short captions.
-
-    Returns:
-        For each image at least one and at most K hypotheses, best first.
-    """
-    device, num_images = features.device, len(features)
-    results: list[list[Hypothesis]] = [[] for _ in range(num_images)]
-    if not num_images:
-        return results
-    searched = torch.arange(num_images, device=device)  # (N,) position of each image in `features`
-    finished = _Finished(num_images, beam_size, max_length, device)
-    state = decoder.init_state(features)
-    # A single beam for each image at first: K equal ones would find everything K times.
-    log_probs = torch.zeros(num_images, 1, device=device)  # (N, K)
-    token_ids = torch.empty(num_images, 1, 0, dtype=torch.long, device=device)  # (N, K, T)
-    words = decoder.start_tokens(num_images)[:, None]  # (N, K), the last word of each beam
-    for length in range(max_length + 1):
-        logits, state = decoder.step(words.flatten(), state)
-        num_beams = words.shape[1]
-        # K continuations may end, so that 2K are needed for K to go on.
-        log_probs, parents, words = _best_continuations(
-            _allow(logits, length, max_length), log_probs, 2 * beam_size
-        )
-        token_ids = _gather_rows(token_ids, parents)
-        ended = words == EOS
-        ends = log_probs.masked_fill(~ended, -torch.inf)[:, :beam_size]
-        scores = ends / (length + 1) ** length_penalty
-        finished.add(scores, ends, token_ids[:, :beam_size])
-
-        going = log_probs.masked_fill(ended, -torch.inf)
-        log_probs, order = going.topk(min(beam_size, going.shape[1]), 1)
-        parents, words = parents.gather(1, order), words.gather(1, order)
-        token_ids = torch.cat([_gather_rows(token_ids, order), words[:, :, None]], 2)
-
-        done = finished.is_full() | (log_probs[:, 0] == -torch.inf)
-        leaving, staying = done.nonzero()[:, 0], (~done).nonzero()[:, 0]
-        found = finished.hypotheses(leaving)
-        for image, hypotheses in zip(searched[leaving].tolist(), found, strict=True):
-            results[image] = hypotheses
-        if not len(staying):
-            break
-        rows = (staying[:, None] * num_beams + parents[staying]).flatten()  # of the state
-        state = tuple(part.index_select(1, rows) for part in state)
-        if len(leaving):
-            finished.keep(staying)
-            searched, words = searched[staying], words[staying]
-            log_probs, token_ids = log_probs[staying], token_ids[staying]
-    return results
-
-
-def _allow(logits: Tensor, length: int, max_length: int) -> Tensor:
-    """Log-probabilities (N·K, V) float32 of the words that may follow `length` words; others −inf.
-
-    What is no word takes no probability from the others. The end, where it may not come yet or is
-    all that may come, keeps the probability that the decoder gave it.
-    """
-    logits = logits.float()
-    logits[:, FORBIDDEN] = -torch.inf
-    log_probs = logits.log_softmax(1)
-    if length == 0:
-        log_probs[:, EOS] = -torch.inf
-    if length == max_length:
-        log_probs[:, :EOS] = log_probs[:, EOS + 1 :] = -torch.inf
-    return log_probs
-
-
 def _best_continuations(
-    word_log_probs: Tensor, log_probs: Tensor, num_candidates: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    word_log_probs: Tensor, log_probs: Tensor, penalties: Tensor | None, num_candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rank every word behind every beam of an image.
 
     Args:
-        word_log_probs: (N·K, V) float32, of the next word alone.
+        word_log_probs: (N, K, V) float32, of the next word alone.
         log_probs: (N, K) of the beams so far.
+        penalties: (N, V), what each word costs in the ranking and nowhere else.
         num_candidates: C, how many to keep; fewer where there are fewer.
 
     Returns:
-        log_probs (N, C) descending, parents (N, C) beam each goes on from, words (N, C).
+        ranks (N, C) descending, log_probs (N, C), parents (N, C) beam each goes on from, words
+        (N, C).
     """
-    num_words = word_log_probs.shape[1]
-    totals = word_log_probs.view(*log_probs.shape, num_words) + log_probs[:, :, None]
-    flat = totals.flatten(1)
-    best, index = flat.topk(min(num_candidates, flat.shape[1]), 1)
-    return best, index // num_words, index % num_words
+    num_words = word_log_probs.shape[2]
+    totals = word_log_probs + log_probs[:, :, None]
+    ranked = totals if penalties is None else totals - penalties[:, None]
+    num_candidates = min(num_candidates, ranked.shape[1] * num_words)
+    ranks, index = ranked.flatten(1).topk(num_candidates, 1)
+    best = ranks if penalties is None else totals.flatten(1).gather(1, index)
+    return ranks, best, index // num_words, index % num_words
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Beams of groups beside each other: (N, K, …) each → (N, G·K, …)."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _gather_rows(values: Tensor, index: Tensor) -> Tensor:

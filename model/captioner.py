@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from PIL import Image
 from ..features.backbone import Backbone, load_backbone
 from ..features.device import choose_device, keep_freed_memory
 from ..features.images import UnreadableImageError, decode_image, to_rgb, upright
+from ..pipeline.config import DecodingOptions
 from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
 from ..pipeline.vocab import Vocab
-from .beam import decode_captions
 from .checkpoint import find_run, load_run, run_names
 from .decoder import Decoder
+from .decoding import decode
+from .hypothesis import Hypothesis
 from .precision import Precision
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -47,54 +50,52 @@ class Captioner:
     def caption(
         self,
         images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
-        *,
-        beam: int = 3,
-        length_penalty: float = 0.7,
-        max_length: int = 20,
+        **options: Any,
     ) -> list[str]:
         """Caption images.
 
         Args:
             images: paths, or PIL images in any mode; one alone gives a list of one caption.
-            beam: beam size; 1 is greedy.
-            length_penalty: see `showtell eval --help`.
-            max_length: longest caption, in words.
+            options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), which
+                `showtell caption --help` explains.
 
         Raises:
             DatasetError: a file that is missing or cannot be read as an image.
+            ConfigError: options that cannot be.
         """
+        decoding = DecodingOptions(**options)
+        generator = torch.Generator().manual_seed(decoding.seed)
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         captions: list[str] = []
         for start in range(0, len(images), BATCH_SIZE):
             pixels = [self.pixels(image) for image in images[start : start + BATCH_SIZE]]
-            captions += self.caption_pixels(
-                pixels, beam=beam, length_penalty=length_penalty, max_length=max_length
-            )
+            found = self.decode_pixels(pixels, decoding, generator)
+            captions += [self.vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
         return captions
 
-    def caption_pixels(
+    def decode_pixels(
         self,
         pixels: Sequence[NDArray[np.uint8]],
-        *,
-        beam: int = 3,
-        length_penalty: float = 0.7,
-        max_length: int = 20,
-    ) -> list[str]:
-        """Caption images that have been through the transform: (3, H, W) uint8 each."""
+        options: DecodingOptions,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Caption images that have been through the transform: (3, H, W) uint8 each.
+
+        Args:
+            pixels: of one batch.
+            options: how to decode.
+            generator: of a draw that goes on from batch to batch; default a new one.
+
+        Returns:
+            For each image at least one and at most `n_best` captions, best first.
+        """
         if not pixels:
             return []
         batch = torch.from_numpy(np.stack(pixels)).to(self.precision.device)
-        found = decode_captions(
-            self.decoder,
-            self.vocab,
-            self.backbone(batch).half(),  # as the features that it was trained on were cached
-            self.precision,
-            beam_size=beam,
-            length_penalty=length_penalty,
-            max_length=max_length,
-        )
-        return [caption for captions in found for caption in captions]
+        features = self.backbone(batch).half()  # as those it was trained on were cached
+        (found,) = decode(self.decoder, [features], self.precision, options, generator)
+        return found
 
     def pixels(self, image: str | Path | Image.Image) -> NDArray[np.uint8]:
         """Read an image and bring it to the size the network wants: (3, H, W) uint8.
@@ -157,18 +158,22 @@ def load(
     return Captioner(backbone, decoder, vocab, used)
 
 
-def caption_files(captioner: Captioner, paths: Iterable[Path], *, beam: int) -> int:
+def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:
     """Print `path: caption` for each image, in order; an unreadable one gets a red line.
+
+    With `n_best` above 1 the path has a line of its own, and each caption one below it, after its
+    log-probability.
 
     Args:
         captioner: from `load`.
         paths: image files, and folders whose images are taken in order of name.
-        beam: beam size.
+        options: how to decode.
 
     Returns:
         How many images could not be read.
     """
     images, num_unreadable = list(find_images(paths)), 0
+    generator = torch.Generator().manual_seed(options.seed)
     for start in range(0, len(images), BATCH_SIZE):
         readable: list[tuple[Path, NDArray[np.uint8]]] = []
         for path in images[start : start + BATCH_SIZE]:
@@ -177,10 +182,20 @@ def caption_files(captioner: Captioner, paths: Iterable[Path], *, beam: int) -> 
             except DatasetError as error:
                 print_error(str(error))
                 num_unreadable += 1
-        captions = captioner.caption_pixels([pixels for _, pixels in readable], beam=beam)
-        for (path, _), caption in zip(readable, captions, strict=True):
-            print_note(f"{path}: {caption}")
+        found = captioner.decode_pixels([pixels for _, pixels in readable], options, generator)
+        for (path, _), hypotheses in zip(readable, found, strict=True):
+            print_note(_describe(path, hypotheses, captioner.vocab, options))
     return num_unreadable
+
+
+def _describe(
+    path: Path, hypotheses: list[Hypothesis], vocab: Vocab, options: DecodingOptions
+) -> str:
+    captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
+    if options.n_best == 1:
+        return f"{path}: {captions[0]}"
+    pairs = zip(hypotheses, captions, strict=True)
+    return "\n".join([f"{path}:", *(f"  {h.log_prob:7.2f}  {caption}" for h, caption in pairs)])
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:

@@ -275,7 +275,7 @@ class Decoder(nn.Module):
 
     def _by_image(self, rows: Tensor, state: DecoderState) -> Tensor:
         """(R, X) → (N, K, X), the rows of each image together."""
-        return rows.view(-1, state.num_rows_per_image, rows.shape[1])
+        return rows.view(-1, state.num_beams, rows.shape[1])
 
     def _run(
         self, inputs: Tensor, hidden: Hidden | None, lengths: Tensor | None = None

@@ -1,20 +1,25 @@
-"""The eval stage: decode a split with a run, score it by the official scorers.
+"""The eval stage: decode a split with a run, or several together, score it by the official scorers.
 
-data/runs/<run>/eval/<split>-beam<K>/metrics.json   scores as fractions under pycocoevalcap's
-                                                    names, num_images, images_per_second
-data/runs/<run>/eval/<split>-beam<K>/captions.json  COCO's result format:
-                                                    [{"image_id": int, "caption": str}, …]
+data/runs/<run>/eval/<split>-<decoding>/            of one run
+data/ensembles/<run>+<run>+…/eval/<split>-<decoding>/  of several, in the order of their names
+  metrics.json   scores as fractions under pycocoevalcap's names, num_images, images_per_second
+  captions.json  COCO's result format: [{"image_id": int, "caption": str}, …]
+  nbest.json     with --n-best N, best first:
+                 [{"image_id": int, "captions": [{"caption": str, "log_prob": float}, …]}, …]
+
+<decoding> is `beam<K>` or `sample`, and each option that is not as by default: `beam5-ngram2`.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..features.device import choose_device, keep_freed_memory
 from ..features.store import FeatureStore, find_features
@@ -30,14 +35,15 @@ from ..pipeline.console import (
 from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
 from ..pipeline.vocab import Vocab
-from .beam import decode_captions
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
-from .decoder import Decoder
+from .decoding import CaptionModel, Features, decode, iterate_features, iterate_members
+from .ensemble import Ensemble
+from .hypothesis import Hypothesis
 from .official import OfficialScorer
 from .precision import Precision
 
 VERSION = 1
-METRICS_NAME, CAPTIONS_NAME = "metrics.json", "captions.json"
+METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
 
 # Options that say how the captions are found, not which.
 PASSING_OPTIONS = ("device", "num_samples", "batch_size")
@@ -48,42 +54,92 @@ def evaluate(config: EvalConfig) -> Manifest:
 
     Raises:
         MissingArtifactError: no such run, split or features.
-        MismatchError: captions, vocabulary or features are not those of the run.
+        MismatchError: captions, vocabulary or features are not those of the run, or the runs do
+            not share them.
         ScorerError: Java cannot run the tokenizer or METEOR.
     """
-    run_dir = find_run(config.data, config.run)
-    run = RunConfig.read(run_dir)
+    members = [Member.load(config.data, name) for name in sorted(config.run or [])]
+    members = members or [Member.load(config.data, None)]
+    check_members(members)
+    whole_dir, run = _results_dir(config.data, members), members[0].run
     captions_dir = config.data / run.dataset / "captions"
     prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {run.dataset}")
-    _check_vocab(captions_dir, run, run_dir)
+    _check_vocab(captions_dir, run, members[0].run_dir)
     split, image_ids = _choose_images(captions_dir, config.split)
-    eval_dir = run_dir / "eval" / f"{split}-beam{config.beam}"
-    stage_config = config.as_json() | {"run": run_dir.name, "split": split}
+    eval_dir = whole_dir / "eval" / f"{split}-{config.decoding_name}"
+    stage_config = config.as_json() | {"run": whole_dir.name, "split": split}
     for name in PASSING_OPTIONS:
         del stage_config[name]
     inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
-    inputs[BEST_NAME] = hash_file(run_dir / BEST_NAME)
-    store = load_run_features(config.data, run)
-    inputs["features"] = store.sha256
+    for member in members:
+        prefix = f"{member.run_dir.name}/" if len(members) > 1 else ""
+        inputs[prefix + BEST_NAME] = hash_file(member.run_dir / BEST_NAME)
+        inputs[prefix + "features"] = member.store.sha256
+    names = [METRICS_NAME, CAPTIONS_NAME] + [NBEST_NAME] * (config.n_best > 1)
     with locked(eval_dir):
         manifest = Manifest.read(eval_dir)
         if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):
             print_note(f"eval: {eval_dir} is up to date.")
         else:
-            decoded = _decode_and_score(config, run_dir, store, image_ids, captions_dir, eval_dir)
+            decoded = _decode_and_score(config, members, image_ids, captions_dir, eval_dir)
             manifest = Manifest(
                 stage="eval",
                 version=VERSION,
                 config=stage_config,
                 inputs=inputs,
-                outputs={
-                    name: (eval_dir / name).stat().st_size for name in (METRICS_NAME, CAPTIONS_NAME)
-                },
+                outputs={name: (eval_dir / name).stat().st_size for name in names},
                 counts={"num_images": decoded.num_images},
                 seconds=round(decoded.seconds, 3),
             ).write(eval_dir)
     _show(eval_dir, captions_dir, config.num_samples)
     return manifest
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run that takes part in the decoding, alone or with others.
+
+    Attributes:
+        run_dir: its folder.
+        run: what it is.
+        store: the features that it was trained on.
+    """
+
+    run_dir: Path
+    run: RunConfig
+    store: FeatureStore
+
+    @classmethod
+    def load(cls, data: Path, name: str | None) -> "Member":
+        """Find a run by name, None the newest, and its features; the weights are not read yet."""
+        run_dir = find_run(data, name)
+        run = RunConfig.read(run_dir)
+        return cls(run_dir, run, load_run_features(data, run))
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Refuse runs that cannot write a caption together.
+
+    Raises:
+        MismatchError: another dataset or another vocabulary; both runs are named.
+    """
+    first = members[0]
+    for other in members[1:]:
+        for what, name in (("dataset", "dataset"), ("vocabulary", "vocab_sha256")):
+            one, two = getattr(first.run, name), getattr(other.run, name)
+            if one != two:
+                raise MismatchError(
+                    f"runs {first.run_dir.name} and {other.run_dir.name} cannot be averaged: their "
+                    f"{what} is {one[:12]} and {two[:12]}. Give runs that share it, or train one "
+                    f"of them again."
+                )
+
+
+def _results_dir(data: Path, members: Sequence[Member]) -> Path:
+    """The run's own folder, or that of the ensemble."""
+    if len(members) == 1:
+        return members[0].run_dir
+    return data / "ensembles" / "+".join(member.run_dir.name for member in members)
 
 
 def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
@@ -137,18 +193,16 @@ class _Decoded:
 
 def _decode_and_score(
     config: EvalConfig,
-    run_dir: Path,
-    store: FeatureStore,
+    members: Sequence[Member],
     image_ids: NDArray[np.int64],
     captions_dir: Path,
     eval_dir: Path,
 ) -> _Decoded:
-    """Write `captions.json` and `metrics.json`."""
+    """Write `captions.json`, `metrics.json` and, with several captions an image, `nbest.json`."""
     watch = Stopwatch()
     keep_freed_memory()
     precision = Precision(config.precision, choose_device(config.device))
-    _, vocab, decoder = load_run(run_dir, precision.device)
-    has_features = store.has(image_ids).numpy()
+    has_features = torch.stack([member.store.has(image_ids) for member in members]).all(0).numpy()
     num_without = int((~has_features).sum())
     if num_without:
         print_warning(
@@ -163,13 +217,13 @@ def _decode_and_score(
             # Its JVMs start while the GPU decodes; on a CPU they would take the decoder's cores.
             stack.enter_context(scorer)
         with watch.part("decode"):
-            captions = _decode(
-                config, vocab, decoder, store.features[store.rows(image_ids)], precision
-            )
-        hypotheses = dict(zip(image_ids.tolist(), captions, strict=True))
+            vocab, found = _decode(config, members, image_ids, precision)
+        hypotheses = {i: vocab.decode(best[0].token_ids) for i, best in found.items()}
         # Written before scoring: what was decoded is not lost if Java fails.
         results = [{"image_id": i, "caption": caption} for i, caption in hypotheses.items()]
         write_json(eval_dir / CAPTIONS_NAME, results)
+        if config.n_best > 1:
+            write_json(eval_dir / NBEST_NAME, _describe_nbest(found, vocab))
         if on_cpu:
             stack.enter_context(scorer)
         with watch.part("score"):
@@ -187,24 +241,40 @@ def _decode_and_score(
 
 
 def _decode(
-    config: EvalConfig, vocab: Vocab, decoder: Decoder, features: Tensor, precision: Precision
-) -> list[str]:
-    """Caption (N, D) features, with progress."""
-    captions: list[str] = []
-    with ProgressLine("decode", len(features), "img") as line:
-        for batch in decode_captions(
-            decoder,
-            vocab,
-            features,
-            precision,
-            beam_size=config.beam,
-            max_length=config.max_length,
-            length_penalty=config.length_penalty,
-            batch_size=config.batch_size,
-        ):
-            captions += batch
+    config: EvalConfig,
+    members: Sequence[Member],
+    image_ids: NDArray[np.int64],
+    precision: Precision,
+) -> tuple[Vocab, dict[int, list[Hypothesis]]]:
+    """Caption (N,) images that have features, with progress: the vocabulary, image_id → found."""
+    loaded = [load_run(member.run_dir, precision.device) for member in members]
+    decoders = [decoder for _, _, decoder in loaded]
+    stores = [member.store for member in members]
+    rows = [store.rows(image_ids) for store in stores]
+    if len(members) == 1:
+        model: CaptionModel[Any] = decoders[0]
+        batches: Iterable[Features] = iterate_features(stores[0], rows[0], config.batch_size)
+    else:
+        model, batches = Ensemble(decoders), iterate_members(stores, rows, config.batch_size)
+    found: list[list[Hypothesis]] = []
+    with ProgressLine("decode", len(image_ids), "img") as line:
+        for batch in decode(model, batches, precision, config):
+            found += batch
             line.advance(len(batch))
-    return captions
+    return loaded[0][1], dict(zip(image_ids.tolist(), found, strict=True))
+
+
+def _describe_nbest(found: dict[int, list[Hypothesis]], vocab: Vocab) -> list[dict[str, Any]]:
+    """The entries of `nbest.json`."""
+    return [
+        {
+            "image_id": image_id,
+            "captions": [
+                {"caption": vocab.decode(h.token_ids), "log_prob": h.log_prob} for h in hypotheses
+            ],
+        }
+        for image_id, hypotheses in found.items()
+    ]
 
 
 def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:

@@ -1,29 +1,44 @@
-"""What a decoder carries from word to word, in a form that any search can rearrange.
+"""What a decoder carries from word to word, whatever it is made of, and what a search asks of it.
 
-Letters in shapes: N images, K rows (beams, samples) of each, R = N·K rows; L layers, H hidden.
+Letters in shapes: N images, K beams of each, R = N·K rows, L layers, H hidden, V words. The rows of
+one image are adjacent.
 """
 
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 
 class State(Protocol):
-    """Rows of hypotheses, those of one image adjacent."""
+    """The state of all rows between two words."""
 
     def __len__(self) -> int:
-        """R, the number of rows."""
+        """R, the rows."""
         ...
 
     def select(self, images: Tensor, parents: Tensor) -> Self:
-        """Rearrange the rows.
+        """Let some images go and give the others new rows.
 
         Args:
-            images: (N′,) int64, positions of the images that stay.
-            parents: (N′, K′) int64, which of its image's rows each new row goes on from.
+            images: (N',) int64, positions of the images that stay, increasing.
+            parents: (N', K') int64, which of its image's K rows each new row continues.
         """
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class StepModel(Protocol[S]):
+    """Anything that says how likely each word is to come next: a decoder, or an ensemble."""
+
+    def start_tokens(self, batch_size: int) -> Tensor:
+        """(R,) int64, BOS for every row, on the model's device."""
+        ...
+
+    def step(self, token_ids: Tensor, state: S) -> tuple[Tensor, S]:
+        """Advance by one word: (R,) int64 previous words → (R, V) logits and the next state."""
         ...
 
 
@@ -32,32 +47,24 @@ class DecoderState:
     """The state of one decoder.
 
     Attributes:
-        hidden: (h,) for GRU and RNN, (h, c) for LSTM; each (L, R, H).
-        memory: what attention looks at, (N, …) each: one row an image, never repeated over beams;
-            () without attention.
-        num_rows_per_image: K.
+        hidden: (h,), or (h, c) of an LSTM, each (L, R, H).
+        memory: what attention looks at, each (N, …), one row an image and never repeated for its
+            beams; () without attention.
+        num_beams: K, rows of each image.
     """
 
     hidden: tuple[Tensor, ...]
     memory: tuple[Tensor, ...] = ()
-    num_rows_per_image: int = 1
+    num_beams: int = 1
 
     def __len__(self) -> int:
         return self.hidden[0].shape[1]
 
     def select(self, images: Tensor, parents: Tensor) -> "DecoderState":
-        """Rearrange the rows, see `State`; the memory only where images leave."""
-        num_images = len(self) // self.num_rows_per_image
-        rows = (images[:, None] * self.num_rows_per_image + parents).flatten()
-        all_stay = len(images) == num_images
-        return DecoderState(
-            tuple(part.index_select(1, rows) for part in self.hidden),
-            self.memory if all_stay else tuple(x.index_select(0, images) for x in self.memory),
-            parents.shape[1],
-        )
-
-    def repeat(self, num_rows: int) -> "DecoderState":
-        """Give each image `num_rows` equal rows instead of its one."""
-        assert self.num_rows_per_image == 1
-        hidden = tuple(torch.repeat_interleave(part, num_rows, 1) for part in self.hidden)
-        return replace(self, hidden=hidden, num_rows_per_image=num_rows)
+        """See `State.select`."""
+        rows = (images[:, None] * self.num_beams + parents).flatten()
+        hidden = tuple(part.index_select(1, rows) for part in self.hidden)
+        memory = self.memory
+        if memory and len(images) < len(memory[0]):
+            memory = tuple(part.index_select(0, images) for part in memory)
+        return DecoderState(hidden, memory, parents.shape[1])

@@ -22,7 +22,7 @@ from ..features.device import (
     keep_freed_memory,
     precision_name,
 )
-from ..pipeline.config import TrainConfig
+from ..pipeline.config import DecodingOptions, TrainConfig
 from ..pipeline.console import (
     ProgressLine,
     format_bytes,
@@ -33,7 +33,6 @@ from ..pipeline.console import (
 from ..pipeline.errors import MismatchError, MissingArtifactError, ShowTellError
 from ..pipeline.manifest import MANIFEST_NAME, Manifest, Stopwatch, locked
 from .batches import CaptionBatches
-from .beam import decode_captions
 from .checkpoint import (
     BEST_NAME,
     CONFIG_NAME,
@@ -46,6 +45,7 @@ from .checkpoint import (
     save_weights,
 )
 from .decoder import Decoder
+from .decoding import decode_captions, iterate_features
 from .metrics import CaptionScorer
 from .objective import caption_loss, learning_rate_at, make_optimizer
 from .precision import Precision
@@ -308,15 +308,12 @@ class Trainer:
 
     def decode_validation(self) -> list[str]:
         """Caption the validation images with the decoder as it stands."""
-        rows = self.data.store.rows(self.data.val_image_ids).to(self.batches.features.device)
-        config = self.config
-        batches = decode_captions(
-            self.decoder,
-            self.data.vocab,
-            self.batches.features[rows],
-            self.precision,
-            beam_size=config.val_beam,
+        store, options = (
+            self.data.store,
+            DecodingOptions(beam=self.config.val_beam, length_penalty=0.0),
         )
+        features = iterate_features(store, store.rows(self.data.val_image_ids))
+        batches = decode_captions(self.decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]
 
     def _out_of_patience(self) -> bool:

@@ -14,7 +14,20 @@ from .errors import ConfigError
 T = TypeVar("T")
 
 PLAIN_NAME = r"[^./\\][^/\\]*"
-RESERVED = ("runs", "bench")  # what lies beside the datasets in the data folder
+RESERVED = ("runs", "ensembles", "bench")  # what lies beside the datasets in the data folder
+
+# Decoding options as they stand in the names of folders.
+SHORT_NAMES = {
+    "length_penalty": "penalty",
+    "max_length": "max",
+    "min_length": "min",
+    "no_repeat_ngram": "ngram",
+    "beam_groups": "groups",
+    "top_p": "top",
+    "temperature": "temperature",
+    "seed": "seed",
+    "n_best": "nbest",
+}
 
 
 def option(default: T, help: str) -> T:
@@ -232,24 +245,114 @@ class TrainConfig(DatasetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(StageConfig):
-    """Options of `showtell eval`."""
+class DecodingOptions:
+    """How captions are found: by beam search, or drawn with `sample`."""
 
-    run: str | None = option(None, "Run to evaluate; default the newest.")
-    split: str | None = option(None, "val or test; default test where the dataset has one.")
     beam: int = option(3, "Beam size; 1 is greedy.")
     length_penalty: float = option(0.7, "Score is log-probability / length ** this; 0 is none.")
-    max_length: int = option(20, "Longest caption, in words.")
+    max_length: int | None = option(None, "Longest caption, in tokens; default 20.")
+    min_length: int = option(1, "Shortest caption, in tokens.")
+    no_repeat_ngram: int = option(0, "No sequence of this many tokens twice in a caption; 0 off.")
+    beam_groups: int = option(1, "Split the beam into groups that differ: diverse beam search.")
+    diversity: float = option(
+        0.5, "What a word costs for each beam of earlier groups that says it."
+    )
+    sample: bool = option(False, "Draw captions instead of searching for the most probable.")
+    top_p: float = option(1.0, "Draw among the likeliest words that hold this much probability.")
+    temperature: float = option(1.0, "Below 1 the likely words become likelier to be drawn.")
+    seed: int = option(0, "Seed of the draw.")
+    n_best: int = option(1, "Captions for each image: the best of the beam, or as many draws.")
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            beam_size=self.beam,
+            max_length=self.max_length,
+            min_length=self.min_length,
+            beam_groups=self.beam_groups,
+            n_best=self.n_best,
+        )
+        require_at_least(
+            0,
+            length_penalty=self.length_penalty,
+            no_repeat_ngram=self.no_repeat_ngram,
+            diversity=self.diversity,
+        )
+        require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}.")
+        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        require(
+            self.min_length <= self.length_limit,
+            f"min_length {self.min_length} is above max_length {self.length_limit}.",
+        )
+        require(
+            self.beam % self.beam_groups == 0,
+            f"beam must be a multiple of beam_groups {self.beam_groups}, got {self.beam}.",
+        )
+        require(
+            self.sample or self.n_best <= self.beam,
+            f"n_best must be at most the beam's {self.beam}, got {self.n_best}.",
+        )
+        require(
+            self.sample or (self.top_p == 1 and self.temperature == 1),
+            "--top-p and --temperature say how to draw; add --sample.",
+        )
+        require(
+            not self.sample or self.beam_groups == 1,
+            "--sample and --beam-groups exclude each other; give one.",
+        )
+
+    @property
+    def length_limit(self) -> int:
+        """`max_length`, or its default."""
+        return 20 if self.max_length is None else self.max_length
+
+    @property
+    def decoding_name(self) -> str:
+        """The options in a folder's name: `beam3`, `beam5-ngram2` where one is not the default."""
+        parts = ["sample" if self.sample else f"beam{self.beam}"]
+        for name, short in SHORT_NAMES.items():
+            value = getattr(self, name)
+            if value != getattr(DecodingOptions, name):
+                parts.append(f"{short}{value}")
+        if self.beam_groups > 1:
+            parts.append(f"diversity{self.diversity}")
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(DecodingOptions, StageConfig):
+    """Options of `showtell eval`."""
+
+    run: list[str] | None = option(
+        None, "Run to evaluate; default the newest. Give several to average their predictions."
+    )
+    split: str | None = option(None, "val or test; default test where the dataset has one.")
     batch_size: int = option(200, "Images decoded together.")
     num_samples: int = option(5, "Captions shown at the end.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.run, str):
+            object.__setattr__(self, "run", [self.run])
         if self.split is not None:
             require_choice("split", self.split, ("train", "val", "test"))
-        require_at_least(
-            1, beam_size=self.beam, max_length=self.max_length, batch_size=self.batch_size
-        )
-        require_at_least(0, length_penalty=self.length_penalty, num_samples=self.num_samples)
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, num_samples=self.num_samples)
         require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig(DecodingOptions, StageConfig):
+    """Options of `showtell caption`."""
+
+    images: list[Path] = field(
+        metadata={"help": "Image files, or folders of them.", "argument": True}
+    )
+    run: str | None = option(None, "Run to use; default the newest.")
+    weights: str | None = option(None, "Where the encoder's weights file is now, if it was moved.")
+    device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from .config import RESERVED
 from .console import format_bytes, format_seconds, print_note, print_table
 from .manifest import Manifest, hash_file, is_locked
 
@@ -53,12 +54,14 @@ def show_status(data: Path) -> None:
 def find_stages(data: Path) -> Iterator[StageStatus]:
     """Yield the stages under `data` in the order in which data flows."""
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
-        if dataset.name not in ("runs", "bench") and any(dataset.iterdir()):
+        if dataset.name not in RESERVED and any(dataset.iterdir()):
             yield from _dataset_stages(dataset)
     for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
         yield _run_status(data, run)
         for evaluation in sorted(run.glob("eval/*")):
             yield _eval_status(data, run, evaluation)
+    for evaluation in sorted(data.glob("ensembles/*/eval/*")):
+        yield _ensemble_status(data, evaluation)
 
 
 def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
@@ -98,6 +101,18 @@ def _eval_status(data: Path, run: Path, evaluation: Path) -> StageStatus:
     best = "best.safetensors"
     if manifest is not None and manifest.inputs.get(best) != _hash(run / best):
         changed.append(best)
+    return _status("eval", evaluation, changed)
+
+
+def _ensemble_status(data: Path, evaluation: Path) -> StageStatus:
+    manifest = Manifest.read(evaluation)
+    inputs = manifest.inputs if manifest else {}
+    changed: list[str] = []
+    for name in (name for name in inputs if name.endswith("/best.safetensors")):
+        weights = data / "runs" / name
+        changed = changed or _changed_captions(data, manifest, Manifest.read(weights.parent))
+        if inputs[name] != _hash(weights):
+            changed.append(name)
     return _status("eval", evaluation, changed)
 
 

@@ -9,8 +9,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from showtell.model.decoder import Decoder
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -92,6 +96,24 @@ def look_closer() -> Callable[[Path], None]:
         save_file(tensors, path)
 
     return amplify
+
+
+@pytest.fixture(scope="session")
+def random_decoder() -> Callable[..., "Decoder"]:
+    """Make a small decoder whose words differ enough in probability to have a best caption."""
+    import torch
+
+    from showtell.model.decoder import Decoder, DecoderConfig
+
+    def make(seed: int = 0, **options: object) -> Decoder:
+        torch.manual_seed(seed)
+        sizes = {"cell": "gru", "feature_dim": 6, "vocab_size": 12} | options
+        decoder = Decoder(DecoderConfig(**({"embed_size": 8, "hidden_size": 8} | sizes)))
+        torch.nn.init.normal_(decoder.embedding.weight, std=1.0)
+        torch.nn.init.normal_(decoder.output_bias)
+        return decoder.double().eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

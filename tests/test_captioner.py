@@ -15,7 +15,7 @@ from showtell.model import evaluate as evaluate_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
-from showtell.pipeline.config import EvalConfig, FeaturesConfig, TrainConfig
+from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
 from showtell.pipeline.errors import (
     DatasetError,
     MismatchError,
@@ -150,6 +150,15 @@ def test_options_of_the_search_are_used(captioner, pictures) -> None:
     assert sum(map(len, low)) < sum(map(len, high))
 
 
+def test_draws_go_on_from_batch_to_batch(captioner, pictures, monkeypatch) -> None:
+    options = {"sample": True, "temperature": 2.0}
+    expected = captioner.caption(pictures[:10], **options)
+    assert len(set(expected)) > 1
+    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 3)
+    assert captioner.caption(pictures[:10], **options) == expected
+    assert captioner.caption(pictures[:10], **options, seed=1) != expected
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotated_photograph_is_turned_upright(
     captioner, pictures, tmp_path, orientation: int
@@ -243,7 +252,7 @@ def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
     captioner, folder, tmp_path, capsys
 ) -> None:
     missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
-    assert caption_files(captioner, [missing, there], beam=3) == 1
+    assert caption_files(captioner, [missing, there], DecodingOptions()) == 1
     captured = capsys.readouterr()
     assert captured.err == f"error: {missing} cannot be read: No such file or directory.\n"
     assert captured.out.startswith(f"{there}: ")
@@ -255,11 +264,22 @@ def test_one_image_needs_no_list(captioner, folder) -> None:
 
 
 def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:
-    assert caption_files(captioner, [folder], beam=3) == 0
+    assert caption_files(captioner, [folder], DecodingOptions()) == 0
     paths = list(find_images([folder]))
     expected = captioner.caption(paths)
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
+
+
+def test_caption_files_prints_several_captions_below_each_other(captioner, folder, capsys) -> None:
+    path = next(find_images([folder]))
+    options = DecodingOptions(beam=4, n_best=3, length_penalty=0.0)
+    assert caption_files(captioner, [path], options) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    found = [(float(line.split()[0]), " ".join(line.split()[1:])) for line in lines]
+    assert head == f"{path}:" and len(set(found)) == 3
+    assert found == sorted(found, reverse=True)
+    assert found[0][1] == captioner.caption(path, beam=4, length_penalty=0.0)[0]
 
 
 def test_caption_files_goes_on_after_an_unreadable_image(
@@ -268,7 +288,7 @@ def test_caption_files_goes_on_after_an_unreadable_image(
     monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "d.PNG").write_bytes(b"")
-    assert caption_files(captioner, [folder], beam=1) == 2
+    assert caption_files(captioner, [folder], DecodingOptions(beam=1)) == 2
     captured = capsys.readouterr()
     assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
         str(folder / name) for name in ("a/c.png", "a.png")

@@ -238,17 +238,17 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
         calls.append((run, options))
         return "the captioner"
 
-    def caption_files(loaded: object, images: list[Path], *, beam: int) -> int:
-        calls.append((loaded, images, beam))
+    def caption_files(loaded: object, images: list[Path], options: configs.DecodingOptions) -> int:
+        calls.append((loaded, images, options.decoding_name))
         return 1 if Path("bad.jpg") in images else 0
 
     monkeypatch.setattr(captioner, "load", load)
     monkeypatch.setattr(captioner, "caption_files", caption_files)
-    given = ("caption", "a.jpg", "b", "--run", "r", "--beam", 5, "--device", "cpu")
+    given = ("caption", "a.jpg", "b", "--run", "r", "--beam", 5, "--n-best", 2, "--device", "cpu")
     assert showtell(*given, "--data", tmp_path)[0] == 0
     assert calls == [
         ("r", {"data": tmp_path, "weights": None, "device": "cpu"}),
-        ("the captioner", [Path("a.jpg"), Path("b")], 5),
+        ("the captioner", [Path("a.jpg"), Path("b")], "beam5-nbest2"),
     ]
     # An image that could not be read shows in the exit status.
     assert showtell("caption", "bad.jpg")[0] == 1

@@ -89,8 +89,27 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     # eval
     (EvalConfig, {"split": "dev"}, "split must be one of train, val, test, got 'dev'."),
     (EvalConfig, {"beam": 0}, "must be at least 1, got 0."),
-    *at_least(EvalConfig, 1, "max_length", "batch_size"),
-    *at_least(EvalConfig, 0, "length_penalty", "num_samples"),
+    *at_least(EvalConfig, 1, "max_length", "min_length", "beam_groups", "n_best", "batch_size"),
+    *at_least(EvalConfig, 0, "length_penalty", "no_repeat_ngram", "diversity", "num_samples"),
+    (EvalConfig, {"min_length": 21}, "min_length 21 is above max_length 20."),
+    (EvalConfig, {"min_length": 5, "max_length": 4}, "min_length 5 is above max_length 4."),
+    (
+        EvalConfig,
+        {"beam": 5, "beam_groups": 2},
+        "beam must be a multiple of beam_groups 2, got 5.",
+    ),
+    (EvalConfig, {"n_best": 4}, "n_best must be at most the beam's 3, got 4."),
+    (EvalConfig, {"sample": True, "temperature": 0.0}, "temperature must be above 0, got 0.0."),
+    *(
+        (EvalConfig, {"sample": True, "top_p": p}, f"top_p must be above 0 and at most 1, got {p}.")
+        for p in (0.0, 1.1, math.nan)
+    ),
+    (EvalConfig, {"top_p": 0.9}, "--top-p and --temperature say how to draw; add --sample."),
+    (
+        EvalConfig,
+        {"sample": True, "beam_groups": 3},
+        "--sample and --beam-groups exclude each other; give one.",
+    ),
 ]
 
 
@@ -124,6 +143,8 @@ def test_impossible_value_is_refused(
         (TrainConfig, {"cell": "lstm", "schedule": "cosine", "monitor": "Bleu_4"}),
         (TrainConfig, {"run": "a.b-c", "epochs": 1, "val_images": 1, "weight_decay": 0.0}),
         (EvalConfig, {"split": "train", "beam": 1, "length_penalty": 0.0, "num_samples": 0}),
+        (EvalConfig, {"min_length": 30, "max_length": 30, "beam": 6, "beam_groups": 6}),
+        (EvalConfig, {"sample": True, "n_best": 10, "top_p": 0.1, "temperature": 1e-9}),
     ],
     ids=name_of,
 )
@@ -132,6 +153,27 @@ def test_values_at_the_edge_are_taken(
 ) -> None:
     config = config_class(**options)
     assert {name: getattr(config, name) for name in options} == options
+
+
+def test_one_run_or_several_are_a_list() -> None:
+    assert EvalConfig(run="r").run == EvalConfig(run=["r"]).run == ["r"]
+    assert EvalConfig().run is None
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "beam3"),
+        ({"beam": 5, "no_repeat_ngram": 2}, "beam5-ngram2"),
+        ({"length_penalty": 0.0, "max_length": 40, "min_length": 4}, "beam3-penalty0.0-max40-min4"),
+        ({"beam": 6, "beam_groups": 3, "n_best": 6}, "beam6-groups3-nbest6-diversity0.5"),
+        ({"sample": True, "top_p": 0.9, "seed": 2}, "sample-top0.9-seed2"),
+        ({"sample": True, "temperature": 0.7}, "sample-temperature0.7"),
+    ],
+    ids=str,
+)
+def test_every_way_of_decoding_has_its_name(options: dict[str, Any], name: str) -> None:
+    assert EvalConfig(**options, batch_size=7).decoding_name == name
 
 
 @pytest.mark.parametrize("config_class", STAGES)

@@ -40,8 +40,9 @@ def test_state_has_a_row_for_each_image(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
     state = decoder.init_state(torch.randn(3, 6))
     layers, hidden_size = decoder.config.num_layers, decoder.config.hidden_size
-    assert len(state) == (2 if options["cell"] == "lstm" else 1)
-    assert all(part.shape == (layers, 3, hidden_size) for part in state)
+    assert len(state) == 3 and state.memory == ()
+    assert len(state.hidden) == (2 if options["cell"] == "lstm" else 1)
+    assert all(part.shape == (layers, 3, hidden_size) for part in state.hidden)
 
 
 def test_gru_equals_the_equations_of_cho_et_al() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from showtell.features.extract import extract
 from showtell.model import evaluate as evaluate_module
+from showtell.model.checkpoint import run_names
 from showtell.model.evaluate import evaluate
 from showtell.model.official import score_official
 from showtell.model.train import train
@@ -16,6 +18,7 @@ from showtell.pipeline.captions import read_images, read_references
 from showtell.pipeline.config import EvalConfig, FeaturesConfig, PrepareConfig, TrainConfig
 from showtell.pipeline.errors import MismatchError, MissingArtifactError, ScorerError
 from showtell.pipeline.prepare import prepare
+from showtell.pipeline.status import find_stages
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 TABLE = "scenes/raw/captions.csv"
@@ -154,13 +157,104 @@ def test_other_beam_or_split_makes_another_folder(data, scorers) -> None:
     assert list(scorers[-1].references) == ids_of(data, "train")
 
 
-@pytest.mark.parametrize("options", [{"length_penalty": 0.0}, {"max_length": 3}], ids=str)
-def test_other_decoding_is_evaluated_anew(data, scorers, options: dict[str, float]) -> None:
+def test_other_decoding_leaves_what_was_decoded_before(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r"))
-    evaluate(EvalConfig(data=data, run="r", **options))
-    assert len(scorers) == 2
-    if "max_length" in options:
-        assert max(len(e["caption"].split()) for e in written(data, "test-beam3")) == 3
+    before = written(data, "test-beam3")
+    for options in (
+        {"length_penalty": 0.0},
+        {"max_length": 3},
+        {"min_length": 12},
+        {"beam": 4, "beam_groups": 2},
+        {"sample": True, "top_p": 0.9},
+    ):
+        evaluate(EvalConfig(data=data, run="r", **options))
+    assert len(scorers) == 6
+    assert written(data, "test-beam3") == before
+    lengths = {
+        path.name: [len(entry["caption"].split()) for entry in written(data, path.name)]
+        for path in (data / "runs/r/eval").iterdir()
+    }
+    assert sorted(lengths) == [
+        *("test-beam3", "test-beam3-max3", "test-beam3-min12", "test-beam3-penalty0.0"),
+        *("test-beam4-groups2-diversity0.5", "test-sample-top0.9"),
+    ]
+    assert max(lengths["test-beam3-max3"]) == 3 and min(lengths["test-beam3-min12"]) >= 12
+
+
+@pytest.mark.parametrize("options", [{"beam": 5}, {"sample": True, "temperature": 2.0}], ids=str)
+def test_nbest_lists_the_captions_best_first(data, scorers, options: dict[str, object]) -> None:
+    config = EvalConfig(data=data, run="r", n_best=4, length_penalty=0.0, **options)
+    manifest = evaluate(config)
+    folder = f"test-{config.decoding_name}"
+    assert "nbest.json" in manifest.outputs
+    best = {entry["image_id"]: entry["caption"] for entry in written(data, folder)}
+    listed = written(data, folder, "nbest")
+    assert [entry["image_id"] for entry in listed] == list(best)
+    assert max(len(entry["captions"]) for entry in listed) > 1
+    for entry in listed:
+        texts = [found["caption"] for found in entry["captions"]]
+        log_probs = [found["log_prob"] for found in entry["captions"]]
+        assert texts[0] == best[entry["image_id"]]
+        assert 1 <= len(set(texts)) == len(texts) <= 4
+        assert log_probs == sorted(log_probs, reverse=True) and log_probs[0] < 0
+
+
+@pytest.fixture(scope="module")
+def several(trained, tmp_path_factory) -> Path:
+    """`trained` with an LSTM `s` beside run `r`; for reading only."""
+    data = Path(shutil.copytree(trained, tmp_path_factory.mktemp("several") / "data"))
+    sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 32, "epochs": 1}
+    train(TrainConfig(data=data, dataset="scenes", run="s", cell="lstm", **sizes))
+    return data
+
+
+def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
+    path = data / "ensembles" / names / "eval" / folder / "captions.json"
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_ensemble_of_a_run_with_itself_is_the_run(data, scorers) -> None:
+    evaluate(EvalConfig(data=data, run="r", precision="fp32"))
+    evaluate(EvalConfig(data=data, run=["r", "r"], precision="fp32"))
+    assert ensemble_captions(data, "r+r") == written(data, "test-beam3")
+
+
+def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
+    several, tmp_path, scorers, showtell
+) -> None:
+    data = Path(shutil.copytree(several, tmp_path / "data"))
+    args = ("eval", "--run", "s", "--run", "r", "--num-samples", 1, "--data", data)
+    status, output = showtell(*args)
+    assert status == 0 and "eval r+s test-beam3" in output
+    captions = ensemble_captions(data, "r+s")
+    assert [entry["image_id"] for entry in captions] == ids_of(data, "test")
+    assert "up to date" in showtell(*args)[1] and len(scorers) == 1
+    assert not (data / "runs/r/eval").exists()
+    # It is listed, is no run, and is stale once a member has changed.
+    line = r"eval +ensembles/r\+s/eval/test-beam3 +"
+    assert re.search(line + "done", showtell("status", "--data", data)[1])
+    assert run_names(data) == ["r", "s"] or run_names(data) == ["s", "r"]
+    shutil.copy(data / "runs/r/best.safetensors", data / "runs/s/best.safetensors")
+    assert "s/best.safetensors changed" in " ".join(
+        status.state for status in find_stages(data) if "ensembles" in status.path.parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [("vocab_sha256", "0" * 64, "vocabulary"), ("dataset", "other", "dataset")],
+)
+def test_runs_that_share_too_little_are_refused(
+    several, tmp_path, scorers, monkeypatch, name: str, value: str, what: str
+) -> None:
+    data = Path(shutil.copytree(several, tmp_path / "data"))
+    path = data / "runs/s/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {name: value}), "utf-8")
+    if name == "dataset":
+        (data / "other").symlink_to(data / "scenes")
+    with pytest.raises(MismatchError, match=rf"runs r and s cannot be averaged: their {what}"):
+        evaluate(EvalConfig(data=data, run=["r", "s"]))
+    assert not (data / "ensembles").exists() and not scorers
 
 
 def test_other_weights_are_evaluated_anew(data, scorers) -> None:

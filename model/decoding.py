@@ -1,0 +1,101 @@
+"""Features → captions: batches of images through a model, by beam search or by drawing."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..features.store import FeatureStore
+from ..pipeline.config import DecodingOptions
+from ..pipeline.vocab import Vocab
+from .beam import beam_search
+from .hypothesis import Hypothesis
+from .precision import Precision
+from .sampling import sample_captions
+from .state import S, StepModel
+
+BATCH_SIZE = 200
+
+# What a model looks at in one batch: (B, D) of a decoder; of an ensemble, those of each member.
+Features = Tensor | Sequence[Tensor]
+
+
+class CaptionModel(StepModel[S], Protocol[S]):
+    """What can be shown images: a `Decoder`, or an `Ensemble`."""
+
+    training: bool
+
+    def init_state(self, features: Any) -> S:
+        """The state before BOS, a row for each image."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Set the mode of a module."""
+        ...
+
+
+def decode_captions(
+    model: CaptionModel[S],
+    vocab: Vocab,
+    batches: Iterable[Features],
+    precision: Precision,
+    options: DecodingOptions,
+) -> Iterator[list[str]]:
+    """Yield the best caption of each image, a batch of images at a time; see `decode`."""
+    for found in decode(model, batches, precision, options):
+        yield [vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
+
+
+def decode(
+    model: CaptionModel[S],
+    batches: Iterable[Features],
+    precision: Precision,
+    options: DecodingOptions,
+    generator: torch.Generator | None = None,
+) -> Iterator[list[list[Hypothesis]]]:
+    """Yield the captions of each image, best first, a batch of images at a time.
+
+    Args:
+        model: any mode; put into eval mode here, and back after.
+        batches: features on any device, which are moved batch by batch.
+        precision: of the arithmetic, and the device.
+        options: how to decode; each image gets at least one and at most `n_best` captions.
+        generator: of a draw that goes on; default a new one from the options' seed.
+    """
+    was_training = model.training
+    model.train(False)
+    generator = generator or torch.Generator().manual_seed(options.seed)
+    try:
+        for batch in batches:
+            with precision.autocast(), torch.inference_mode():
+                state = model.init_state(_move(batch, precision.device))
+                if options.sample:
+                    found = sample_captions(model, state, options, generator)
+                else:
+                    found = beam_search(model, state, options)
+            yield [hypotheses[: options.n_best] for hypotheses in found]
+    finally:
+        model.train(was_training)
+
+
+def iterate_features(
+    store: FeatureStore, rows: Tensor, batch_size: int = BATCH_SIZE
+) -> Iterator[Tensor]:
+    """Yield (B, D) features of these (N,) rows, in their order."""
+    for batch in rows.split(batch_size):
+        yield store.features[batch]
+
+
+def iterate_members(
+    stores: Sequence[FeatureStore], rows: Sequence[Tensor], batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what each member of an ensemble sees of the same images: `iterate_features` of each."""
+    pairs = zip(stores, rows, strict=True)
+    return zip(*(iterate_features(*pair, batch_size) for pair in pairs), strict=True)
+
+
+def _move(features: Features, device: torch.device) -> Features:
+    if isinstance(features, Tensor):
+        return features.to(device)
+    return tuple(member.to(device) for member in features)

@@ -1,0 +1,64 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from showtell.model.beam import beam_search
+from showtell.model.decoding import decode, decode_captions, iterate_features, iterate_members
+from showtell.model.ensemble import Ensemble
+from showtell.model.precision import Precision
+from showtell.pipeline.config import DecodingOptions
+from showtell.pipeline.vocab import build_vocab
+
+PRECISION = Precision("fp32", torch.device("cpu"))
+
+
+@pytest.fixture
+def store() -> SimpleNamespace:
+    """What `iterate_features` needs of a store: features (30, 6)."""
+    torch.manual_seed(0)
+    return SimpleNamespace(features=torch.randn(30, 6))
+
+
+def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) -> None:
+    vocab = build_vocab([["a", "dog", "runs", "on", "grass", "and", "sand", "fast"]], min_count=1)
+    decoder = random_decoder(vocab_size=len(vocab)).train()
+    options, rows = DecodingOptions(beam=2), torch.tensor([5, 2, 9, 9, 0, 1, 7])
+    features = iterate_features(store, rows, batch_size=3)
+    batches = list(decode_captions(decoder, vocab, features, PRECISION, options))
+    assert decoder.training
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    state = decoder.eval().init_state(store.features[rows])
+    best = [hypotheses[0].token_ids for hypotheses in beam_search(decoder, state, options)]
+    assert [caption for batch in batches for caption in batch] == [
+        " ".join(vocab.words[word] for word in words) for words in best
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"beam": 5, "n_best": 3}, {"sample": True, "n_best": 3, "seed": 4}, {"sample": True}],
+    ids=str,
+)
+def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
+    random_decoder, store, options: dict[str, int]
+) -> None:
+    decoder, chosen = random_decoder(), DecodingOptions(**options)
+    found = []
+    for batch_size in (1, 7, 30):
+        batches = iterate_features(store, torch.arange(30), batch_size)
+        decoded = [hs for batch in decode(decoder, batches, PRECISION, chosen) for hs in batch]
+        assert all(1 <= len(hypotheses) <= chosen.n_best for hypotheses in decoded)
+        found.append([[h.token_ids for h in hypotheses] for hypotheses in decoded])
+    assert found[0] == found[1] == found[2]
+
+
+def test_members_of_an_ensemble_see_the_same_images(random_decoder, store) -> None:
+    other = SimpleNamespace(features=-store.features.flip(0))
+    rows = [torch.arange(20), torch.arange(29, 9, -1)]  # where either has the same image
+    batches = list(iterate_members([store, other], rows, batch_size=8))
+    assert [len(ones) for ones, _ in batches] == [8, 8, 4]
+    assert all(torch.equal(ones, -others) for ones, others in batches)
+    ensemble = Ensemble([random_decoder(), random_decoder(cell="lstm", seed=1)])
+    found = decode(ensemble, batches, PRECISION, DecodingOptions(beam=2))
+    assert [len(batch) for batch in found] == [8, 8, 4]
