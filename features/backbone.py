@@ -17,6 +17,7 @@ from .weights import PretrainedNetwork, load_weights
 
 # What networks raise for a picture of a size that they cannot take.
 SIZE_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError)
+POOLS_ALL = (1, (1, 1))
 
 
 class Backbone(nn.Module):
@@ -28,6 +29,8 @@ class Backbone(nn.Module):
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
         weights_sha256: of the weights, in hex.
         dtype: of the computation; pixels come as uint8 and features leave as float32.
+        grid_places: R, places of the map that is averaged into the pooled features; 0 where the
+            network has no such map.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Backbone(nn.Module):
         self.shift = nn.Buffer((-mean / std).view(1, 3, 1, 1).to(device))
         self.requires_grad_(False)
         super().train(False)
-        self.feature_dim = self._try_out()
+        self.feature_dim, self.grid_places = self._try_out()
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -69,15 +72,74 @@ class Backbone(nn.Module):
         features: Tensor = self.network(normalised)
         return features.flatten(1).float()
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether the pooled features are the mean of a map, which `grid` gives."""
+        return self.grid_places > 0
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Compute the map of a batch before it is pooled.
+
+        Args:
+            pixels: (B, 3, H, W) uint8, RGB, on any device.
+
+        Returns:
+            (B, R, D) float32, on the network's device; places row by row from the top left.
+        """
+        return self.pool_and_grid(pixels)[1]
+
+    @torch.inference_mode()
+    def pool_and_grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what `forward` and `grid` give, in one pass.
+
+        Raises:
+            ConfigError: the network has no grid.
+        """
+        self.require_grid()
+        pooled, grid = self._watch_pooling(pixels)
+        assert grid is not None
+        return pooled, grid.float()
+
+    def require_grid(self) -> None:
+        """Refuse a network without a grid.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if not self.has_grid:
+            raise ConfigError(
+                f"{self.name} has no grid: its features are not the mean of a map. Leave out "
+                "--grid, or choose another --encoder, e.g. resnet50."
+            )
+
+    def _watch_pooling(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the network and keep what its average pooling takes in.
+
+        Returns:
+            pooled: (B, D) float32.
+            grid: (B, R, D) in the network's dtype; None where nothing is pooled to 1×1.
+        """
+        pooling = dict(self.network.named_modules()).get("avgpool")
+        if not isinstance(pooling, nn.AdaptiveAvgPool2d) or pooling.output_size not in POOLS_ALL:
+            return self(pixels), None
+        taken: list[Tensor] = []
+        handle = pooling.register_forward_hook(lambda module, inputs, output: taken.append(*inputs))
+        try:
+            pooled = self(pixels)
+        finally:
+            handle.remove()
+        return pooled, taken[0].flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, R, D)
+
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode: in train mode the running statistics would drift."""
         return super().train(False)
 
-    def _try_out(self) -> int:
+    def _try_out(self) -> tuple[int, int]:
         """Run one black picture through the network.
 
         Returns:
             Width of its features.
+            Places of the grid, 0 where its mean is not the features.
 
         Raises:
             ConfigError: the network cannot take pictures of this size.
@@ -86,7 +148,7 @@ class Backbone(nn.Module):
         size = self.transform.crop_size
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         try:
-            features = self(black)
+            features, grid = self._watch_pooling(black)
         except SIZE_ERRORS as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ConfigError(
@@ -97,7 +159,9 @@ class Backbone(nn.Module):
             raise WeightsError(
                 f"{self.name} gives features that are not finite. Choose other --weights."
             )
-        return int(features.shape[1])
+        if grid is None or not is_pooled(features, grid):
+            return features.shape[1], 0
+        return features.shape[1], grid.shape[1]
 
 
 def load_backbone(
@@ -118,6 +182,18 @@ def load_backbone(
     """
     dtype = choose_precision(precision, device)
     return Backbone(load_weights(encoder, weights, image_size), device, dtype)
+
+
+def is_pooled(features: Tensor, grid: Tensor) -> bool:
+    """Whether features (B, D) are the mean of a grid (B, R, D), within the precision of the grid.
+
+    Between the two a network may still have layers: ConvNeXt normalises, MobileNetV3 has a linear
+    one.
+    """
+    mean = grid.float().mean(1)
+    rounding = 4 * torch.finfo(grid.dtype).eps
+    tolerance = max(rounding, 1e-4) * float(mean.norm())
+    return mean.shape == features.shape and float(torch.dist(mean, features)) <= tolerance
 
 
 def join_layers(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module:

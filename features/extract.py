@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..pipeline.errors import DatasetError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
 from .backbone import load_backbone
 from .device import choose_device, choose_precision, keep_freed_memory, precision_name
+from .grids import grid_name
 from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
 from .runner import compute_shards
 from .weights import FILE_SUFFIXES, check_weights
@@ -26,6 +28,7 @@ from .weights import FILE_SUFFIXES, check_weights
 VERSION = 1
 STAGING = ".next"
 NUM_SHOWN = 3
+EXTRAS = (("views", "num_views"), ("grid places", "grid_places"))  # in the summary: its count
 
 
 def features_dir(config: FeaturesConfig) -> Path:
@@ -68,15 +71,22 @@ def extract(config: FeaturesConfig) -> Manifest:
     directory = features_dir(config)
     with locked(directory), without_pillow_warnings():
         done = Manifest.read(directory)
+        config = keep_extras(config, done)
         if done is not None and is_up_to_date(done, directory, config, images):
-            print_note(
-                f"features: {directory} is up to date ({done.counts['num_images']:,} images)"
-            )
+            print_note(f"features: {directory} is up to date ({describe_counts(done)})")
             return done
         refuse_vanished(done, directory, images)
         manifest = compute(config, images, directory, started)
     print_summary(directory, manifest)
     return manifest
+
+
+def keep_extras(config: FeaturesConfig, done: Manifest | None) -> FeaturesConfig:
+    """Ask for no fewer views than the folder already has, and for its grids."""
+    if done is None:
+        return config
+    views = max(config.views, done.config.get("views", 1))
+    return replace(config, views=views, grid=config.grid or done.config.get("grid", False))
 
 
 def is_up_to_date(
@@ -117,8 +127,8 @@ def refuse_vanished(done: Manifest | None, directory: Path, images: ImageList) -
 
 
 def describe_config(config: FeaturesConfig, precision: str) -> dict[str, Any]:
-    """The options on which the features depend."""
-    return {
+    """The options on which the features depend; extras only where there are any."""
+    return describe_extras(config) | {
         "encoder": config.encoder,
         "weights": weights_label(config.weights),
         "image_size": config.image_size,
@@ -126,6 +136,15 @@ def describe_config(config: FeaturesConfig, precision: str) -> dict[str, Any]:
         "format": config.format,
         "shard_size": config.shard_size,
     }
+
+
+def describe_extras(config: FeaturesConfig) -> dict[str, Any]:
+    """The options for what is cached beside the features of the pictures themselves.
+
+    Empty where there is nothing, as before there were any: caches of then stay valid.
+    """
+    views = {"views": config.views} if config.views > 1 else {}
+    return views | ({"grid": True} if config.grid else {})
 
 
 def describe_inputs(images: ImageList, config: FeaturesConfig, named_sha256: str) -> dict[str, str]:
@@ -160,12 +179,17 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
     dtype = choose_precision(config.precision, device)
     precision = precision_name(dtype)
     backbone = load_backbone(config.encoder, config.weights, config.image_size, device, precision)
+    if config.grid:
+        backbone.require_grid()
     transform = backbone.transform.describe()
 
     network = [VERSION, config.encoder, backbone.weights_sha256, transform, precision]
+    if extras := describe_extras(config):
+        network.append(extras)
     jobs = plan_shards(config, images, network)
     staging = directory / STAGING if Manifest.read(directory) else directory
-    skipped = find_finished(jobs, (directory, staging), backbone.feature_dim)
+    grid_places = backbone.grid_places if config.grid else None
+    skipped = find_finished(jobs, (directory, staging), backbone.feature_dim, grid_places)
     todo = [job for job in jobs if job.name not in skipped]
     watch = Stopwatch()
     for job, unreadable in compute_shards(config, images, todo, backbone, device, staging, watch):
@@ -180,18 +204,21 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
     inputs = describe_inputs(images, config, backbone.weights_sha256)
     if RETRY in stored.values():
         inputs["images"] += f" {RETRY}"  # so that the next run is not up to date
-    publish(jobs, staging, directory)
+    names_of_files = [name for job in jobs for name in list_files(config, job)]
+    publish(names_of_files, staging, directory)
     manifest = Manifest(
         stage="features",
         version=VERSION,
         config=describe_config(config, precision),
         inputs=inputs,
-        outputs={job.name: (directory / job.name).stat().st_size for job in jobs},
+        outputs={name: (directory / name).stat().st_size for name in names_of_files},
         counts={
             "num_images": len(images) - len(left_out),
             "num_skipped": len(left_out),
             "feature_dim": backbone.feature_dim,
             "num_shards": len(jobs),
+            **({"num_views": config.views} if config.views > 1 else {}),
+            **({"grid_places": backbone.grid_places} if config.grid else {}),
         },
         skipped=tuple(left_out),
         seconds=time.perf_counter() - started,
@@ -225,15 +252,20 @@ def require_any(found: bool, images: ImageList, reason: str) -> None:
         )
 
 
-def publish(jobs: Sequence[ShardJob], staging: Path, directory: Path) -> None:
-    """Put the staged shards in the place of their predecessors."""
-    for job in jobs:
-        if (staging / job.name).exists():
-            (staging / job.name).replace(directory / job.name)
+def list_files(config: FeaturesConfig, job: ShardJob) -> list[str]:
+    """Names of the files of a shard; the grid file before the shard that vouches for it."""
+    return [grid_name(job.name), job.name] if config.grid else [job.name]
+
+
+def publish(names: Sequence[str], staging: Path, directory: Path) -> None:
+    """Put the staged files in the place of their predecessors."""
+    for name in names:
+        if (staging / name).exists():
+            (staging / name).replace(directory / name)
 
 
 def remove_stale(directory: Path, manifest: Manifest) -> None:
-    """Delete the shards of an earlier layout or format, and the staging folder."""
+    """Delete the files of an earlier layout or format, and the staging folder."""
     for path in directory.glob("part-*"):
         if path.name not in manifest.outputs:
             path.unlink(missing_ok=True)
@@ -248,6 +280,13 @@ def without_pillow_warnings() -> Iterator[None]:
         yield
 
 
+def describe_counts(manifest: Manifest) -> str:
+    """`8,000 images`, and where there are more: `, 6 views, 49 grid places`."""
+    counts = manifest.counts
+    known = [(name, key) for name, key in (("images", "num_images"), *EXTRAS) if key in counts]
+    return ", ".join(f"{counts[key]:,} {name}" for name, key in known)
+
+
 def print_summary(directory: Path, manifest: Manifest) -> None:
     """Print the table that ends the stage."""
     counts, details = manifest.counts, manifest.details
@@ -257,6 +296,7 @@ def print_summary(directory: Path, manifest: Manifest) -> None:
         ("skipped", f"{counts['num_skipped']:,}"),
         *(("", f"{name}: {reason}") for name, reason in manifest.skipped[:NUM_SHOWN]),
         ("feature width", f"{counts['feature_dim']:,} ({details['backbone']})"),
+        *((name, f"{counts[key]:,}") for name, key in EXTRAS if key in counts),
         ("shards", f"{counts['num_shards']:,}"),
         ("computed now", f"{details['num_computed']:,}"),
         ("speed", f"{details['images_per_second']:,.1f} images/s  {shares}"),

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.imagefiles import ImageFiles
-from .transform import Transform
+from .transform import VIEWS, Transform
 
 # Batches that are decoded ahead of the network; more would only cost memory.
 LOOK_AHEAD = 4
@@ -58,7 +58,8 @@ class ImageBatch:
 
     Attributes:
         image_ids: (B,) int64, of the pictures in `pixels`.
-        pixels: (B, 3, H, W) uint8, RGB, in channels_last memory; B may be 0.
+        pixels: (B·V, 3, H, W) uint8, RGB, in channels_last memory; the V views of a picture follow
+            each other; B may be 0.
         skipped: (image_id, reason) of each picture of the batch that could not be read.
     """
 
@@ -80,19 +81,27 @@ def decode_image(content: bytes, transform: Transform) -> npt.NDArray[np.uint8]:
     Raises:
         UnreadableImageError: not a picture, or a broken one.
     """
+    return transform(open_picture(content, transform))
+
+
+def open_picture(content: bytes, transform: Transform) -> Image.Image:
+    """Decode to an upright RGB picture, no smaller than `transform` needs.
+
+    Raises:
+        UnreadableImageError: not a picture, or a broken one.
+    """
     if not content:
         raise UnreadableImageError("the file is empty")
     try:
-        image = open_rgb(content, transform)
+        return open_rgb(content, transform)
     except UnidentifiedImageError:
         raise UnreadableImageError("not an image in a format that PIL knows") from None
     except BROKEN_PICTURE as error:
         raise UnreadableImageError(one_line(error)) from error
-    return transform(image)
 
 
 def open_rgb(content: bytes, transform: Transform) -> Image.Image:
-    """Decode to an upright RGB picture, no smaller than `transform` needs."""
+    """Decode as PIL does, with whatever errors it has."""
     image = Image.open(io.BytesIO(content))
     # A large JPEG is decoded at 1/2, 1/4 or 1/8, almost for free. The size is that before the
     # EXIF rotation, which does not matter: the transform treats both sides alike.
@@ -188,14 +197,17 @@ def read_spans(
     spans: Iterable[tuple[int, int]],
     num_workers: int | None = None,
     pin_memory: bool = False,
+    num_views: int = 1,
 ) -> Generator[ImageBatch, None, None]:
     """Like `read_batches`, with the batches given as (start, stop) positions in the names.
+
+    Each picture is decoded once, for its first `num_views` views.
 
     Memory stays flat: at most `LOOK_AHEAD` batches exist beside the one yielded. Closing the
     generator early stops its threads.
     """
     pool = ThreadPoolExecutor(num_workers or count_cores(), thread_name_prefix="decode")
-    shape = (transform.crop_size, transform.crop_size, 3)
+    shape = (num_views, transform.crop_size, transform.crop_size, 3)
 
     def start(span: tuple[int, int]) -> "PendingBatch":
         names = file_names[span[0] : span[1]]
@@ -224,7 +236,7 @@ class PendingBatch:
 
     Attributes:
         image_ids: (B,) int64.
-        pixels: (B, H, W, 3) uint8, being filled.
+        pixels: (B, V, H, W, 3) uint8, being filled.
         jobs: B futures of the reason why the picture cannot be read, or None.
     """
 
@@ -242,16 +254,17 @@ class PendingBatch:
             if reason is not None
         )
         pixels = self.pixels[kept] if skipped else self.pixels
-        return ImageBatch(self.image_ids[kept], pixels.permute(0, 3, 1, 2), skipped)
+        return ImageBatch(self.image_ids[kept], pixels.flatten(0, 1).permute(0, 3, 1, 2), skipped)
 
 
 def decode_into(
-    row: npt.NDArray[np.uint8], files: ImageFiles, file_name: str, transform: Transform
+    rows: npt.NDArray[np.uint8], files: ImageFiles, file_name: str, transform: Transform
 ) -> str | None:
-    """Decode one file into `row`, (H, W, 3) uint8; returns the reason where it cannot be read."""
+    """Decode one file into `rows`, (V, H, W, 3) uint8; returns why where it cannot be read."""
     try:
-        content = files.read(file_name)
-        row[:] = decode_image(content, transform).transpose(1, 2, 0)
+        picture = open_picture(files.read(file_name), transform)
+        for row, view in zip(rows, VIEWS, strict=False):
+            row[:] = transform(picture, view).transpose(1, 2, 0)
     except UnreadableImageError as error:
         return str(error)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from ..pipeline.config import FeaturesConfig
 from ..pipeline.errors import BadShardError
 from ..pipeline.imagefiles import ImageFiles
 from ..pipeline.manifest import Manifest, hash_file, hash_json
+from .grids import grid_name, open_grid
 from .images import MISSING, UNREAD
 from .shards import SUFFIXES, read_fingerprint, read_shard
 
@@ -128,14 +129,30 @@ def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> l
 
 
 def find_finished(
-    jobs: Sequence[ShardJob], directories: Sequence[Path], feature_dim: int
+    jobs: Sequence[ShardJob],
+    directories: Sequence[Path],
+    feature_dim: int,
+    grid_places: int | None = None,
 ) -> dict[str, Skipped]:
-    """Name → skipped images of each shard that is already there, whole and of this fingerprint."""
+    """Find the shards that are already there, whole and of their job's fingerprint.
+
+    Args:
+        jobs: the shards that have to be there in the end.
+        directories: where they may be.
+        feature_dim: D.
+        grid_places: R, where each must have its grid file beside it.
+
+    Returns:
+        Name of the shard → its skipped images.
+    """
     found: dict[str, Skipped] = {}
     for job in jobs:
         for path in (directory / job.name for directory in directories):
             # A shard of other images or weights is told by its fingerprint, without its content.
             if job.name not in found and read_fingerprint(path) == job.fingerprint:
                 with suppress(BadShardError):
-                    found[job.name] = read_shard(path, feature_dim).skipped
+                    shard = read_shard(path, feature_dim)
+                    if grid_places is not None:
+                        open_grid(path.with_name(grid_name(job.name)), shard, grid_places)
+                    found[job.name] = shard.skipped
     return found

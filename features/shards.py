@@ -1,18 +1,23 @@
 """Feature shards on disk: `FeatureShard` ↔ HDF5 or Parquet, by the suffix of the file.
 
-Both formats hold the same bits. N images, D feature width, S skipped images.
+Both formats hold the same bits. N images, V views, D feature width, S skipped images. What only
+shards with more views (V > 1) or with grids (see `grids.py`) have is in brackets.
 
 HDF5 (`part-00000.h5`):
     image_ids          dataset (N,) int64, increasing
     features           dataset (N, D) float16, contiguous; row i belongs to image_ids[i]
+    [views             dataset (N, V-1, D) float16, of the views after the first]
+    [grid_crc32        dataset (N,) uint32, of the bytes of each image's row of the grid file]
     skipped_ids        dataset (S,) int64, images of this shard that have no row
     skipped_reasons    dataset (S,) UTF-8 string, why
     fingerprint        attribute, UTF-8 string: sha256 of all that the shard was computed from
-    crc32              attribute, int: of the bytes of image_ids, then of features
+    crc32              attribute, int: of the bytes of image_ids, features [, views] [, grid_crc32]
 
 Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     image_id           column int64, not null, increasing
     features           column fixed_size_list<halffloat>[D], not null
+    [views             column fixed_size_list<halffloat>[(V-1)·D], not null]
+    [grid_crc32        column uint32, not null]
     skipped            schema metadata, JSON [[image_id, reason], …]
     fingerprint        schema metadata
     crc32              schema metadata, decimal
@@ -49,19 +54,31 @@ class FeatureShard:
         features: (N, D) float16; row i belongs to image_ids[i].
         skipped: (image_id, reason) of each image of the shard that has no row.
         fingerprint: sha256 of all that the shard was computed from.
+        views: (N, V-1, D) float16, of the views after the first; None where there are no more.
+        grid_crc32: (N,) uint32, checksum of each row of the grid file; None where there is none.
     """
 
     image_ids: npt.NDArray[np.int64]
     features: npt.NDArray[np.float16]
     skipped: tuple[tuple[int, str], ...]
     fingerprint: str
+    views: npt.NDArray[np.float16] | None = None
+    grid_crc32: npt.NDArray[np.uint32] | None = None
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return 1 if self.views is None else 1 + self.views.shape[1]
 
     @property
     def crc32(self) -> int:
-        """Checksum of the ids and the features."""
-        ids = np.ascontiguousarray(self.image_ids)
-        features = np.ascontiguousarray(self.features)
-        return zlib.crc32(features.reshape(-1).view(np.uint8).data, zlib.crc32(ids.data))
+        """Checksum of all arrays."""
+        crc32 = 0
+        for array in (self.image_ids, self.features, self.views, self.grid_crc32):
+            if array is not None:
+                content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                crc32 = zlib.crc32(content.data, crc32)
+        return crc32
 
 
 def write_shard(path: Path, shard: FeatureShard) -> None:
@@ -82,10 +99,15 @@ def write_shard(path: Path, shard: FeatureShard) -> None:
         with atomic_path(path) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise ShowTellError(
-            f"{path} could not be written: {error.strerror}. Mend that and run 'showtell "
-            "features' again; the shards that are finished are kept."
-        ) from error
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> ShowTellError:
+    """What to tell the user where a file of a shard could not be written."""
+    return ShowTellError(
+        f"{path} could not be written: {error.strerror}. Mend that and run 'showtell "
+        "features' again; the shards that are finished are kept."
+    )
 
 
 def read_shard(path: Path, feature_dim: int | None = None) -> FeatureShard:
@@ -143,13 +165,31 @@ def check_shard(path: Path, shard: FeatureShard, feature_dim: int | None = None)
             f"{path}: 'features' is {describe(features)}, expected ({len(ids)}, {width}) float16. "
             f"{MEND}"
         )
-    if np.any(ids[1:] <= ids[:-1]):
-        raise BadShardError(f"{path}: 'image_ids' are not increasing, expected sorted ids. {MEND}")
-    if not (finite := np.isfinite(features).all(axis=1)).all():
+    views, crcs = shard.views, shard.grid_crc32
+    if views is not None and (
+        views.shape != (len(ids), shard.num_views - 1, width) or views.dtype != np.float16
+    ):
         raise BadShardError(
-            f"{path}: 'features' of image {ids[~finite][0]} are not finite, expected numbers. "
+            f"{path}: 'views' is {describe(views)}, expected ({len(ids)}, V-1, {width}) float16. "
             f"{MEND}"
         )
+    if crcs is not None and (crcs.shape != (len(ids),) or crcs.dtype != np.uint32):
+        raise BadShardError(
+            f"{path}: 'grid_crc32' is {describe(crcs)}, expected ({len(ids)},) uint32. {MEND}"
+        )
+    if np.any(ids[1:] <= ids[:-1]):
+        raise BadShardError(f"{path}: 'image_ids' are not increasing, expected sorted ids. {MEND}")
+    for name, values in (("features", features), ("views", views)):
+        if values is not None and not (finite := find_finite(values)).all():
+            raise BadShardError(
+                f"{path}: '{name}' of image {ids[~finite][0]} are not finite, expected numbers. "
+                f"{MEND}"
+            )
+
+
+def find_finite(values: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
+    """Which rows of (N, …) hold only finite numbers: (N,) bool."""
+    return np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
 
 
 def describe(array: npt.NDArray[Any]) -> str:
@@ -162,6 +202,10 @@ def _encode_hdf5(shard: FeatureShard) -> bytes:
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file["image_ids"] = shard.image_ids
         file["features"] = shard.features
+        if shard.views is not None:
+            file["views"] = shard.views
+        if shard.grid_crc32 is not None:
+            file["grid_crc32"] = shard.grid_crc32
         file["skipped_ids"] = np.array([image_id for image_id, _ in shard.skipped], np.int64)
         reasons = [reason for _, reason in shard.skipped]
         file.create_dataset("skipped_reasons", data=reasons, dtype=h5py.string_dtype())
@@ -181,26 +225,25 @@ def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
             features=file["features"][:],
             skipped=tuple((image_id, str(reason)) for image_id, reason in skipped),
             fingerprint=str(file.attrs["fingerprint"]),
+            views=file["views"][:] if "views" in file else None,
+            grid_crc32=file["grid_crc32"][:] if "grid_crc32" in file else None,
         ), int(file.attrs["crc32"])
 
 
 def _encode_parquet(shard: FeatureShard) -> memoryview:
-    width = shard.features.shape[1]
-    list_type = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
     metadata = {
         "skipped": json.dumps(shard.skipped, ensure_ascii=False),
         "fingerprint": shard.fingerprint,
         "crc32": str(shard.crc32),
     }
-    fields = [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("features", list_type, nullable=False),
-    ]
-    values = pa.array(shard.features.reshape(-1))
-    lists = pa.FixedSizeListArray.from_arrays(values, type=list_type)
-    table = pa.Table.from_arrays(
-        [pa.array(shard.image_ids), lists], schema=pa.schema(fields, metadata)
-    )
+    columns = {"image_id": pa.array(shard.image_ids), "features": _as_lists(shard.features)}
+    if shard.views is not None:
+        columns["views"] = _as_lists(shard.views)
+    if shard.grid_crc32 is not None:
+        columns["grid_crc32"] = pa.array(shard.grid_crc32)
+    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+    schema = pa.schema(fields, metadata)
+    table = pa.Table.from_arrays(list(columns.values()), schema=schema)
     sink = pa.BufferOutputStream()
     # One row group, so that reading it gives one array without a copy.
     pq.write_table(
@@ -218,13 +261,34 @@ def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
     with pq.ParquetFile(path) as file:
         table = file.read()
     metadata = table.schema.metadata
-    lists = table["features"].combine_chunks()
-    if not pa.types.is_fixed_size_list(lists.type):
-        raise ValueError(f"'features' is {lists.type}, expected fixed_size_list<halffloat>")
-    values = lists.flatten().to_numpy(zero_copy_only=True)
+    features = _from_lists(table, "features")
+    views, crcs = None, None
+    if "views" in table.column_names:
+        flat = _from_lists(table, "views")
+        views = flat.reshape(len(flat), flat.shape[1] // features.shape[1], features.shape[1])
+    if "grid_crc32" in table.column_names:
+        crcs = table["grid_crc32"].combine_chunks().to_numpy(zero_copy_only=True)
     return FeatureShard(
         image_ids=table["image_id"].combine_chunks().to_numpy(zero_copy_only=True),
-        features=values.reshape(len(lists), lists.type.list_size),
+        features=features,
         skipped=tuple((image_id, reason) for image_id, reason in json.loads(metadata[b"skipped"])),
         fingerprint=metadata[b"fingerprint"].decode("utf-8"),
+        views=views,
+        grid_crc32=crcs,
     ), int(metadata[b"crc32"])
+
+
+def _as_lists(values: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
+    """A column with one list for each row of (N, …), without a copy."""
+    width = int(np.prod(values.shape[1:]))
+    list_type = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=list_type)
+
+
+def _from_lists(table: pa.Table, name: str) -> npt.NDArray[np.float16]:
+    """A column of N lists of W numbers as (N, W), without a copy."""
+    lists = table[name].combine_chunks()
+    if not pa.types.is_fixed_size_list(lists.type):
+        raise ValueError(f"'{name}' is {lists.type}, expected fixed_size_list<halffloat>")
+    values: npt.NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(len(lists), lists.type.list_size)

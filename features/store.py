@@ -1,7 +1,7 @@
-"""All feature shards of a dataset as one tensor: image_id → row."""
+"""All feature shards of a dataset as one tensor: image_id → row. Grids stay on disk."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,23 @@ import torch
 
 from ..pipeline.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.manifest import MANIFEST_NAME, Manifest, hash_file
+from .grids import GridMap, grid_name, open_grid
 from .shards import MEND, read_shard
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The cached features of a dataset, in memory.
+    """The cached features of a dataset, in memory; its grids through memory maps.
 
     Attributes:
         image_ids: (N,) int64, increasing.
-        features: (N, D) float16; row i belongs to image_ids[i].
+        features: (N, D) float16, of the pictures themselves; row i belongs to image_ids[i].
         skipped: image_id → why the image has no features.
         manifest: of the stage that computed them.
         directory: where they were read from.
+        all_views: (N, V, D) float16, `features` the first of them; None where V is 1.
+        grids: one map for each shard, in order, (n, V, R, D) float16; empty where there are none.
+        grid_crc32: (N,) uint32, checksum of each image's grid; empty where there are none.
     """
 
     image_ids: torch.Tensor
@@ -32,6 +36,9 @@ class FeatureStore:
     skipped: dict[int, str]
     manifest: Manifest
     directory: Path
+    all_views: torch.Tensor | None = None
+    grids: tuple[GridMap, ...] = ()
+    grid_crc32: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
 
     @classmethod
     def load(cls, directory: Path) -> "FeatureStore":
@@ -45,39 +52,81 @@ class FeatureStore:
         manifest = Manifest.require(directory, mending_command(directory))
         check_dataset(directory, manifest)
         num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
+        num_views = manifest.counts.get("num_views", 1)
+        num_places = manifest.counts.get("grid_places")
         image_ids = np.empty(num_images, np.int64)
-        features = np.empty((num_images, feature_dim), np.float16)
+        views = np.empty((num_images, num_views, feature_dim), np.float16)
+        grids: list[GridMap] = []
+        crcs: list[npt.NDArray[np.uint32]] = []
         skipped: dict[int, str] = {}
+        fingerprints = manifest.details["fingerprints"]
         stop = 0
-        for name in sorted(manifest.outputs):
+        for name in sorted(fingerprints):
             shard = read_shard(directory / name, feature_dim)
             start, stop = stop, stop + len(shard.image_ids)
-            if stop > num_images or shard.fingerprint != manifest.details["fingerprints"][name]:
+            is_known = shard.fingerprint == fingerprints[name] and shard.num_views == num_views
+            if stop > num_images or not is_known:
                 raise BadShardError(
                     f"{directory / name}: it is not the shard that {MANIFEST_NAME} speaks of. "
                     f"{MEND}"
                 )
             image_ids[start:stop] = shard.image_ids
-            features[start:stop] = shard.features
+            views[start:stop, 0] = shard.features
+            if shard.views is not None:
+                views[start:stop, 1:] = shard.views
+            if num_places is not None:
+                grids.append(open_grid(directory / grid_name(name), shard, num_places))
+                crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
             raise BadShardError(
                 f"{directory}: the shards hold {stop} images in some order, expected {num_images} "
                 f"in the order of their ids. Delete the folder and run 'showtell features'."
             )
-        tensors = torch.from_numpy(image_ids), torch.from_numpy(features)
-        return cls(*tensors, skipped, manifest, directory)
+        all_views = torch.from_numpy(views)
+        return cls(
+            torch.from_numpy(image_ids),
+            all_views[:, 0],
+            skipped,
+            manifest,
+            directory,
+            all_views if num_views > 1 else None,
+            tuple(grids),
+            np.concatenate(crcs) if crcs else np.empty(0, np.uint32),
+        )
 
     @property
     def feature_dim(self) -> int:
         """D."""
         return int(self.features.shape[1])
 
+    @property
+    def views(self) -> torch.Tensor:
+        """(N, V, D) float16, of all views of the pictures."""
+        return self.features[:, None] if self.all_views is None else self.all_views
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return int(self.views.shape[1])
+
+    @property
+    def grid_shape(self) -> tuple[int, int] | None:
+        """(R, D); None where no grids are cached."""
+        if not self.grids:
+            return None
+        num_places, width = self.grids[0].shape[2:]
+        return num_places, width
+
     @cached_property
     def sha256(self) -> str:
-        """Of the ids and features themselves, in hex: the same for both shard formats."""
+        """Of the ids and features themselves, in hex: the same for both shard formats.
+
+        Grids count by their checksums: there may be too many of them to read.
+        """
         digest = hashlib.sha256(self.image_ids.numpy().data)
-        digest.update(self.features.numpy().data)
+        digest.update(self.views.numpy().data)
+        digest.update(self.grid_crc32.data)
         return digest.hexdigest()
 
     @property
@@ -124,6 +173,38 @@ class FeatureStore:
         if not found.all():
             raise MismatchError(self._describe_absent(np.unique(wanted[~found])))
         return torch.from_numpy(rows)
+
+    def gather_grid(self, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        """Read the grids of some images from the disk.
+
+        Args:
+            rows: (n,) int64, as `rows` gives them, in any order, repeated or not.
+            views: (n,) int64, the view of each, below V; default the pictures themselves.
+
+        Returns:
+            (n, R, D) float16, on the CPU.
+
+        Raises:
+            MissingArtifactError: no grids are cached.
+        """
+        if self.grid_shape is None:
+            command = mending_command(self.directory, self.manifest)
+            raise MissingArtifactError(f"{self.directory} has no grids. Run '{command} --grid'.")
+        wanted = rows.cpu().numpy()
+        seen = np.zeros_like(wanted) if views is None else views.cpu().numpy()
+        grid = torch.empty((len(wanted), *self.grid_shape), dtype=torch.float16)
+        out = grid.numpy()
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        offsets = wanted - self._starts[shards]
+        # In the order on the disk; each row is copied once, straight to its place.
+        for place in np.lexsort((seen, wanted)):
+            out[place] = self.grids[shards[place]][offsets[place], seen[place]]
+        return grid
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """Row of the first image of each shard that has a grid."""
+        return np.cumsum([0, *(len(grid) for grid in self.grids[:-1])])
 
     def _find(
         self, wanted: npt.NDArray[np.int64]
@@ -217,6 +298,7 @@ def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
         "weights": manifest.details["weights"],
         "format": manifest.config["format"],
         "image-size": manifest.config["image_size"],
+        "views": manifest.config.get("views"),
     }
     given = [f" --{name} {value}" for name, value in options.items() if value is not None]
-    return command + "".join(given)
+    return command + "".join(given) + (" --grid" if manifest.config.get("grid") else "")

@@ -16,6 +16,8 @@ from ..pipeline.errors import ConfigError
 # Wider results than this many crops are never made in full: a 1×5000 line would take gigabytes.
 MAX_CROPS_ACROSS = 16
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
 
 class Preset(Protocol):
     """What is read of torchvision's `ImageClassification`."""
@@ -25,6 +27,41 @@ class Preset(Protocol):
     interpolation: Any
     mean: list[float]
     std: list[float]
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, perhaps mirrored, that the network sees as a picture of its own.
+
+    Attributes:
+        box: of the part, in units of the picture's width and height.
+        mirrored: left to right.
+    """
+
+    box: Box
+    mirrored: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the picture is left out."""
+        return self.box == WHOLE
+
+    def box_in(self, image: Image.Image) -> Box:
+        """The part in pixels of `image`."""
+        left, top, right, bottom = self.box
+        return left * image.width, top * image.height, right * image.width, bottom * image.height
+
+
+WHOLE: Box = (0, 0, 1, 1)
+# The first V are the V views that are cached: their order is part of the format.
+VIEWS = (
+    View(WHOLE, mirrored=False),
+    View(WHOLE, mirrored=True),
+    View((0, 0, 7 / 8, 7 / 8), mirrored=False),
+    View((1 / 8, 1 / 8, 1, 1), mirrored=True),
+    View((1 / 8, 0, 1, 7 / 8), mirrored=False),
+    View((0, 1 / 8, 7 / 8, 1), mirrored=True),
+)
 
 
 @dataclass(frozen=True)
@@ -55,28 +92,43 @@ class Transform:
                 f"crop_size={self.crop_size}, resize_size={self.resize_size}."
             )
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: Image.Image, view: View = VIEWS[0]) -> npt.NDArray[np.uint8]:
         """Resize and crop one picture, to the byte as torchvision's preset does.
 
         Args:
             image: mode RGB, any size.
+            view: what of it.
 
         Returns:
             (3, crop_size, crop_size) uint8, RGB. A view whose memory is (H, W, 3): copied into a
             batch in channels_last order it needs no transposition.
         """
         assert image.mode == "RGB", image.mode
+        if view.is_whole:
+            square = self._cut_square(image)
+        elif self.resize_size is None:
+            size = (self.crop_size, self.crop_size)
+            square = image.resize(size, self._resample, box=view.box_in(image))
+        else:
+            left, top, right, bottom = map(round, view.box_in(image))
+            square = self._cut_square(image.crop((left, top, right, bottom)))
+        pixels = np.asarray(square, dtype=np.uint8).transpose(2, 0, 1)
+        return pixels[:, :, ::-1] if view.mirrored else pixels
+
+    @property
+    def _resample(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
+
+    def _cut_square(self, image: Image.Image) -> Image.Image:
+        """Resize a picture and cut the square from its centre."""
         size = self.resized(*image.size)
-        resample = Image.Resampling[self.interpolation.upper()]
+        resample = self._resample
         left, top = (round((side - self.crop_size) / 2) for side in size)
         window = (left, top, left + self.crop_size, top + self.crop_size)
         if max(size) > MAX_CROPS_ACROSS * self.crop_size:
-            cut = image.resize(
-                (self.crop_size,) * 2, resample, box=_source_box(image, size, window)
-            )
-        else:
-            cut = image.resize(size, resample).crop(window)
-        return np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1)
+            square = (self.crop_size, self.crop_size)
+            return image.resize(square, resample, box=_source_box(image, size, window))
+        return image.resize(size, resample).crop(window)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Size in pixels of the resized picture from which the square is cut."""
@@ -91,7 +143,8 @@ class Transform:
         """Smallest size that a JPEG of this size may be decoded to, for `Image.draft`.
 
         The decoder halves a large picture almost for free; it never goes below this size, so that
-        the resize still only shrinks.
+        the resize still only shrinks. (That of a view's part may enlarge a little: all views are
+        of the one picture that the plain view is of.)
         """
         return self.resized(width, height)
 

@@ -28,6 +28,7 @@ SHORT_NAMES = {
     "seed": "seed",
     "n_best": "nbest",
 }
+MAX_VIEWS = 6  # as many as features/transform.py knows
 
 
 def option(default: T, help: str) -> T:
@@ -161,9 +162,13 @@ class FeaturesConfig(DatasetConfig):
         "A name of torchvision's (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or a .pth file.",
     )
     image_size: int | None = option(None, "Side of the crop in pixels; default the weights' own.")
+    views: int = option(
+        1, "Views of each image, 1 to 6: itself, mirrored, then crops of its four corners."
+    )
+    grid: bool = option(False, "Also cache what the network sees at each place, before it pools.")
     format: str = option("hdf5", "Shard format: hdf5 or parquet.")
     shard_size: int = option(1024, "Images in one shard, the unit of work that a resume keeps.")
-    batch_size: int = option(64, "Images in one pass of the network.")
+    batch_size: int = option(64, "Images in one pass of the network; each view counts as one.")
     num_workers: int | None = option(None, "Threads that decode images; default one for each core.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
@@ -177,6 +182,7 @@ class FeaturesConfig(DatasetConfig):
             num_workers=self.num_workers,
             image_size=self.image_size,
         )
+        require(1 <= self.views <= MAX_VIEWS, f"views must be 1 to {MAX_VIEWS}, got {self.views}.")
         require_choice("format", self.format, ("hdf5", "parquet"))
         require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
 

@@ -124,6 +124,11 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def partial_path(path: Path) -> Path:
+    """The name beside `path` under which this process writes it; `locked` sweeps such files."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on failure it goes.
@@ -131,7 +136,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, by which writers choose their format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = partial_path(path)
     try:
         yield partial
         partial.replace(path)

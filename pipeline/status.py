@@ -17,6 +17,8 @@ SHOWN_COUNTS = (
     "vocab_size",
     "num_skipped",
     "feature_dim",
+    "num_views",
+    "grid_places",
     "num_epochs",
     "best_epoch",
 )

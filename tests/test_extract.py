@@ -209,7 +209,7 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(stage, "load_backbone", fail)
     monkeypatch.setattr(plan, "read_shard", fail)
     monkeypatch.setattr(runner, "write_shard", fail)
-    monkeypatch.setattr(images, "decode_image", fail)
+    monkeypatch.setattr(images, "open_picture", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
     assert extract(config) == first

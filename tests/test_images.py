@@ -363,7 +363,7 @@ def test_exception_of_a_thread_reaches_the_reader_and_ends_the_threads(tmp_path,
     def fail(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(images, "decode_image", fail)
+    monkeypatch.setattr(images, "open_picture", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         read_all(tmp_path, names)
     assert count_decoders() == 0
