@@ -28,6 +28,7 @@ HOMES = {
     "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
     "safetensors": {"features/*", "model/checkpoint.py"},
     "tensorboardX": {"model/runlog.py"},
+    "tokenizers": {"pipeline/pieces.py"},
 }
 
 
