@@ -126,7 +126,8 @@ class PrepareConfig(DatasetConfig):
         None, "Keep words seen at least this often in train (default 5, unless --vocab-size)."
     )
     vocab_size: int | None = option(
-        None, "Keep this many most frequent words of train instead; pieces of bpe (default 4000)."
+        None,
+        "Keep this many most frequent words of train instead; with bpe, pieces (default 4000).",
     )
     seed: int = option(0, "Draws the splits that the dataset does not bring.")
 
