@@ -245,6 +245,12 @@ def test_prepare_with_bpe_gives_back_every_train_caption(scenes) -> None:
     assert up_to_date(replace(config, vocab_size=61)) is None
 
 
+def test_prepare_default_of_bpe_is_4000_pieces_spelt_out(scenes) -> None:
+    config = PrepareConfig(data=scenes, dataset="scenes", vocab="bpe")
+    prepare(config)
+    assert up_to_date(replace(config, vocab_size=4000)) is not None
+
+
 def test_prepare_with_a_changed_tokenizer_is_redone(scenes) -> None:
     config = prepare_scenes(scenes, "gpt2")
     assert up_to_date(config) is not None
