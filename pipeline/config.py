@@ -133,10 +133,16 @@ class PrepareConfig(DatasetConfig):
     table: Path | None = option(
         None, "CSV, JSONL or Parquet table of file_name, caption[, split] for images of your own."
     )
+    vocab: str = option(
+        "words", "words, bpe (pieces of words, trained on train), or a local tokenizer.json."
+    )
     min_count: int | None = option(
         None, "Keep words seen at least this often in train (default 5, unless --vocab-size)."
     )
-    vocab_size: int | None = option(None, "Keep this many most frequent words of train instead.")
+    vocab_size: int | None = option(
+        None,
+        "Keep this many most frequent words of train instead; with bpe, pieces (default 4000).",
+    )
     seed: int = option(0, "Draws the splits that the dataset does not bring.")
 
     def __post_init__(self) -> None:
@@ -147,9 +153,26 @@ class PrepareConfig(DatasetConfig):
             "--min-count and --vocab-size exclude each other; give one.",
         )
         require(
+            self.vocab in ("words", "bpe") or self.vocab.endswith(".json"),
+            f"vocab must be words, bpe or the path of a tokenizer.json, got {self.vocab!r}.",
+        )
+        require(
+            self.min_count is None or self.vocab == "words",
+            "--min-count goes with --vocab words only: pieces of words are kept however rare.",
+        )
+        require(
+            self.vocab_size is None or self.tokenizer is None,
+            "--vocab-size goes with --vocab words or bpe: a tokenizer.json has its own pieces.",
+        )
+        require(
             self.karpathy is None or self.table is None,
             "--karpathy and --table exclude each other; give one.",
         )
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The `tokenizer.json` that `vocab` names; None where it names none."""
+        return None if self.vocab in ("words", "bpe") else Path(self.vocab)
 
 
 @dataclass(frozen=True, kw_only=True)

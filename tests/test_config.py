@@ -56,6 +56,13 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
         {"karpathy": Path("a.json"), "table": Path("a.csv")},
         "--karpathy and --table exclude each other; give one.",
     ),
+    (PrepareConfig, {"vocab": "bep"}, "or the path of a tokenizer.json, got 'bep'."),
+    (PrepareConfig, {"vocab": "bpe", "min_count": 2}, "pieces of words are kept however rare."),
+    (
+        PrepareConfig,
+        {"vocab": "gpt2/tokenizer.json", "vocab_size": 99},
+        "--vocab-size goes with --vocab words or bpe: a tokenizer.json has its own pieces.",
+    ),
     # features
     *at_least(FeaturesConfig, 1, "shard_size", "batch_size", "num_workers", "image_size"),
     (FeaturesConfig, {"format": "csv"}, "format must be one of hdf5, parquet, got 'csv'."),
@@ -136,6 +143,8 @@ def test_impossible_value_is_refused(
         (PrepareConfig, {"dataset": "my photos 2"}),
         (PrepareConfig, {"min_count": 1}),
         (PrepareConfig, {"vocab_size": 1, "karpathy": Path("k.json")}),
+        (PrepareConfig, {"vocab": "bpe", "vocab_size": 1}),
+        (PrepareConfig, {"vocab": "gpt2/tokenizer.json"}),
         (FeaturesConfig, {"shard_size": 1, "batch_size": 1, "num_workers": 1, "image_size": 1}),
         (FeaturesConfig, {"format": "parquet", "precision": "bf16"}),
         (TrainConfig, {"dropout": 0.0, "label_smoothing": 0.0, "grad_clip": 0.0}),

@@ -97,6 +97,7 @@ def test_vocab_file_that_is_missing_or_of_another_format_is_named(tmp_path):
     Vocab((*SPECIALS, "a")).write(path)
     good = json.loads(path.read_text())
     bad = [{**good, "version": 2}, {**good, "specials": ["<s>"]}, {**good, "words": ["a"]}, {}, 3]
+    bad.append({**good, "pieces": {" a": 1}})  # and no tokenizer
     for value in bad:
         path.write_text(json.dumps(value))
         with pytest.raises(MismatchError, match=r"vocab\.json is no vocabulary of version 1"):
