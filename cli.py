@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ENVIRONMENT = {"data": "SHOWTELL_DATA"}
+ENVIRONMENT = {"data": "SHOWTELL_DATA", "clip": "SHOWTELL_CLIP"}
 
 
 def command(
@@ -59,7 +59,13 @@ def command(
 
 
 def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
-    """Turn a config field into a Typer option; the field keeps the default."""
+    """Turn a config field into a Typer option or argument; the field keeps the default."""
+    if "by_place" in field.metadata:
+        return inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[field.type, typer.Argument(help=field.metadata["help"])],
+        )
     info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
     return inspect.Parameter(
         field.name,
@@ -107,6 +113,14 @@ def evaluate(config: configs.EvalConfig) -> None:
     from .model.evaluate import evaluate
 
     evaluate(config)
+
+
+@command(configs.CompareConfig, "compare")
+def compare(config: configs.CompareConfig) -> None:
+    """Tell whether two evaluations of the same images differ by more than chance."""
+    from .model.compare import compare
+
+    compare(config)
 
 
 @app.command("caption")

@@ -1,7 +1,9 @@
 """The eval stage: decode a split with a run, score it by the official scorers.
 
 data/runs/<run>/eval/<split>-beam<K>/metrics.json   scores as fractions under pycocoevalcap's
-                                                    names, num_images, images_per_second
+                                                    names, their 95 % intervals, num_images,
+                                                    images_per_second
+data/runs/<run>/eval/<split>-beam<K>/scores.npz     what each image contributes, for `compare`
 data/runs/<run>/eval/<split>-beam<K>/captions.json  COCO's result format:
                                                     [{"image_id": int, "caption": str}, …]
 """
@@ -31,16 +33,19 @@ from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
 from ..pipeline.vocab import Vocab
 from .beam import decode_captions
+from .bootstrap import intervals
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
 from .decoder import Decoder
+from .extrascores import add_extra_scores, find_extra_scorers
+from .imagescores import SCORES_NAME
 from .official import OfficialScorer
 from .precision import Precision
 
-VERSION = 1
+VERSION = 2
 METRICS_NAME, CAPTIONS_NAME = "metrics.json", "captions.json"
 
-# Options that say how the captions are found, not which.
-PASSING_OPTIONS = ("device", "num_samples", "batch_size")
+# Options that say how the captions are found, not which; CLIP counts by its content.
+PASSING_OPTIONS = ("device", "num_samples", "batch_size", "clip")
 
 
 def evaluate(config: EvalConfig) -> Manifest:
@@ -65,6 +70,7 @@ def evaluate(config: EvalConfig) -> Manifest:
     inputs[BEST_NAME] = hash_file(run_dir / BEST_NAME)
     store = load_run_features(config.data, run)
     inputs["features"] = store.sha256
+    inputs |= find_extra_scorers(config.clip)
     with locked(eval_dir):
         manifest = Manifest.read(eval_dir)
         if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):
@@ -77,10 +83,12 @@ def evaluate(config: EvalConfig) -> Manifest:
                 config=stage_config,
                 inputs=inputs,
                 outputs={
-                    name: (eval_dir / name).stat().st_size for name in (METRICS_NAME, CAPTIONS_NAME)
+                    name: (eval_dir / name).stat().st_size
+                    for name in (METRICS_NAME, CAPTIONS_NAME, SCORES_NAME)
                 },
                 counts={"num_images": decoded.num_images},
                 seconds=round(decoded.seconds, 3),
+                details={"dataset": run.dataset},
             ).write(eval_dir)
     _show(eval_dir, captions_dir, config.num_samples)
     return manifest
@@ -143,7 +151,7 @@ def _decode_and_score(
     captions_dir: Path,
     eval_dir: Path,
 ) -> _Decoded:
-    """Write `captions.json` and `metrics.json`."""
+    """Write `captions.json`, `scores.npz` and `metrics.json`."""
     watch = Stopwatch()
     keep_freed_memory()
     precision = Precision(config.precision, choose_device(config.device))
@@ -173,9 +181,12 @@ def _decode_and_score(
         if on_cpu:
             stack.enter_context(scorer)
         with watch.part("score"):
-            scores = scorer.score(hypotheses).scores
+            official = scorer.score(hypotheses)
+            images = add_extra_scores(official, hypotheses, captions_dir, config.clip)
+            images.write(eval_dir / SCORES_NAME)
     metrics = {
-        **scores,
+        **(images.of_all() | official.scores),
+        "intervals": intervals(images),
         "num_images": len(image_ids),
         "num_images_without_features": num_without,
         "images_per_second": round(len(image_ids) / watch.parts["decode"], 2),
@@ -211,7 +222,11 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
     """Print the scores and a few captions beside their references."""
     metrics: dict[str, Any] = json.loads((eval_dir / METRICS_NAME).read_text("utf-8"))
     # pycocoevalcap's names begin with a capital, ours do not.
-    rows = [(name, f"{100 * value:.1f}") for name, value in metrics.items() if name[0].isupper()]
+    rows = [
+        (name, f"{100 * value:.1f}  {_describe_interval(*metrics['intervals'][name])}")
+        for name, value in metrics.items()
+        if name[0].isupper()
+    ]
     rows += [
         ("images", f"{metrics['num_images']:,}"),
         ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
@@ -233,3 +248,7 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
             f"{names[image_id]}\n  {sample['caption']}\n  (one of {len(references[image_id])}"
             f" references: {references[image_id][0].strip()})"
         )
+
+
+def _describe_interval(low: float, high: float) -> str:
+    return f"({100 * low:.1f} to {100 * high:.1f})"

