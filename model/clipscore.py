@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..features.images import BROKEN_PICTURE, to_rgb, upright
@@ -63,13 +64,14 @@ def score_clip(folder: Path, captions_dir: Path, hypotheses: Mapping[int, str]) 
     images = read_images(captions_dir / "images.parquet")
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     files = ImageFiles(Path(Manifest.require(captions_dir, "showtell prepare").details["source"]))
+    options = {"return_tensors": "pt", "padding": True, "truncation": True}
+    options["max_length"] = model.config.text_config.max_position_embeddings
     image_ids, scores = list(hypotheses), []
     with ProgressLine("CLIPScore", len(image_ids), "img") as line, torch.inference_mode():
         for start in range(0, len(image_ids), BATCH_SIZE):
             batch = image_ids[start : start + BATCH_SIZE]
             pictures = [open_picture(files, names[image_id]) for image_id in batch]
             texts = [PROMPT + hypotheses[image_id] for image_id in batch]
-            options = {"return_tensors": "pt", "padding": True, "truncation": True}
             found = model(**processor(text=texts, images=pictures, **options))
             scores.append(scaled_cosines(found.image_embeds, found.text_embeds))
             line.advance(len(batch))
@@ -116,7 +118,7 @@ def load_clip(folder: Path) -> tuple[Any, Any]:
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True)
         return model.eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ScorerError(
             f"--clip {folder} cannot be loaded as CLIP ({error}). Get the folder again."
         ) from None

@@ -246,9 +246,7 @@ class EvalConfig(StageConfig):
     length_penalty: float = option(0.7, "Score is log-probability / length ** this; 0 is none.")
     max_length: int = option(20, "Longest caption, in words.")
     batch_size: int = option(200, "Images decoded together.")
-    clip: Path | None = option(
-        None, "Folder of a saved CLIP (openai/clip-vit-base-patch32): adds CLIPScore."
-    )
+    clip: Path | None = option(None, "Folder of a CLIP as transformers saves it: adds CLIPScore.")
     num_samples: int = option(5, "Captions shown at the end.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")

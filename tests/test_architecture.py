@@ -27,7 +27,7 @@ HOMES = {
     "typer": {"cli.py"},
     "rich": {"pipeline/console.py"},
     "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
-    "safetensors": {"features/*", "model/checkpoint.py"},
+    "safetensors": {"features/*", "model/checkpoint.py", "model/clipscore.py"},
     "tensorboardX": {"model/runlog.py"},
 }
 
