@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ENVIRONMENT = {"data": "SHOWTELL_DATA"}
+ENVIRONMENT = {"data": "SHOWTELL_DATA", "clip": "SHOWTELL_CLIP"}
 
 
 def command(
@@ -60,13 +60,17 @@ def command(
 
 def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     """Turn a config field into a Typer option or argument; the field keeps the default."""
-    declare = typer.Argument if field.metadata.get("argument") else typer.Option
-    info = declare(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
-    required = field.default is dataclasses.MISSING
+    if "by_place" in field.metadata:
+        return inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[field.type, typer.Argument(help=field.metadata["help"])],
+        )
+    info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if required else field.default,
+        default=field.default,
         annotation=Annotated[field.type, info],
     )
 
@@ -109,6 +113,14 @@ def evaluate(config: configs.EvalConfig) -> None:
     from .model.evaluate import evaluate
 
     evaluate(config)
+
+
+@command(configs.CompareConfig, "compare")
+def compare(config: configs.CompareConfig) -> None:
+    """Tell whether two evaluations of the same images differ by more than chance."""
+    from .model.compare import compare
+
+    compare(config)
 
 
 @command(configs.CaptionConfig, "caption")

@@ -87,7 +87,9 @@ class CaptionBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._split_images()) if self.by_image else -(-self.num_captions // self.batch_size)
+        return (
+            len(self._split_images()) if self.by_image else -(-self.num_captions // self.batch_size)
+        )
 
     @property
     def num_captions(self) -> int:

@@ -2,7 +2,9 @@
 
 data/runs/<run>/eval/<split>-<decoding>/            of one run
 data/ensembles/<run>+<run>+…/eval/<split>-<decoding>/  of several, in the order of their names
-  metrics.json   scores as fractions under pycocoevalcap's names, num_images, images_per_second
+  metrics.json   scores as fractions under pycocoevalcap's names, their 95 % intervals, num_images,
+                 images_per_second
+  scores.npz     what each image contributes, for `compare`
   captions.json  COCO's result format: [{"image_id": int, "caption": str}, …]
   nbest.json     with --n-best N, best first:
                  [{"image_id": int, "captions": [{"caption": str, "log_prob": float}, …]}, …]
@@ -35,18 +37,21 @@ from ..pipeline.console import (
 from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
 from ..pipeline.vocab import Vocab
+from .bootstrap import intervals
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
 from .decoding import CaptionModel, Features, decode, iterate_features, iterate_members
 from .ensemble import Ensemble
+from .extrascores import add_extra_scores, find_extra_scorers
 from .hypothesis import Hypothesis
+from .imagescores import SCORES_NAME
 from .official import OfficialScorer
 from .precision import Precision
 
-VERSION = 1
+VERSION = 2
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
 
-# Options that say how the captions are found, not which.
-PASSING_OPTIONS = ("device", "num_samples", "batch_size")
+# Options that say how the captions are found, not which; CLIP counts by its content.
+PASSING_OPTIONS = ("device", "num_samples", "batch_size", "clip")
 
 
 def evaluate(config: EvalConfig) -> Manifest:
@@ -75,7 +80,8 @@ def evaluate(config: EvalConfig) -> Manifest:
         prefix = f"{member.run_dir.name}/" if len(members) > 1 else ""
         inputs[prefix + BEST_NAME] = hash_file(member.run_dir / BEST_NAME)
         inputs[prefix + "features"] = member.store.sha256
-    names = [METRICS_NAME, CAPTIONS_NAME] + [NBEST_NAME] * (config.n_best > 1)
+    inputs |= find_extra_scorers(config.clip)
+    names = [METRICS_NAME, CAPTIONS_NAME, SCORES_NAME] + [NBEST_NAME] * (config.n_best > 1)
     with locked(eval_dir):
         manifest = Manifest.read(eval_dir)
         if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):
@@ -90,6 +96,7 @@ def evaluate(config: EvalConfig) -> Manifest:
                 outputs={name: (eval_dir / name).stat().st_size for name in names},
                 counts={"num_images": decoded.num_images},
                 seconds=round(decoded.seconds, 3),
+                details={"dataset": run.dataset},
             ).write(eval_dir)
     _show(eval_dir, captions_dir, config.num_samples)
     return manifest
@@ -198,7 +205,7 @@ def _decode_and_score(
     captions_dir: Path,
     eval_dir: Path,
 ) -> _Decoded:
-    """Write `captions.json`, `metrics.json` and, with several captions an image, `nbest.json`."""
+    """Write `captions.json`, `nbest.json` where asked for, `scores.npz` and `metrics.json`."""
     watch = Stopwatch()
     keep_freed_memory()
     precision = Precision(config.precision, choose_device(config.device))
@@ -227,9 +234,12 @@ def _decode_and_score(
         if on_cpu:
             stack.enter_context(scorer)
         with watch.part("score"):
-            scores = scorer.score(hypotheses).scores
+            official = scorer.score(hypotheses)
+            images = add_extra_scores(official, hypotheses, captions_dir, config.clip)
+            images.write(eval_dir / SCORES_NAME)
     metrics = {
-        **scores,
+        **(images.of_all() | official.scores),
+        "intervals": intervals(images),
         "num_images": len(image_ids),
         "num_images_without_features": num_without,
         "images_per_second": round(len(image_ids) / watch.parts["decode"], 2),
@@ -281,7 +291,11 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
     """Print the scores and a few captions beside their references."""
     metrics: dict[str, Any] = json.loads((eval_dir / METRICS_NAME).read_text("utf-8"))
     # pycocoevalcap's names begin with a capital, ours do not.
-    rows = [(name, f"{100 * value:.1f}") for name, value in metrics.items() if name[0].isupper()]
+    rows = [
+        (name, f"{100 * value:.1f}  {_describe_interval(*metrics['intervals'][name])}")
+        for name, value in metrics.items()
+        if name[0].isupper()
+    ]
     rows += [
         ("images", f"{metrics['num_images']:,}"),
         ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
@@ -303,3 +317,7 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
             f"{names[image_id]}\n  {sample['caption']}\n  (one of {len(references[image_id])}"
             f" references: {references[image_id][0].strip()})"
         )
+
+
+def _describe_interval(low: float, high: float) -> str:
+    return f"({100 * low:.1f} to {100 * high:.1f})"

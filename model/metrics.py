@@ -69,7 +69,7 @@ class BleuCounts:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The scores of N captions, still apart, so that any choice of them can be averaged.
+    """The scores of N captions, still apart.
 
     Attributes:
         image_ids: (N,) int64.
@@ -92,11 +92,6 @@ class CaptionScores:
         """The scores of each caption alone, (N,) float64 each, by pycocoevalcap's names."""
         scores = dict(zip(BLEU_NAMES, self.bleu.of_each().T, strict=True))
         return scores | {"ROUGE_L": self.rouge_l, "CIDEr": self.cider}
-
-    def select(self, rows: Ints) -> "CaptionScores":
-        """The captions at `rows`, repeated where a row is: one draw of a bootstrap."""
-        bleu = BleuCounts(*(counts[rows] for counts in vars(self.bleu).values()))
-        return CaptionScores(self.image_ids[rows], bleu, self.rouge_l[rows], self.cider[rows])
 
 
 class CaptionScorer:
@@ -174,18 +169,35 @@ class CaptionScorer:
 
         Source: Vedantam et al. 2015, arXiv:1411.5726, section 4 and CIDEr-D.
         """
+        return self._cider_d(*self._match(image_ids, captions))
+
+    def plain_cider(self, image_ids: Sequence[int], captions: Sequence[str]) -> Floats:
+        """CIDEr without the D: no clipping and no penalty on the length, which can be gamed.
+
+        Arguments as of `cider_d`; times 10 too, to be compared with it. Words are not stemmed.
+
+        Returns:
+            (K,) float64, 0 to 10.
+
+        Raises:
+            MismatchError: an id without references.
+
+        Source: Vedantam et al. 2015, arXiv:1411.5726, section 4.
+        """
+        _, pairs, found = self._match(image_ids, captions)
+        cosines = np.mean([ngrams.cosines(pairs, clip=False) for ngrams in found], axis=0)
+        return _mean_of_references(10 * cosines, pairs)
+
+    def _match(
+        self, image_ids: Sequence[int], captions: Sequence[str]
+    ) -> tuple[Words, Pairs, list[FoundNgrams]]:
+        """Set captions beside the references of their images."""
         for image_id in image_ids:
             if image_id not in self.rows:
                 raise MismatchError(
                     f"image {image_id} has a hypothesis but is not among the {len(self.rows)} "
                     "images of the references."
                 )
-        return self._cider_d(*self._match(image_ids, captions))
-
-    def _match(
-        self, image_ids: Sequence[int], captions: Sequence[str]
-    ) -> tuple[Words, Pairs, list[FoundNgrams]]:
-        """Set captions beside the references of their images."""
         rows = np.array([self.rows[image_id] for image_id in image_ids], np.int64)
         words = Words.read([text.split() for text in captions], dict(self.word_ids))
         return words, Pairs.of(rows, self.offsets), self.ngrams.find(words, rows)
@@ -209,7 +221,7 @@ class CaptionScorer:
         gaps = lengths[pairs.owners] - theirs[pairs.references]
         cosines = np.mean([ngrams.cosines(pairs) for ngrams in found], axis=0)
         cosines *= np.exp(-(gaps**2) / (2 * CIDER_SIGMA**2))
-        return 10 * np.add.reduceat(cosines, pairs.offsets[:-1]) / np.diff(pairs.offsets)
+        return _mean_of_references(10 * cosines, pairs)
 
     def _rouge_l(self, captions: Sequence[str], pairs: Pairs) -> Floats:
         """ROUGE_L, (K,) float64.
@@ -227,6 +239,11 @@ class CaptionScorer:
         recall = np.maximum.reduceat(recall, pairs.offsets[:-1])
         divisor = recall + ROUGE_BETA**2 * precision
         return (1 + ROUGE_BETA**2) * precision * recall / np.where(divisor > 0, divisor, 1)
+
+
+def _mean_of_references(values: Floats, pairs: Pairs) -> Floats:
+    """(P,) float64 of each pair → (K,) float64, the mean of each caption's."""
+    return np.add.reduceat(values, pairs.offsets[:-1]) / np.diff(pairs.offsets)
 
 
 def common_lengths(words: Words, references: Words, pairs: Pairs) -> Ints:

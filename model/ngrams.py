@@ -188,14 +188,15 @@ class FoundNgrams:
         clipped = np.minimum(self.counts[known], self.statistics.max_counts[self.groups[known]])
         return np.bincount(self.owners[known], clipped, num_captions).astype(np.int64)
 
-    def cosines(self, pairs: Pairs) -> Floats:
+    def cosines(self, pairs: Pairs, clip: bool = True) -> Floats:
         """(P,) float64, cosine of the tf-idf vectors, clipped to the reference's: CIDEr-D's."""
         statistics, known = self.statistics, np.flatnonzero(self.groups >= 0)
         first = statistics.offsets[self.groups[known]]
         counts = statistics.offsets[self.groups[known] + 1] - first
         entries, mine = ranges(first, counts), np.repeat(known, counts)
         theirs, owners = statistics.weights[entries], self.owners[mine]
-        products = np.minimum(self.weights[mine], theirs) * theirs
+        weights = self.weights[mine]
+        products = (np.minimum(weights, theirs) if clip else weights) * theirs
         # A caption's pairs follow one another as the references of its image do.
         where = pairs.offsets[owners] + statistics.references[entries]
         where -= pairs.references[pairs.offsets[owners]]

@@ -22,12 +22,15 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from ..pipeline.errors import DatasetError, ScorerError
+from .imagescores import ImageScores
 from .java import JavaProcess, find_java, run_java
-from .metrics import BLEU_NAMES, require_references, require_same_images
+from .meteor import read_meteor_counts
+from .metrics import BLEU_NAMES, CaptionScorer, require_references, require_same_images
 
 __all__ = ["OfficialScorer", "OfficialScores", "find_java", "score_official", "tokenize_with_java"]
 
 METEOR_JAR = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+SPICE_DIR = METEOR_JAR.parents[1] / "spice"
 TOKENIZER_JAR = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))  # all that Java knows
 TIMEOUT_S = 300.0  # METEOR loads 60 MB of paraphrases before its first answer
@@ -41,11 +44,17 @@ class OfficialScores:
         scores: `Bleu_1` … `Bleu_4`, `METEOR`, `ROUGE_L`, `CIDEr`, as fractions.
         per_image: the same names → (N,) float64, in the order of `image_ids`.
         image_ids: the images scored.
+        images: what each image contributes to the scores.
+        references: image_id → references as tokenized, words joined by single spaces.
+        hypotheses: image_id → caption likewise.
     """
 
     scores: dict[str, float]
     per_image: dict[str, NDArray[np.float64]]
     image_ids: tuple[int, ...]
+    images: ImageScores
+    references: dict[int, list[str]]
+    hypotheses: dict[int, str]
 
 
 def score_official(
@@ -118,14 +127,20 @@ class OfficialScorer:
         bleu, bleu_each = Bleu(len(BLEU_NAMES)).compute_score(gts, res, verbose=0)
         rouge_l, rouge_l_each = Rouge().compute_score(gts, res)
         cider, cider_each = Cider().compute_score(gts, res)
-        meteor_score, meteor_each = in_java.result()
+        counts = CaptionScorer(gts).score_each(dict(zip(image_ids, captions, strict=True))).bleu
+        meteor_score, meteor_each, statistics = in_java.result()
         names = (*BLEU_NAMES, "METEOR", "ROUGE_L", "CIDEr")
         scores = (*bleu, meteor_score, rouge_l, cider)
         each = (*bleu_each, meteor_each, rouge_l_each, cider_each)
+        per_image = {name: np.array(values) for name, values in zip(names, each, strict=True)}
+        means = {name: per_image[name] for name in ("ROUGE_L", "CIDEr")}
         return OfficialScores(
             scores={name: float(score) for name, score in zip(names, scores, strict=True)},
-            per_image={name: np.array(values) for name, values in zip(names, each, strict=True)},
+            per_image=per_image,
             image_ids=image_ids,
+            images=ImageScores(np.array(image_ids), counts, read_meteor_counts(statistics), means),
+            references=gts,
+            hypotheses=dict(zip(image_ids, captions, strict=True)),
         )
 
 
@@ -138,7 +153,7 @@ class Meteor(JavaProcess):
 
     def score(
         self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]
-    ) -> tuple[float, list[float]]:
+    ) -> tuple[float, list[float], list[str]]:
         """Score N captions.
 
         Args:
@@ -148,6 +163,7 @@ class Meteor(JavaProcess):
         Returns:
             score: METEOR of all captions together, 0 to 1.
             scores: METEOR of each of the N captions.
+            statistics: the N lines of counts behind them.
 
         Raises:
             ScorerError: the program died, or was silent for too long.
@@ -158,7 +174,7 @@ class Meteor(JavaProcess):
         ]
         statistics = self.ask(questions, len(questions))
         *scores, score = self.ask([" ||| ".join(("EVAL", *statistics))], len(questions) + 1)
-        return float(score), [float(value) for value in scores]
+        return float(score), [float(value) for value in scores], statistics
 
 
 def tokenize_with_java(captions: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[list[str]]:

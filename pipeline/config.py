@@ -37,6 +37,11 @@ def option(default: T, help: str) -> T:
     return value
 
 
+def argument(help: str) -> Any:
+    """Declare a field that the command line takes by its place, with its line for `--help`."""
+    return field(metadata={"help": help, "by_place": True})
+
+
 def options_of(config_class: "type[StageConfig]") -> "list[Field[Any]]":
     """The fields of a config that are options, in order."""
     return [declared for declared in fields(config_class) if "help" in declared.metadata]
@@ -360,6 +365,7 @@ class EvalConfig(DecodingOptions, StageConfig):
     )
     split: str | None = option(None, "val or test; default test where the dataset has one.")
     batch_size: int = option(200, "Images decoded together.")
+    clip: Path | None = option(None, "Folder of a CLIP as transformers saves it: adds CLIPScore.")
     num_samples: int = option(5, "Captions shown at the end.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
@@ -379,9 +385,21 @@ class EvalConfig(DecodingOptions, StageConfig):
 class CaptionConfig(DecodingOptions, StageConfig):
     """Options of `showtell caption`."""
 
-    images: list[Path] = field(
-        metadata={"help": "Image files, or folders of them.", "argument": True}
-    )
+    images: list[Path] = argument("Image files, or folders of them.")
     run: str | None = option(None, "Run to use; default the newest.")
     weights: str | None = option(None, "Where the encoder's weights file is now, if it was moved.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(StageConfig):
+    """Options of `showtell compare`."""
+
+    eval_a: str = argument("An evaluation: its folder, RUN/val-beam3, or RUN where it has one.")
+    eval_b: str = argument("Another evaluation of the same images.")
+    draws: int = option(10_000, "Random draws of the images.")
+    seed: int = option(0, "Seed of the draws.")
+
+    def __post_init__(self) -> None:
+        require_at_least(100, draws=self.draws)
+        require_at_least(0, seed=self.seed)

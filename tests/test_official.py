@@ -145,6 +145,15 @@ def test_scores_equal_pycocoevalcap_without_java_on_path():
         np.testing.assert_allclose(ours.per_image[name], theirs_each[name], rtol=0, atol=1e-12)
 
 
+def test_what_images_contribute_gives_the_scores_back():
+    ours = evaluate_both_ways()[0]
+    assert ours.images.of_all() == pytest.approx(ours.scores, rel=0, abs=1e-9)
+    for row in range(len(REFERENCES)):
+        alone = ours.images.select(np.array([row])).of_all()
+        each = {name: values[row] for name, values in ours.per_image.items()}
+        assert alone == pytest.approx(each, rel=0, abs=1e-9)
+
+
 def test_meteor_starts_once_for_all_images():
     _, started, _, _, _ = evaluate_both_ways()
     assert [str(official.METEOR_JAR) in command for command in started].count(True) == 1
