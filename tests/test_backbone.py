@@ -179,3 +179,40 @@ def test_backbone_is_loaded_from_a_file(tmp_path):
 def test_backbone_refuses_fp16_on_a_cpu():
     with pytest.raises(ConfigError, match="fp16 is for GPUs"):
         load_backbone("resnet18", "IMAGENET1K_V1", None, CPU, "fp16")
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_b0"])
+def test_grid_is_what_torchvisions_pooling_takes_in(encoder):
+    source = pretrained(encoder)
+    pixels = random_pixels(64)
+    network, maps = copy.deepcopy(source.network), []
+    network.avgpool.register_forward_hook(lambda m, i, o: maps.append(i[0]))
+    plain = PretrainedNetwork(network, source.transform, "plain", "0" * 64)
+    expected = reference_features(plain, encoder, pixels)
+    backbone = Backbone(source, CPU, torch.float32)
+    pooled, grid = backbone.pool_and_grid(pixels)
+    assert backbone.has_grid
+    assert backbone.grid_places == 4
+    assert grid.shape == (3, 4, backbone.feature_dim)
+    assert grid.dtype == torch.float32
+    rows = [maps[0][:, :, y, x] for y in range(2) for x in range(2)]
+    torch.testing.assert_close(grid, torch.stack(rows, 1), rtol=1e-4, atol=1e-4 * grid.abs().max())
+    torch.testing.assert_close(grid.mean(1), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(pooled, backbone(pixels))
+    assert torch.equal(backbone.grid(pixels), grid)
+
+
+def test_grid_in_bf16_is_found():
+    backbone = Backbone(pretrained("resnet18"), CPU, torch.bfloat16)
+    pooled, grid = backbone.pool_and_grid(random_pixels(64))
+    assert (pooled.dtype, grid.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(grid.mean(1), pooled, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("encoder", ["densenet121", "mobilenet_v3_small", "convnext_tiny"])
+def test_network_that_pools_otherwise_has_no_grid(encoder):
+    backbone = Backbone(pretrained(encoder), CPU, torch.float32)
+    assert not backbone.has_grid
+    message = f"{encoder}-random has no grid.*Leave out --grid, or choose another --encoder"
+    with pytest.raises(ConfigError, match=message):
+        backbone.grid(random_pixels(64))

@@ -14,9 +14,10 @@ from PIL import Image
 from showtell.features import extract as stage
 from showtell.features import images, plan, runner
 from showtell.features.extract import extract, features_dir
+from showtell.features.grids import grid_name
 from showtell.features.images import decode_image
 from showtell.features.shards import FeatureShard, read_shard, write_shard
-from showtell.features.transform import Transform
+from showtell.features.transform import VIEWS, Transform
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.config import FeaturesConfig
 from showtell.pipeline.datasets import ImageRecord
@@ -28,9 +29,10 @@ from showtell.pipeline.errors import (
     WeightsError,
 )
 from showtell.pipeline.imagefiles import ImageFiles
-from showtell.pipeline.manifest import Manifest, locked
+from showtell.pipeline.manifest import Manifest, hash_json, locked
 
 NUM_IMAGES, SHARD_SIZE, BATCH_SIZE = 22, 8, 3
+EXTRAS = {"views": 2, "batch_size": 2 * BATCH_SIZE, "grid": True}  # as many batches as without
 TRANSFORM = Transform(6, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
@@ -39,6 +41,7 @@ class FakeBackbone:
 
     transform = TRANSFORM
     feature_dim = 6
+    grid_places = 4
     name = "fake-net"
     weights_sha256 = "5" * 64
 
@@ -54,9 +57,23 @@ class FakeBackbone:
         values = pixels.float()
         return torch.cat([values.mean((2, 3)), values.std((2, 3))], 1) * self.scale
 
+    def pool_and_grid(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(pixels), fake_grid(pixels) * self.scale
+
+    def require_grid(self) -> None:
+        if not self.grid_places:
+            raise ConfigError("fake-net has no grid")
+
     def load(self, *args: object) -> "FakeBackbone":
         self.num_loads += 1
         return self
+
+
+def fake_grid(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 6, 6) → (B, 4, 6) float32: mean and contrast in each quarter."""
+    quarters = pixels.float().unfold(2, 3, 3).unfold(3, 3, 3).flatten(4)  # (B, 3, 2, 2, 9)
+    seen = torch.cat([quarters.mean(4), quarters.std(4)], 1)
+    return seen.flatten(2).transpose(1, 2)
 
 
 class StoppingBackbone(FakeBackbone):
@@ -128,12 +145,26 @@ def image_path(config: FeaturesConfig, index: int) -> Path:
 def read_all(config: FeaturesConfig) -> dict[int, bytes]:
     """image_id → bits of its features."""
     directory = features_dir(config)
-    shards = [read_shard(directory / name) for name in sorted(Manifest.read(directory).outputs)]
+    names = sorted(Manifest.read(directory).details["fingerprints"])
+    shards = [read_shard(directory / name) for name in names]
     return {
         int(image_id): row.tobytes()
         for shard in shards
         for image_id, row in zip(shard.image_ids, shard.features, strict=True)
     }
+
+
+def read_extras(config: FeaturesConfig) -> dict[int, tuple[bytes, bytes]]:
+    """image_id → bits of all its views, and of its grids."""
+    directory, found = features_dir(config), {}
+    for name in sorted(Manifest.read(directory).details["fingerprints"]):
+        shard = read_shard(directory / name)
+        grids = np.load(directory / grid_name(name))
+        assert len(grids) == len(shard.image_ids)
+        for row, image_id in enumerate(shard.image_ids.tolist()):
+            pooled = [shard.features[row], *shard.views[row]]
+            found[image_id] = np.stack(pooled).tobytes(), grids[row].tobytes()
+    return found
 
 
 def contents(config: FeaturesConfig) -> dict[str, bytes]:
@@ -369,20 +400,21 @@ def list_records(config: FeaturesConfig) -> list[ImageRecord]:
     return [ImageRecord(image_id, name, split, ()) for image_id, name, split in rows]
 
 
-def test_killed_extract_resumes_to_identical_shards(tmp_path, network):
-    config = make_dataset(tmp_path)
+def test_killed_extract_resumes_to_identical_shards_and_grids(tmp_path, network):
+    config = replace(make_dataset(tmp_path), **EXTRAS)
     # 3 batches in each of the first two shards: killed in the second batch of the third shard,
     # when the first shard is certainly written.
     command = [sys.executable, __file__, str(tmp_path), "8"]
     killed = subprocess.run(command, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     kept = contents(config)
-    assert "part-00000.h5" in kept
-    assert len(kept) < 3
-    for name in kept:
+    shards = [name for name in kept if name.endswith(".h5")]
+    assert "part-00000.h5" in shards
+    assert len(shards) < 3
+    for name in shards:
         read_shard(features_dir(config) / name)
     redone = resume_and_compare(config, tmp_path, network)
-    assert redone == NUM_IMAGES - SHARD_SIZE * len(kept)
+    assert redone == (NUM_IMAGES - SHARD_SIZE * len(shards)) * config.views
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
@@ -629,6 +661,130 @@ def test_bare_rate_counts_the_images_of_the_timed_passes(monkeypatch):
     assert rate == 4 * 5 / 6
 
 
+@pytest.mark.parametrize("format", ["hdf5", "parquet"])
+def test_views_and_grids_equal_a_plain_loop(tmp_path, network, format):
+    config = replace(make_dataset(tmp_path), views=5, batch_size=16, grid=True, format=format)
+    image_path(config, 9).write_bytes(b"no picture")
+    manifest = extract(config)
+    expected = {}
+    for index in set(range(NUM_IMAGES)) - {9}:
+        image = Image.open(image_path(config, index)).convert("RGB")
+        pixels = np.stack([TRANSFORM(image, view) for view in VIEWS[:5]])
+        rows = FakeBackbone()(torch.from_numpy(pixels)).half().numpy()
+        grids = fake_grid(torch.from_numpy(pixels)).half().numpy()
+        expected[index * 10] = rows.tobytes(), grids.tobytes()
+    assert read_extras(config) == expected
+    assert network.num_images == 5 * (NUM_IMAGES - 1)
+    assert manifest.counts["num_images"] == NUM_IMAGES - 1
+    assert (manifest.counts["num_views"], manifest.counts["grid_places"]) == (5, 4)
+    assert sorted(contents(config)) == sorted(manifest.outputs)
+    assert sum(name.endswith(".grid.npy") for name in manifest.outputs) == 3
+
+
+def test_plain_view_is_the_same_with_and_without_extras(tmp_path, network):
+    config = make_dataset(tmp_path)
+    extract(config)
+    plain = read_all(config)
+    extract(replace(config, views=3, grid=True))
+    assert read_all(config) == plain
+
+
+def test_shards_of_before_there_were_views_stay_valid(tmp_path, network):
+    config = make_dataset(tmp_path)
+    manifest = extract(config)
+    shard = read_shard(features_dir(config) / "part-00000.h5")
+    paths = [image_path(config, index) for index in range(SHARD_SIZE)]
+    content = [
+        [index * 10 for index in range(SHARD_SIZE)],
+        [f"images/{path.name}" for path in paths],
+        ImageFiles(tmp_path / "source").stamps([f"images/{path.name}" for path in paths]),
+    ]
+    made_by = [1, "resnet18", "5" * 64, TRANSFORM.describe(), "fp32"]
+    assert shard.fingerprint == hash_json([made_by, content])
+    options = {"encoder", "weights", "image_size", "precision", "format", "shard_size"}
+    assert set(manifest.config) == options
+
+
+def test_less_than_is_there_is_up_to_date(tmp_path, network, capsys):
+    config = make_dataset(tmp_path)
+    first = extract(replace(config, views=3, grid=True))
+    capsys.readouterr()
+    for less in ({}, {"views": 2}, {"grid": True}, {"views": 3}):
+        assert extract(replace(config, **less)) == first
+        assert "up to date (22 images, 3 views, 4 grid places)" in capsys.readouterr().out
+    assert network.num_loads == 1
+
+
+def test_more_than_is_there_keeps_what_is_there(tmp_path, network):
+    config = make_dataset(tmp_path)
+    extract(replace(config, views=2))
+    manifest = extract(replace(config, grid=True))
+    assert (manifest.counts["num_views"], manifest.counts["grid_places"]) == (2, 4)
+    # Another format or another image list does not lose them either.
+    manifest = extract(replace(config, format="parquet", shard_size=30))
+    assert sorted(contents(config)) == ["part-00000.grid.npy", "part-00000.parquet"]
+    assert (manifest.counts["num_views"], manifest.counts["grid_places"]) == (2, 4)
+
+
+@pytest.mark.parametrize("stop_at", [5, 8])
+def test_interrupted_grids_leave_the_finished_features_alone(
+    tmp_path, network, monkeypatch, stop_at
+):
+    config = make_dataset(tmp_path)
+    plain = extract(config)
+    before = contents(config)
+    wanted = replace(config, **EXTRAS)
+    use(StoppingBackbone(stop_at, RuntimeError("stopped")), monkeypatch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        extract(wanted)
+    assert contents(config) == before
+    assert extract(config) == plain
+    assert not [path for path in features_dir(config).rglob("*.npy") if "partial" in path.name]
+    again = use(FakeBackbone(), monkeypatch)
+    manifest = extract(wanted)
+    assert again.num_images == {5: 14, 8: 6}[stop_at] * 2
+    assert {path.name for path in features_dir(config).iterdir()} == {
+        "manifest.json",
+        ".lock",
+        *manifest.outputs,
+    }
+
+
+@pytest.mark.parametrize("format", ["hdf5", "parquet"])
+@pytest.mark.parametrize("keep", [None, 0, -1])
+def test_missing_or_truncated_grid_is_redone(tmp_path, network, keep, format):
+    config = replace(make_dataset(tmp_path), grid=True, format=format)
+    extract(config)
+    before = contents(config)
+    path = features_dir(config) / "part-00001.grid.npy"
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[:keep])
+    network.num_images = 0
+    extract(config)
+    assert network.num_images == SHARD_SIZE
+    assert contents(config) == before
+
+
+def test_network_without_a_grid_is_refused_before_it_is_run(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(network, "grid_places", 0)
+    with pytest.raises(ConfigError, match="no grid"):
+        extract(replace(make_dataset(tmp_path), grid=True))
+    assert network.num_images == 0
+
+
+def test_grids_that_overflow_are_refused(tmp_path, network, monkeypatch):
+    config = replace(make_dataset(tmp_path), grid=True)
+    monkeypatch.setattr(
+        sys.modules[__name__], "fake_grid", lambda p: torch.full((len(p), 4, 6), 1e6)
+    )
+    with pytest.raises(ShowTellError, match="image 0 that are not finite"):
+        extract(config)
+    assert contents(config) == {}
+    assert not list(features_dir(config).glob(".*partial*"))
+
+
 if __name__ == "__main__":  # the process that the kill test kills
     stage.load_backbone = StoppingBackbone(int(sys.argv[2]), None).load
-    extract(make_config(Path(sys.argv[1])))
+    extract(replace(make_config(Path(sys.argv[1])), **EXTRAS))

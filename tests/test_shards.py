@@ -32,12 +32,27 @@ def make_shard(num_images: int = 5, width: int = 7, num_skipped: int = 2) -> Fea
     )
 
 
+def make_full_shard(num_images: int = 5, width: int = 7, num_views: int = 3) -> FeatureShard:
+    """A shard with views, and with checksums of grids."""
+    numbers = make_shard(num_images * (num_views - 1), width).features
+    return replace(
+        make_shard(num_images, width),
+        views=-numbers.reshape(num_images, num_views - 1, width),
+        grid_crc32=np.arange(num_images, dtype=np.uint32) + 2**31,
+    )
+
+
 def assert_same(left: FeatureShard, right: FeatureShard) -> None:
     assert (left.skipped, left.fingerprint) == (right.skipped, right.fingerprint)
     np.testing.assert_array_equal(left.image_ids, right.image_ids)
     assert left.features.shape == right.features.shape
     assert left.features.dtype == right.features.dtype == np.float16
     assert left.features.tobytes() == right.features.tobytes()
+    for one, other in ((left.views, right.views), (left.grid_crc32, right.grid_crc32)):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+            assert one.tobytes() == other.tobytes()
 
 
 @FORMATS
@@ -48,6 +63,48 @@ def test_shard_roundtrips_every_bit(tmp_path, suffix, sizes):
     write_shard(path, shard)
     assert_same(read_shard(path), shard)
     assert read_fingerprint(path) == shard.fingerprint
+
+
+@FORMATS
+@pytest.mark.parametrize("sizes", [(5, 7, 3), (1, 1, 2), (0, 7, 6)])
+def test_views_and_checksums_of_grids_roundtrip(tmp_path, suffix, sizes):
+    shard = make_full_shard(*sizes)
+    path = tmp_path / f"part-00000{suffix}"
+    write_shard(path, shard)
+    assert_same(read_shard(path, sizes[1]), shard)
+    assert read_shard(path).num_views == sizes[2]
+
+
+def test_both_formats_give_the_same_bits_of_views(tmp_path):
+    for suffix in (".h5", ".parquet"):
+        write_shard(tmp_path / f"part{suffix}", make_full_shard())
+    assert_same(read_shard(tmp_path / "part.h5"), read_shard(tmp_path / "part.parquet"))
+
+
+@FORMATS
+def test_changed_byte_of_a_view_is_noticed(tmp_path, suffix):
+    path = tmp_path / f"part{suffix}"
+    shard = make_full_shard(50, 64)
+    write_shard(path, shard)
+    content = bytearray(path.read_bytes())
+    content[content.index(shard.views.tobytes()[:256]) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadShardError, match=r"checksum|cannot be read"):
+        read_shard(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": np.zeros((5, 2, 6), np.float16)}, "'views' is (5, 2, 6) float16, expected (5,"),
+        ({"views": np.zeros((4, 2, 7), np.float16)}, "'views' is (4, 2, 7) float16, expected (5,"),
+        ({"views": np.full((5, 2, 7), np.inf, np.float16)}, "'views' of image"),
+        ({"grid_crc32": np.zeros(4, np.uint32)}, "'grid_crc32' is (4,) uint32, expected (5,)"),
+    ],
+)
+def test_views_that_do_not_fit_are_told(tmp_path, change, message):
+    with pytest.raises(BadShardError, match=re.escape(message)):
+        write_shard(tmp_path / "part.h5", replace(make_full_shard(), **change))
 
 
 def test_both_formats_give_the_same_bits(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 from dataclasses import replace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from showtell.features.grids import GridWriter, grid_name
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
@@ -37,7 +39,9 @@ def write_features(
     for index, rows in enumerate((slice(0, 3), slice(3, None))):
         path = directory / f"part-{index:05}{suffix}"
         skipped = (list(SKIPPED.items())[index],)
-        shard = FeatureShard(np.array(ids[rows]), features[rows], skipped, f"{index}" * 64)
+        shard = FeatureShard(
+            np.array(ids[rows], np.int64), features[rows], skipped, f"{index}" * 64
+        )
         write_shard(path, shard)
         outputs[path.name] = path.stat().st_size
         fingerprints[path.name] = shard.fingerprint
@@ -52,6 +56,39 @@ def write_features(
         details={"weights": "caffe", "fingerprints": fingerprints},
     ).write(directory)
     return directory
+
+
+def add_extras(directory: Path, num_views: int = 3, num_places: int | None = 4) -> np.ndarray:
+    """Give written features more views, and grids whose mean all of them are.
+
+    Returns:
+        (N, V, R, D) float16, the grids.
+    """
+    manifest = Manifest.read(directory)
+    rng, parts, outputs = np.random.default_rng(1), [], {}
+    for name in sorted(manifest.outputs):
+        shard = read_shard(directory / name)
+        shape = (len(shard.image_ids), num_views, num_places or 1, WIDTH)
+        parts.append(rng.normal(size=shape).astype(np.float16))
+        pooled = parts[-1].astype(np.float32).mean(2).astype(np.float16)
+        more = pooled[:, 1:] if num_views > 1 else None
+        shard = replace(shard, features=pooled[:, 0], views=more)
+        if num_places:
+            writer = GridWriter(directory / grid_name(name), shape[1:])
+            writer.append(parts[-1])
+            shard = replace(shard, grid_crc32=writer.publish())
+            outputs[grid_name(name)] = (directory / grid_name(name)).stat().st_size
+        write_shard(directory / name, shard)
+        outputs[name] = (directory / name).stat().st_size
+    counts = {"num_views": num_views} | ({"grid_places": num_places} if num_places else {})
+    config = {"views": num_views} | ({"grid": True} if num_places else {})
+    replace(
+        manifest,
+        outputs=outputs,
+        counts=manifest.counts | counts,
+        config=manifest.config | config,
+    ).write(directory)
+    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet"])
@@ -222,3 +259,88 @@ def test_dataset_without_features_names_the_command(tmp_path):
     message = r"no finished features\. Run 'showtell features --dataset tiny' first"
     with pytest.raises(MissingArtifactError, match=message):
         find_features(tmp_path / DATASET, None)
+
+
+def test_features_without_extras_are_one_view_without_a_copy(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    assert store.num_views == 1
+    assert store.views.shape == (5, 1, WIDTH)
+    assert store.views.data_ptr() == store.features.data_ptr()
+    assert store.grid_shape is None
+    digest = hashlib.sha256(np.array(IDS, np.int64).tobytes() + store.features.numpy().tobytes())
+    assert store.sha256 == digest.hexdigest()
+    message = r"has no grids\. Run 'showtell features .*--format hdf5 --grid'"
+    with pytest.raises(MissingArtifactError, match=message):
+        store.gather_grid(store.rows([3]))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_store_holds_all_views(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    grids = add_extras(directory, num_places=None)
+    store = FeatureStore.load(directory)
+    assert store.num_views == 3
+    assert store.views.dtype == torch.float16
+    np.testing.assert_array_equal(store.views.numpy(), grids[:, :, 0])
+    assert torch.equal(store.features, store.views[:, 0])
+    assert store.grid_shape is None
+
+
+def test_grids_are_gathered_from_memory_maps_in_any_order(tmp_path):
+    directory = write_features(tmp_path)
+    grids = add_extras(directory)
+    store = FeatureStore.load(directory)
+    assert store.grid_shape == (4, WIDTH)
+    assert all(isinstance(grid, np.memmap) for grid in store.grids)
+    rows, views = torch.tensor([4, 0, 2, 3, 0, 4]), torch.tensor([1, 0, 2, 0, 2, 1])
+    gathered = store.gather_grid(rows, views)
+    assert gathered.dtype == torch.float16
+    expected = [grids[row, view] for row, view in zip(rows, views, strict=True)]
+    np.testing.assert_array_equal(gathered.numpy(), np.stack(expected))
+    np.testing.assert_array_equal(store.gather_grid(rows).numpy(), grids[rows.numpy(), 0])
+    assert store.gather_grid(rows[:0]).shape == (0, 4, WIDTH)
+
+
+def test_grids_of_a_shard_without_rows_are_passed_over(tmp_path):
+    directory = write_features(tmp_path, ids=[3, 5, 8])  # the second shard is empty
+    grids = add_extras(directory)
+    store = FeatureStore.load(directory)
+    np.testing.assert_array_equal(store.gather_grid(torch.tensor([2, 0])), grids[[2, 0], 0])
+
+
+def test_sha256_tells_views_and_grids_apart(tmp_path):
+    hashes = []
+    for name, extras in {"a": (1, 4), "b": (3, None), "c": (3, 4), "d": (3, 4)}.items():
+        directory = write_features(tmp_path, name)
+        add_extras(directory, *extras)
+        hashes.append(FeatureStore.load(directory).sha256)
+    hashes.append(FeatureStore.load(write_features(tmp_path, "e")).sha256)
+    assert len(set(hashes)) == 4
+    assert hashes[2] == hashes[3]
+
+
+def test_missing_grid_names_the_command(tmp_path):
+    directory = write_features(tmp_path)
+    add_extras(directory)
+    (directory / "part-00001.grid.npy").unlink()
+    message = r"part-00001\.grid\.npy is missing.*showtell features"
+    with pytest.raises(MissingArtifactError, match=message):
+        FeatureStore.load(directory)
+
+
+def test_grid_of_another_shard_is_reported(tmp_path):
+    directory = write_features(tmp_path, ids=[*IDS, 2**33 + 5])  # two shards of three
+    add_extras(directory)
+    (directory / "part-00000.grid.npy").replace(directory / "part-00001.grid.npy")
+    content = (directory / "part-00001.grid.npy").read_bytes()
+    (directory / "part-00000.grid.npy").write_bytes(content)
+    with pytest.raises(BadShardError, match=r"part-00001\.grid\.npy: the grid of image"):
+        FeatureStore.load(directory)
+
+
+def test_command_that_mends_brings_views_and_grids_back(tmp_path):
+    directory = write_features(tmp_path)
+    add_extras(directory)
+    write_table(tmp_path, [1, 2])
+    with pytest.raises(MismatchError, match=r"--views 3 --grid'"):
+        FeatureStore.load(directory)

@@ -8,7 +8,8 @@ from torchvision.transforms import functional
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode
 
-from showtell.features.transform import Transform, caffe_transform, from_torchvision
+from showtell.features.transform import VIEWS, Transform, caffe_transform, from_torchvision
+from showtell.pipeline.config import MAX_VIEWS
 from showtell.pipeline.errors import ConfigError
 
 PRESETS = [
@@ -128,3 +129,51 @@ def test_transform_roundtrips_through_json():
 def test_transform_refuses_a_crop_that_cannot_be(crop, resize):
     with pytest.raises(ConfigError, match=f"crop_size={crop}, resize_size={resize}"):
         Transform(crop, resize, "bilinear", (0, 0, 0), (1, 1, 1))
+
+
+# Picture of 80×40 → left, top, right, bottom in its pixels, and whether mirrored, of each view.
+EXPECTED_VIEWS = [
+    ((0, 0, 80, 40), False),
+    ((0, 0, 80, 40), True),
+    ((0, 0, 70, 35), False),
+    ((10, 5, 80, 40), True),
+    ((10, 0, 80, 35), False),
+    ((0, 5, 70, 40), True),
+]
+
+
+@pytest.mark.parametrize(
+    "transform", [caffe_transform(32), from_torchvision(PRESETS[3], 32)], ids=["squash", "crop"]
+)
+def test_views_are_the_pictures_parts(transform):
+    image = random_image((80, 40))
+    assert len(VIEWS) == MAX_VIEWS
+    for view, (box, mirrored) in zip(VIEWS, EXPECTED_VIEWS, strict=True):
+        part = np.asarray(transform(image.crop(box))).astype(int)
+        expected = part[:, :, ::-1] if mirrored else part
+        # Resizing within a box looks a little beyond the part's edge, a crop does not.
+        inner = slice(2, -2)
+        seen = transform(image, view).astype(int)
+        assert np.array_equal(seen[:, inner, inner], expected[:, inner, inner])
+
+
+def test_box_of_a_squashed_view_need_not_be_whole_pixels():
+    image = random_image((83, 45))
+    box = (83 / 8, 45 / 8, 83, 45)
+    cut = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
+    expected = np.asarray(cut)[:, ::-1].transpose(2, 0, 1)
+    assert np.array_equal(caffe_transform(32)(image, VIEWS[3]), expected)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_mirrored_view_is_that_of_the_mirrored_picture(size):
+    image = random_image(size)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    transform = caffe_transform(64)
+    assert np.array_equal(transform(image, VIEWS[1]), transform(mirrored))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_every_view_of_any_picture_has_the_networks_size(size):
+    for transform in (caffe_transform(32), from_torchvision(PRESETS[0], 32)):
+        assert {transform(random_image(size), view).shape for view in VIEWS} == {(3, 32, 32)}
