@@ -229,6 +229,11 @@ class Decoder(nn.Module):
         weight = self.embedding.weight if tied else self.output_weight
         return F.linear(self.project(outputs), weight, self.output_bias)
 
+    @property
+    def looks_at_grid(self) -> bool:
+        """Whether its features are grids (N, P, D) and not vectors (N, D)."""
+        return self.config.attention != "none"
+
     def start_tokens(self, batch_size: int) -> Tensor:
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)

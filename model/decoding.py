@@ -10,6 +10,7 @@ from ..features.store import FeatureStore
 from ..pipeline.config import DecodingOptions
 from ..pipeline.vocab import Vocab
 from .beam import beam_search
+from .decoder import Decoder
 from .hypothesis import Hypothesis
 from .precision import Precision
 from .sampling import sample_captions
@@ -80,19 +81,22 @@ def decode(
 
 
 def iterate_features(
-    store: FeatureStore, rows: Tensor, batch_size: int = BATCH_SIZE
+    decoder: Decoder, store: FeatureStore, rows: Tensor, batch_size: int = BATCH_SIZE
 ) -> Iterator[Tensor]:
-    """Yield (B, D) features of these (N,) rows, in their order."""
+    """Yield what a decoder sees of these (N,) rows, in their order: (B, D), or (B, P, D) grids."""
     for batch in rows.split(batch_size):
-        yield store.features[batch]
+        yield store.gather_grid(batch) if decoder.looks_at_grid else store.features[batch]
 
 
 def iterate_members(
-    stores: Sequence[FeatureStore], rows: Sequence[Tensor], batch_size: int = BATCH_SIZE
+    decoders: Sequence[Decoder],
+    stores: Sequence[FeatureStore],
+    rows: Sequence[Tensor],
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield what each member of an ensemble sees of the same images: `iterate_features` of each."""
-    pairs = zip(stores, rows, strict=True)
-    return zip(*(iterate_features(*pair, batch_size) for pair in pairs), strict=True)
+    members = zip(decoders, stores, rows, strict=True)
+    return zip(*(iterate_features(*member, batch_size) for member in members), strict=True)
 
 
 def _move(features: Features, device: torch.device) -> Features:

@@ -263,9 +263,12 @@ def _decode(
     rows = [store.rows(image_ids) for store in stores]
     if len(members) == 1:
         model: CaptionModel[Any] = decoders[0]
-        batches: Iterable[Features] = iterate_features(stores[0], rows[0], config.batch_size)
+        batches: Iterable[Features] = iterate_features(
+            decoders[0], stores[0], rows[0], config.batch_size
+        )
     else:
-        model, batches = Ensemble(decoders), iterate_members(stores, rows, config.batch_size)
+        model = Ensemble(decoders)
+        batches = iterate_members(decoders, stores, rows, config.batch_size)
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
         for batch in decode(model, batches, precision, config):
