@@ -10,6 +10,8 @@ batch and read through memory maps.
 """
 
 import zlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,39 @@ def open_grid(path: Path, shard: FeatureShard, num_places: int) -> GridMap:
                 f"was written with. {MEND}"
             )
     return grid
+
+
+@dataclass(frozen=True)
+class GridFiles:
+    """The grids of a dataset on disk, as one (N, V, R, D) array that is never in memory.
+
+    Attributes:
+        maps: of each shard, in order, (n, V, R, D) float16.
+        crc32: (N,) uint32, checksum of each row.
+    """
+
+    maps: tuple[GridMap, ...]
+    crc32: npt.NDArray[np.uint32]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, D)."""
+        num_places, width = self.maps[0].shape[2:]
+        return num_places, width
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """Row of the first image of each shard."""
+        return np.cumsum([0, *(len(grid) for grid in self.maps[:-1])])
+
+    def gather(
+        self, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float16]:
+        """Read rows (n,) in any order, each in its view (n,): (n, R, D)."""
+        gathered = np.empty((len(rows), *self.shape), np.float16)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        offsets = rows - self._starts[shards]
+        # In the order on the disk; each row is copied once, straight to its place.
+        for place in np.lexsort((views, rows)):
+            gathered[place] = self.maps[shards[place]][offsets[place], views[place]]
+        return gathered

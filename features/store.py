@@ -1,7 +1,7 @@
 """All feature shards of a dataset as one tensor: image_id → row. Grids stay on disk."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from ..pipeline.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.manifest import MANIFEST_NAME, Manifest, hash_file
-from .grids import GridMap, grid_name, open_grid
+from .grids import GridFiles, GridMap, grid_name, open_grid
 from .shards import MEND, read_shard
 
 
@@ -27,8 +27,7 @@ class FeatureStore:
         manifest: of the stage that computed them.
         directory: where they were read from.
         all_views: (N, V, D) float16, `features` the first of them; None where V is 1.
-        grids: one map for each shard, in order, (n, V, R, D) float16; empty where there are none.
-        grid_crc32: (N,) uint32, checksum of each image's grid; empty where there are none.
+        grids: (N, V, R, D) float16 on disk; None where there are none.
     """
 
     image_ids: torch.Tensor
@@ -37,8 +36,7 @@ class FeatureStore:
     manifest: Manifest
     directory: Path
     all_views: torch.Tensor | None = None
-    grids: tuple[GridMap, ...] = ()
-    grid_crc32: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    grids: GridFiles | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "FeatureStore":
@@ -56,7 +54,7 @@ class FeatureStore:
         num_places = manifest.counts.get("grid_places")
         image_ids = np.empty(num_images, np.int64)
         views = np.empty((num_images, num_views, feature_dim), np.float16)
-        grids: list[GridMap] = []
+        maps: list[GridMap] = []
         crcs: list[npt.NDArray[np.uint32]] = []
         skipped: dict[int, str] = {}
         fingerprints = manifest.details["fingerprints"]
@@ -75,7 +73,7 @@ class FeatureStore:
             if shard.views is not None:
                 views[start:stop, 1:] = shard.views
             if num_places is not None:
-                grids.append(open_grid(directory / grid_name(name), shard, num_places))
+                maps.append(open_grid(directory / grid_name(name), shard, num_places))
                 crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
@@ -91,8 +89,7 @@ class FeatureStore:
             manifest,
             directory,
             all_views if num_views > 1 else None,
-            tuple(grids),
-            np.concatenate(crcs) if crcs else np.empty(0, np.uint32),
+            GridFiles(tuple(maps), np.concatenate(crcs)) if maps else None,
         )
 
     @property
@@ -113,10 +110,7 @@ class FeatureStore:
     @property
     def grid_shape(self) -> tuple[int, int] | None:
         """(R, D); None where no grids are cached."""
-        if not self.grids:
-            return None
-        num_places, width = self.grids[0].shape[2:]
-        return num_places, width
+        return self.grids.shape if self.grids else None
 
     @cached_property
     def sha256(self) -> str:
@@ -126,7 +120,8 @@ class FeatureStore:
         """
         digest = hashlib.sha256(self.image_ids.numpy().data)
         digest.update(self.views.numpy().data)
-        digest.update(self.grid_crc32.data)
+        if self.grids is not None:
+            digest.update(self.grids.crc32.data)
         return digest.hexdigest()
 
     @property
@@ -187,24 +182,12 @@ class FeatureStore:
         Raises:
             MissingArtifactError: no grids are cached.
         """
-        if self.grid_shape is None:
+        if self.grids is None:
             command = mending_command(self.directory, self.manifest)
             raise MissingArtifactError(f"{self.directory} has no grids. Run '{command} --grid'.")
         wanted = rows.cpu().numpy()
         seen = np.zeros_like(wanted) if views is None else views.cpu().numpy()
-        grid = torch.empty((len(wanted), *self.grid_shape), dtype=torch.float16)
-        out = grid.numpy()
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        offsets = wanted - self._starts[shards]
-        # In the order on the disk; each row is copied once, straight to its place.
-        for place in np.lexsort((seen, wanted)):
-            out[place] = self.grids[shards[place]][offsets[place], seen[place]]
-        return grid
-
-    @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
-        """Row of the first image of each shard that has a grid."""
-        return np.cumsum([0, *(len(grid) for grid in self.grids[:-1])])
+        return torch.from_numpy(self.grids.gather(wanted, seen))
 
     def _find(
         self, wanted: npt.NDArray[np.int64]

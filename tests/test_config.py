@@ -65,6 +65,8 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     ),
     # features
     *at_least(FeaturesConfig, 1, "shard_size", "batch_size", "num_workers", "image_size"),
+    (FeaturesConfig, {"views": 0}, "views must be 1 to 6, got 0."),
+    (FeaturesConfig, {"views": 7}, "views must be 1 to 6, got 7."),
     (FeaturesConfig, {"format": "csv"}, "format must be one of hdf5, parquet, got 'csv'."),
     # train
     (TrainConfig, {"cell": "GRU"}, "cell must be one of gru, lstm, rnn, got 'GRU'."),

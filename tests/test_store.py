@@ -291,7 +291,7 @@ def test_grids_are_gathered_from_memory_maps_in_any_order(tmp_path):
     grids = add_extras(directory)
     store = FeatureStore.load(directory)
     assert store.grid_shape == (4, WIDTH)
-    assert all(isinstance(grid, np.memmap) for grid in store.grids)
+    assert all(isinstance(grid, np.memmap) for grid in store.grids.maps)
     rows, views = torch.tensor([4, 0, 2, 3, 0, 4]), torch.tensor([1, 0, 2, 0, 2, 1])
     gathered = store.gather_grid(rows, views)
     assert gathered.dtype == torch.float16
