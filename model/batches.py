@@ -52,6 +52,7 @@ class CaptionBatches:
         grid: give grids, memory-mapped, in place of pooled features.
         by_image: keep all captions of an image in one batch, so that what is costly is done once an
             image; else batches hold captions of similar length.
+        num_views: views of each image to draw from; default all that are cached.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class CaptionBatches:
         *,
         grid: bool = False,
         by_image: bool = False,
+        num_views: int | None = None,
     ) -> None:
         self.store, self.batch_size, self.device = store, batch_size, device
         self.grid, self.by_image = grid, by_image
@@ -80,7 +82,8 @@ class CaptionBatches:
         stream[self.starts] = BOS
         stream[torch.arange(len(tokens)) + 2 * caption_of_token + 1] = tokens
 
-        self.views = store.views if grid else store.views.to(device)  # (N, V, D)
+        views = store.views[:, :num_views]
+        self.views = views if grid else views.to(device)  # (N, V, D)
         self.stream = stream.to(device)
         self.starts = self.starts[kept].to(device)
         self.lengths = lengths[kept]  # stays on the CPU: batch shapes are known without a sync

@@ -3,8 +3,8 @@
 data/runs/<run>/config.json        `RunConfig`
 data/runs/<run>/vocab.json         the vocabulary it was trained with
 data/runs/<run>/best.safetensors   weights of the best epoch: name → float32 tensor
-data/runs/<run>/last.safetensors   `model.*`, `optimizer.<index>.*`, `rng.*` tensors, and the
-                                   `Progress` as JSON in the file's metadata
+data/runs/<run>/last.safetensors   `model.*`, `average.*`, `optimizer.<index>.*`, `rng.*`
+                                   tensors, and the `Progress` as JSON in the file's metadata
 """
 
 import json
@@ -107,11 +107,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: Progress,
+    average: torch.nn.Module | None = None,
 ) -> None:
     """Write all that is needed to go on exactly, in one file, atomically."""
     tensors = {f"model.{name}": value for name, value in decoder.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     device = decoder.embedding.weight.device
     if device.type == "cuda":
@@ -129,6 +132,7 @@ def load_checkpoint(
     decoder: Decoder,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: torch.nn.Module | None = None,
 ) -> Progress:
     """Bring decoder, optimizer, scaler and random generators to where `save_checkpoint` left them.
 
@@ -137,11 +141,15 @@ def load_checkpoint(
     """
     tensors, metadata = _read_tensors(path)
     expected = {f"model.{name}" for name in decoder.state_dict()} | {"rng.cpu"}
+    if average is not None:
+        expected |= {f"average.{name}" for name in average.state_dict()}
     if not (expected <= tensors.keys() and {"progress", "scaler"} <= metadata.keys()):
         raise MissingArtifactError(
             f"{path} is not a checkpoint of this run. Delete {path.parent} and train the run again."
         )
     decoder.load_state_dict(_with_prefix(tensors, "model."))
+    if average is not None:
+        average.load_state_dict(_with_prefix(tensors, "average."))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _with_prefix(tensors, "optimizer.").items():
         index, _, key = name.partition(".")

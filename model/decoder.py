@@ -212,9 +212,7 @@ class Decoder(nn.Module):
         """
         state = self.init_state(features)
         if owners is not None:
-            hidden = tuple(part.index_select(1, owners) for part in state.hidden)
-            memory = tuple(part.index_select(0, owners) for part in state.memory)
-            state = DecoderState(hidden, memory)
+            state = state.take(owners)
         words = self.dropout(self.embedding(inputs))
         if self.config.attention != "none":
             outputs = self._read_looking(words, state, lengths)

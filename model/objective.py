@@ -1,12 +1,14 @@
 """What a training step minimises, and how: the loss, the learning rate, the optimizer."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..pipeline.config import TrainConfig
+from ..pipeline.vocab import PAD
 from .batches import CaptionBatch
 from .decoder import Decoder
 
@@ -17,6 +19,32 @@ def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float =
     logits = decoder.logits(outputs.flatten(0, 1)[batch.real])  # (R, V)
     targets = batch.targets.flatten()[batch.real]
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+@torch.no_grad()
+def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBatch:
+    """Put words that the decoder itself would write in the place of some of the inputs.
+
+    Each word after BOS is, with this probability, one drawn from the decoder's prediction, which
+    was made behind earlier inputs mixed in the same way.
+
+    Args:
+        decoder: in train mode, whose dropout then acts on the predictions too.
+        batch: its targets stay.
+        rate: 0 changes nothing, 1 replaces every word.
+
+    Source: Bengio et al. 2015, arXiv:1506.03099.
+    """
+    inputs = batch.inputs.clone()
+    state = decoder.init_state(batch.features).take(batch.owners)
+    chosen = torch.rand(inputs.shape, device=inputs.device) < rate
+    for position in range(inputs.shape[1] - 1):
+        logits, state = decoder.step(inputs[:, position], state)
+        drawn = torch.multinomial(logits.float().softmax(1), 1)[:, 0]
+        following = inputs[:, position + 1]
+        replaced = chosen[:, position + 1] & (following != PAD)
+        inputs[:, position + 1] = drawn.where(replaced, following)
+    return replace(batch, inputs=inputs)
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:

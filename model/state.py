@@ -60,6 +60,14 @@ class DecoderState:
     def __len__(self) -> int:
         return self.hidden[0].shape[1]
 
+    def take(self, owners: Tensor) -> "DecoderState":
+        """Give each of (B,) int64 images a row, and a memory, of its own; of a state with K = 1."""
+        assert self.num_beams == 1
+        return DecoderState(
+            tuple(part.index_select(1, owners) for part in self.hidden),
+            tuple(part.index_select(0, owners) for part in self.memory),
+        )
+
     def select(self, images: Tensor, parents: Tensor) -> "DecoderState":
         """See `State.select`."""
         rows = (images[:, None] * self.num_beams + parents).flatten()

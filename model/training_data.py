@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..features.store import FeatureStore, find_features
+from ..features.store import FeatureStore, find_features, mending_command
 from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ..pipeline.config import TrainConfig
 from ..pipeline.console import print_warning
@@ -44,6 +44,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     captions_dir = config.captions_dir
     prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
     store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+    require_features(config, store)
     images = read_images(captions_dir / "images.parquet")
     val = images.select("val")
     val = val[store.has(val).numpy()][: config.val_images]
@@ -75,6 +76,25 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     )
 
 
+def require_features(config: TrainConfig, store: FeatureStore) -> None:
+    """Refuse to train on what is not cached.
+
+    Raises:
+        MissingArtifactError: no grids, or not as many views as asked for.
+    """
+    command = mending_command(store.directory, store.manifest)
+    if config.attention != "none" and store.grid_shape is None:
+        raise MissingArtifactError(
+            f"{store.directory} holds no grids, which --attention {config.attention} looks at. "
+            f"Run '{command} --grid' first."
+        )
+    if (config.views or 1) > store.num_views:
+        raise MissingArtifactError(
+            f"{store.directory} holds {store.num_views} views of each image, --views asks for "
+            f"{config.views}. Run '{command} --views {config.views}' first."
+        )
+
+
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
     """The decoder that these options mean for this vocabulary and these features."""
     return DecoderConfig(
@@ -87,4 +107,6 @@ def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
         dropout=config.dropout,
         image_as=config.image_as,
         tie_embeddings=config.tie_embeddings,
+        attention=config.attention,
+        attention_size=config.attention_size,
     )

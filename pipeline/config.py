@@ -224,7 +224,12 @@ class TrainConfig(DatasetConfig):
         None, "Cached features to train on, e.g. resnet50-caffe; default the newest."
     )
     resume: bool = option(False, "Go on with a run that was stopped, exactly where it was.")
+    preset: str | None = option(None, "Named recipe that sets the options you do not give.")
+    init: str | None = option(None, "Run whose weights, decoder and features to start from.")
+    scst: bool = option(False, "Self-critical training of --init: raises CIDEr-D itself.")
     cell: str = option("gru", "gru, lstm or rnn.")
+    attention: str = option("none", "Look at cached grids before each word: none, soft, adaptive.")
+    attention_size: int = option(256, "Width of the network that scores the places of a grid.")
     hidden_size: int = option(512, "Width of the recurrent state.")
     embed_size: int = option(512, "Width of the word vectors.")
     num_layers: int = option(1, "Recurrent layers.")
@@ -232,6 +237,17 @@ class TrainConfig(DatasetConfig):
     tie_embeddings: bool = option(True, "Use the word vectors as the output layer too.")
     dropout: float = option(0.5, "Dropout on the decoder's inputs and outputs.")
     label_smoothing: float = option(0.1, "Share of the target given to all other words.")
+    views: int | None = option(None, "Cached views of each image to draw from; default all.")
+    scheduled_sampling: float = option(
+        0.0, "Share of inputs, rising up to this, that are drawn from the model's own predictions."
+    )
+    word_vectors: Path | None = option(
+        None, "Text file of GloVe or word2vec vectors to start the words from."
+    )
+    ema: float = option(0.0, "Validate and keep a running mean of the weights with this decay.")
+    scst_samples: int = option(5, "Captions drawn for each image in self-critical training.")
+    scst_baseline: str = option("mean", "Subtracted from a reward: mean of other draws, or greedy.")
+    xe_weight: float = option(0.0, "Weight of the cross-entropy beside the self-critical loss.")
     epochs: int = option(18, "Passes over all captions.")
     batch_size: int = option(128, "Captions in one step.")
     learning_rate: float = option(1e-3, "Peak of the schedule.")
@@ -253,6 +269,18 @@ class TrainConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("cell", self.cell, ("gru", "lstm", "rnn"))
+        if self.word_vectors is not None:
+            object.__setattr__(self, "word_vectors", Path(self.word_vectors))  # JSON has text
+        require_choice("attention", self.attention, ("none", "soft", "adaptive"))
+        require_choice("scst_baseline", self.scst_baseline, ("mean", "greedy"))
+        require(
+            not self.scst or self.init is not None,
+            "--scst goes on from a trained run; name it with --init RUN.",
+        )
+        require(
+            not self.scst or self.scst_baseline == "greedy" or self.scst_samples > 1,
+            "--scst-baseline mean needs at least 2 --scst-samples, got 1.",
+        )
         require_choice("image_as", self.image_as, ("first-input", "initial-state"))
         require_choice("schedule", self.schedule, ("one-cycle", "cosine", "constant"))
         require_choice("monitor", self.monitor, ("CIDEr", "Bleu_4"))
@@ -266,12 +294,17 @@ class TrainConfig(DatasetConfig):
             batch_size=self.batch_size,
             val_images=self.val_images,
             val_beam=self.val_beam,
+            attention_size=self.attention_size,
+            views=self.views,
+            scst_samples=self.scst_samples,
         )
+        require(0 <= self.xe_weight <= 1, f"xe_weight must be 0 to 1, got {self.xe_weight}.")
         require_at_least(
             0, grad_clip=self.grad_clip, patience=self.patience, weight_decay=self.weight_decay
         )
         require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}.")
-        require_fraction(dropout=self.dropout, label_smoothing=self.label_smoothing)
+        require_fraction(dropout=self.dropout, label_smoothing=self.label_smoothing, ema=self.ema)
+        require_fraction(scheduled_sampling=self.scheduled_sampling)
         require(
             self.run is None or bool(re.fullmatch(PLAIN_NAME, self.run)),
             f"run must be a plain name, got {self.run!r}.",
