@@ -102,7 +102,8 @@ class CaptionBatches:
     @property
     def images(self) -> Tensor:
         """(n,) int64, rows in the store of the images that have captions here."""
-        return self.rows.unique()
+        images: Tensor = self.rows.unique()
+        return images
 
     def plan_epoch(self, seed: int) -> list[Tensor]:
         """Which captions make up each batch of an epoch.

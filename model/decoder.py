@@ -72,6 +72,7 @@ class Decoder(nn.Module):
 
     feature_mean: Tensor
     grid_mean: Tensor
+    attention: Attention
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -265,7 +266,8 @@ class Decoder(nn.Module):
             inputs = words + torch.sigmoid(self.gate(previous)) * context
             outputs, hidden = self._run(inputs[:, None], state.hidden)
             return outputs[:, 0] + self.seen(context), hidden
-        *memory, image = state.memory
+        assert isinstance(self.attention, AdaptiveAttention)
+        keys, values, image = state.memory
         inputs = (self._by_image(words, state) + image[:, None]).flatten(0, 1)
         outputs, hidden = self._run(inputs[:, None], state.hidden)
         known = hidden[1][-1].tanh() if self.config.cell == "lstm" else outputs[:, 0]
@@ -273,7 +275,7 @@ class Decoder(nn.Module):
             self._by_image(x, state)
             for x in (outputs[:, 0], self.attention.sentinel(inputs, previous, known))
         )
-        context, _ = self.attention.look(query, sentinel, tuple(memory))
+        context, _ = self.attention.look(query, sentinel, (keys, values))
         return outputs[:, 0] + self.seen(context.flatten(0, 1)), hidden
 
     def _by_image(self, rows: Tensor, state: DecoderState) -> Tensor:

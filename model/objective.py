@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..pipeline.config import TrainConfig
 from ..pipeline.vocab import PAD
@@ -60,6 +61,12 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
         return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
     share = (step - warmup) / max(total_steps - warmup, 1)
     return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def average_weights(decoder: Decoder, decay: float) -> AveragedModel:
+    """A running mean of the weights, `decay` of it kept at every step."""
+    average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.eval()
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:

@@ -7,11 +7,12 @@ data/runs/<run>/manifest.json  once the training has come to its end
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from ..pipeline.console import (
 )
 from ..pipeline.errors import MismatchError, MissingArtifactError, ShowTellError
 from ..pipeline.manifest import MANIFEST_NAME, Manifest, Stopwatch, locked
-from .batches import CaptionBatches
+from .batches import CaptionBatch, CaptionBatches
 from .checkpoint import (
     BEST_NAME,
     CONFIG_NAME,
@@ -40,23 +41,47 @@ from .checkpoint import (
     VOCAB_NAME,
     Progress,
     RunConfig,
+    find_run,
     load_checkpoint,
+    load_run,
     save_checkpoint,
     save_weights,
 )
 from .decoder import Decoder
 from .decoding import decode_captions, iterate_features
 from .metrics import CaptionScorer
-from .objective import caption_loss, learning_rate_at, make_optimizer
+from .objective import (
+    average_weights,
+    caption_loss,
+    learning_rate_at,
+    make_optimizer,
+    mix_inputs,
+)
 from .precision import Precision
 from .runlog import RunLog
+from .scst import SelfCriticalLoss
 from .training_data import TrainingData, decoder_config, load_training_data
+from .wordvectors import read_word_vectors, set_word_vectors
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
+CENTER_IMAGES = 1000  # grids whose mean is the origin of all
 
 # Options that say how a run is carried out, not what comes out of it.
-PASSING_OPTIONS = ("run", "resume", "features", "save_every_s", "device")
+PASSING_OPTIONS = ("run", "resume", "features", "save_every_s", "device", "preset")
+
+# Options that a run passes on to those that start from it.
+BUILT_IN = (
+    "dataset",
+    "cell",
+    "attention",
+    "attention_size",
+    "hidden_size",
+    "embed_size",
+    "num_layers",
+    "image_as",
+    "tie_embeddings",
+)
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -69,10 +94,12 @@ def train(config: TrainConfig) -> Manifest:
         MissingArtifactError: an earlier stage has not run, or there is nothing to resume.
         MismatchError: the run exists with other options or other inputs.
     """
-    run_dir = config.data / "runs" / (config.run or f"{config.dataset}-{config.cell}")
+    run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
         config = _started_with(run_dir, config)
     else:
+        if config.init is not None:
+            config = _built_like(config.init, config)
         # A run keeps the precision it began with, wherever it goes on.
         dtype = choose_precision(config.precision, choose_device(config.device))
         config = replace(config, precision=precision_name(dtype))
@@ -84,6 +111,35 @@ def train(config: TrainConfig) -> Manifest:
             print_note(f"train: {run_dir} is up to date.")
             return finished
         return Trainer(config, data, run_dir).run(resume=started)
+
+
+def default_run_name(config: TrainConfig) -> str:
+    """Name of a run that is given none, e.g. `flickr8k-gru`, `flickr8k-gru-soft`, `RUN-scst`."""
+    if config.init is not None:
+        return f"{config.init}-{'scst' if config.scst else 'tuned'}"
+    parts = [config.dataset, config.cell, config.attention]
+    return "-".join(part for part in parts if part != "none")
+
+
+def _built_like(init: str, config: TrainConfig) -> TrainConfig:
+    """The options with the dataset, features and decoder of the run to start from.
+
+    Raises:
+        MissingArtifactError: there is no such run.
+        MismatchError: an option that was given says otherwise.
+    """
+    run_dir = find_run(config.data, init)
+    saved = RunConfig.read(run_dir)
+    built = TrainConfig(**saved.train)
+    taken = {name: getattr(built, name) for name in BUILT_IN} | {"features": saved.features}
+    for name, then in taken.items():
+        now = getattr(config, name)
+        if name in config.given and now != then:
+            raise MismatchError(
+                f"--init {init} was trained with {name} {then}, got {now}. Leave it out: what "
+                f"starts from a run is built like it."
+            )
+    return replace(config, **taken)
 
 
 def _started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
@@ -114,10 +170,11 @@ def _check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
     if not any((run_dir / name).exists() for name in (LAST_NAME, BEST_NAME, MANIFEST_NAME)):
         return False
     saved, choose = RunConfig.read(run_dir), "Choose another name with --run."
+    before = TrainConfig().as_json() | saved.train  # what did not exist then was as by default
     for name, now in config.as_json().items():
-        if name not in PASSING_OPTIONS and saved.train.get(name) != now:
+        if name not in PASSING_OPTIONS and before[name] != now:
             raise MismatchError(
-                f"{run_dir} exists and has {name} {saved.train.get(name)}, got {now}. {choose}"
+                f"{run_dir} exists and has {name} {before[name]}, got {now}. {choose}"
             )
     for name, sha256 in data.inputs.items():
         if saved.inputs.get(name) != sha256:
@@ -165,21 +222,73 @@ class Trainer:
         self.config, self.data, self.run_dir = config, data, run_dir
         device = choose_device(config.device)
         self.precision = Precision(config.precision, device)
-        self.batches = CaptionBatches(data.store, data.captions, config.batch_size, device)
+        looks = config.attention != "none"
+        self.batches = CaptionBatches(
+            data.store,
+            data.captions,
+            config.batch_size,
+            device,
+            grid=looks,
+            by_image=looks or config.scst,
+            num_views=config.views,
+        )
         self.total_steps = len(self.batches) * config.epochs
-        self.decoder = Decoder(decoder_config(config, data)).to(device)
-        self.decoder.center_features(self.batches.features[self.batches.rows.unique()])
+        self.decoder = self._make_decoder().to(device)
+        self.average = average_weights(self.decoder, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self.decoder, config)
+        self.loss_of = self._make_loss()
         self.scorer = CaptionScorer(data.val_references)
         self.progress = Progress()
         self.loss = math.nan  # mean of the steps since the record before the last
+
+    def _make_decoder(self) -> Decoder:
+        """A new decoder, or that of the run to start from."""
+        config, batches = self.config, self.batches
+        decoder = Decoder(decoder_config(config, self.data))
+        if config.init is not None:
+            _, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
+            decoder.load_state_dict(trained.state_dict())
+            return decoder
+        images = batches.images
+        # Of grids a sample is enough, and all of them might not fit.
+        images = images[:: -(-len(images) // CENTER_IMAGES)] if batches.grid else images
+        decoder.center_features(batches.gather_features(images, torch.zeros_like(images)).cpu())
+        if config.word_vectors is not None:
+            vectors = read_word_vectors(config.word_vectors, self.data.vocab, config.embed_size)
+            set_word_vectors(decoder.embedding.weight, vectors)
+            print_note(f"train: vectors for {len(vectors):,} of {len(self.data.vocab):,} words.")
+        return decoder
+
+    def _make_loss(self) -> Callable[[Decoder, CaptionBatch], Tensor]:
+        """What a step minimises."""
+        config, data = self.config, self.data
+        if not config.scst:
+            return self._cross_entropy
+        ids = data.store.image_ids
+        references = data.train_references(ids[self.batches.images].tolist())
+        return SelfCriticalLoss(references, ids.tolist(), data.vocab, config)
+
+    def _cross_entropy(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
+        if self.config.scheduled_sampling:
+            share = self.progress.step / self.total_steps
+            batch = mix_inputs(decoder, batch, self.config.scheduled_sampling * share)
+        return caption_loss(decoder, batch, self.config.label_smoothing)
+
+    @property
+    def validated(self) -> Decoder:
+        """The decoder that is validated and kept: the running mean, where there is one."""
+        return self.decoder if self.average is None else cast(Decoder, self.average.module)
 
     def run(self, resume: bool) -> Manifest:
         """Train to the end, or until told to stop."""
         config = self.config
         if resume:
             self.progress = load_checkpoint(
-                self.run_dir / LAST_NAME, self.decoder, self.optimizer, self.precision.scaler
+                self.run_dir / LAST_NAME,
+                self.decoder,
+                self.optimizer,
+                self.precision.scaler,
+                self.average,
             )
             print_note(f"train: resuming {self.run_dir} at step {self.progress.step:,}.")
         else:
@@ -213,15 +322,16 @@ class Trainer:
         label = f"epoch {progress.epoch + 1}/{config.epochs}"
         seed = config.seed * 100_003 + progress.epoch  # every epoch of every seed its own order
         decoder.train()
+        views = self.batches.draw_views(seed)
         with ProgressLine(label, len(self.batches), "steps", start=progress.batch) as line:
             for positions in self.batches.plan_epoch(seed)[progress.batch :]:
                 with watch.part("data"):
-                    batch = self.batches.gather(positions)
+                    batch = self.batches.gather(positions, views)
                 lr = learning_rate_at(progress.step, self.total_steps, config)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 with self.precision.autocast():
-                    loss = caption_loss(decoder, batch, config.label_smoothing)
+                    loss = self.loss_of(decoder, batch)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 if config.grad_clip:
@@ -229,6 +339,8 @@ class Trainer:
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
+                if self.average is not None:
+                    self.average.update_parameters(decoder)
 
                 progress.step += 1
                 progress.batch += 1
@@ -299,7 +411,7 @@ class Trainer:
         best = scores[config.monitor] > progress.best_score
         if best:
             progress.best_score, progress.best_epoch = scores[config.monitor], progress.epoch
-            save_weights(self.run_dir / BEST_NAME, self.decoder)
+            save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
             f"val CIDEr {scores['CIDEr']:.3f} | Bleu_4 {scores['Bleu_4']:.3f} | "
@@ -312,8 +424,9 @@ class Trainer:
             self.data.store,
             DecodingOptions(beam=self.config.val_beam, length_penalty=0.0),
         )
-        features = iterate_features(store, store.rows(self.data.val_image_ids))
-        batches = decode_captions(self.decoder, self.data.vocab, features, self.precision, options)
+        decoder = self.validated
+        features = iterate_features(decoder, store, store.rows(self.data.val_image_ids))
+        batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]
 
     def _out_of_patience(self) -> bool:
@@ -322,7 +435,8 @@ class Trainer:
 
     def _save(self) -> None:
         path = self.run_dir / LAST_NAME
-        save_checkpoint(path, self.decoder, self.optimizer, self.precision.scaler, self.progress)
+        scaler, progress = self.precision.scaler, self.progress
+        save_checkpoint(path, self.decoder, self.optimizer, scaler, progress, self.average)
 
     def _finish(self) -> Manifest:
         """Write the manifest and show what came out."""

@@ -1,6 +1,7 @@
 """What a run is trained and validated on, gathered from what prepare and features have written."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..features.store import FeatureStore, find_features, mending_command
 from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
@@ -9,7 +10,7 @@ from ..pipeline.console import print_warning
 from ..pipeline.errors import MissingArtifactError
 from ..pipeline.manifest import Manifest, hash_file
 from ..pipeline.vocab import Vocab
-from .checkpoint import VOCAB_NAME
+from .checkpoint import BEST_NAME, VOCAB_NAME, find_run
 from .decoder import DecoderConfig
 
 
@@ -23,6 +24,7 @@ class TrainingData:
         captions: of the train split.
         val_image_ids: images decoded between epochs.
         val_references: image_id → its captions as words joined by spaces.
+        captions_path: of the file that the captions and references come from.
         inputs: name → sha256 of what all this was read from.
     """
 
@@ -31,7 +33,12 @@ class TrainingData:
     captions: EncodedCaptions
     val_image_ids: list[int]
     val_references: dict[int, list[str]]
+    captions_path: Path
     inputs: dict[str, str]
+
+    def train_references(self, image_ids: list[int]) -> dict[int, list[str]]:
+        """image_id → the captions of these images as words joined by spaces."""
+        return read_references(self.captions_path, "words", image_ids)
 
 
 def load_training_data(config: TrainConfig) -> TrainingData:
@@ -66,12 +73,17 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
     inputs = {name: hash_file(captions_dir / name) for name in names}
     inputs["features"] = store.sha256
+    if config.word_vectors is not None:
+        inputs["word_vectors"] = hash_file(config.word_vectors)
+    if config.init is not None:
+        inputs["init"] = hash_file(find_run(config.data, config.init) / BEST_NAME)
     return TrainingData(
         vocab=Vocab.read(captions_dir / "vocab.json"),
         store=store,
         captions=captions,
         val_image_ids=val.tolist(),
         val_references=read_references(captions_dir / "captions.parquet", "words", val),
+        captions_path=captions_dir / "captions.parquet",
         inputs=inputs,
     )
 

@@ -24,7 +24,7 @@ def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) ->
     vocab = build_vocab([["a", "dog", "runs", "on", "grass", "and", "sand", "fast"]], min_count=1)
     decoder = random_decoder(vocab_size=len(vocab)).train()
     options, rows = DecodingOptions(beam=2), torch.tensor([5, 2, 9, 9, 0, 1, 7])
-    features = iterate_features(store, rows, batch_size=3)
+    features = iterate_features(decoder, store, rows, batch_size=3)
     batches = list(decode_captions(decoder, vocab, features, PRECISION, options))
     assert decoder.training
     assert [len(batch) for batch in batches] == [3, 3, 1]

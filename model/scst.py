@@ -1,0 +1,156 @@
+"""Self-critical training: captions that the decoder draws are rewarded with their own CIDEr-D.
+
+Letters in shapes: N images, S draws of each, R = N·S rows, T words, V vocabulary.
+
+Source: Rennie et al. 2017, arXiv:1612.00563; the mean of the other draws as the baseline after Luo
+2020, arXiv:2003.09971.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pipeline.config import TrainConfig
+from ..pipeline.vocab import BOS, EOS, PAD, Vocab
+from .batches import CaptionBatch
+from .constraints import FORBIDDEN
+from .decoder import Decoder
+from .metrics import CaptionScorer
+from .objective import caption_loss
+from .state import DecoderState
+
+MAX_LENGTH = 20  # words of a draw, as in decoding
+
+
+class SelfCriticalLoss:
+    """Policy gradient of CIDEr-D, against a baseline, and if wanted some cross-entropy beside it.
+
+    Args:
+        references: image_id → captions as words joined by spaces, of all images of training: the
+            document frequencies of the reward are theirs.
+        image_ids: image_id of each row of the feature store.
+        vocab: of the decoder.
+        config: its `scst_samples`, `scst_baseline`, `xe_weight` and `label_smoothing` are read.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[int, Sequence[str]],
+        image_ids: Sequence[int],
+        vocab: Vocab,
+        config: TrainConfig,
+    ) -> None:
+        self.scorer = CaptionScorer(references)
+        self.image_ids, self.vocab, self.config = image_ids, vocab, config
+        self.reward = 0.0  # mean of the last batch's draws, CIDEr-D
+
+    def __call__(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
+        """The loss of a batch whose captions are grouped by image, a scalar."""
+        config, num_images = self.config, len(batch.rows)
+        greedy = config.scst_baseline == "greedy"
+        # As in decoding, without dropout: what is rewarded is what the decoder would write.
+        decoder.eval()
+        with torch.no_grad():
+            state = decoder.init_state(batch.features)
+            owners = torch.arange(num_images, device=batch.owners.device)
+            owners = owners.repeat_interleave(config.scst_samples)
+            drawn = draw_captions(decoder, state.take(owners), greedy=False)
+            best = draw_captions(decoder, state, greedy=True) if greedy else None
+        decoder.train()
+        rewards = self.rewards(batch.rows, drawn).view(num_images, -1)
+        self.reward = float(rewards.mean())
+        if best is not None:
+            advantages = rewards - self.rewards(batch.rows, best).view(num_images, 1)
+        else:
+            advantages = rewards - mean_of_others(rewards)
+        loss = policy_loss(decoder, batch, owners, drawn, advantages.flatten())
+        if config.xe_weight:
+            cross_entropy = caption_loss(decoder, batch, config.label_smoothing)
+            loss = (1 - config.xe_weight) * loss + config.xe_weight * cross_entropy
+        return loss
+
+    def rewards(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """CIDEr-D of captions, (R,) float32 from (R, T) words of the (N,) images in turn."""
+        image_ids = [self.image_ids[row] for row in rows.tolist()]
+        image_ids = np.repeat(image_ids, len(token_ids) // len(image_ids)).tolist()
+        captions = [self.vocab.decode(words) for words in token_ids.tolist()]
+        rewards = self.scorer.cider_d(image_ids, captions)
+        return torch.from_numpy(rewards).float().to(token_ids.device)
+
+
+def mean_of_others(rewards: Tensor) -> Tensor:
+    """For each draw of an image the mean reward of its other draws: (N, S) → (N, S)."""
+    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def draw_captions(decoder: Decoder, state: DecoderState, *, greedy: bool) -> Tensor:
+    """Write a caption for each row of the state, word by word.
+
+    Args:
+        decoder: in eval mode.
+        state: R rows, each with a memory of its own.
+        greedy: take the likeliest word each time instead of drawing one.
+
+    Returns:
+        (R, T) int64 words and EOS, PAD behind it; T is at most `MAX_LENGTH` + 1.
+    """
+    words = decoder.start_tokens(len(state))
+    written = torch.full((len(state), MAX_LENGTH + 1), PAD, device=words.device)
+    going = torch.arange(len(state), device=words.device)
+    for position in range(MAX_LENGTH):
+        logits, state = decoder.step(words, state)
+        logits = allow(logits, first=position == 0)
+        words = logits.argmax(1) if greedy else torch.multinomial(logits.softmax(1), 1)[:, 0]
+        written[going, position] = words
+        staying = (words != EOS).nonzero()[:, 0]
+        if not len(staying):
+            break
+        if len(staying) < len(words):  # no work for captions that have ended
+            state = state.select(staying, torch.zeros_like(staying)[:, None])
+            words, going = words[staying], going[staying]
+    else:
+        written[going, MAX_LENGTH] = EOS
+    return written[:, : int((written != PAD).sum(1).max())]
+
+
+def allow(logits: Tensor, *, first: bool) -> Tensor:
+    """Logits (R, V) float32 of the words that may be written; no caption is empty."""
+    logits = logits.float()
+    logits[:, FORBIDDEN] = -torch.inf
+    if first:
+        logits[:, EOS] = -torch.inf
+    return logits
+
+
+def policy_loss(
+    decoder: Decoder, batch: CaptionBatch, owners: Tensor, drawn: Tensor, advantages: Tensor
+) -> Tensor:
+    """Mean over all words of −advantage · log-probability, whose gradient is the policy's.
+
+    Args:
+        decoder: in train mode.
+        batch: of N images.
+        owners: (R,) int64, the image of each draw.
+        drawn: (R, T) int64 from `draw_captions`.
+        advantages: (R,) float32, how much better than the baseline each draw was.
+    """
+    # An end that was forced at the last place was not the decoder's choice.
+    forced = drawn[:, MAX_LENGTH:] == EOS
+    targets = drawn.clone()
+    targets[:, MAX_LENGTH:] = targets[:, MAX_LENGTH:].masked_fill(forced, PAD)
+    lengths, order = (targets != PAD).sum(1).cpu().sort(descending=True, stable=True)
+    targets, owners = targets[order][:, : int(lengths[0])], owners[order]
+    inputs = F.pad(targets, (1, -1), value=BOS)
+    outputs = decoder(batch.features, inputs, owners, lengths)
+    real = targets != PAD
+    logits = decoder.logits(outputs[real]).float()  # (words, V)
+    forbidden = torch.zeros_like(logits[0], dtype=torch.bool)
+    forbidden[list(FORBIDDEN)] = True
+    log_probs = -F.cross_entropy(
+        logits.masked_fill(forbidden, -torch.inf), targets[real], reduction="none"
+    )
+    weights = advantages[order][:, None].expand_as(targets)[real]
+    return -(weights * log_probs).mean()
