@@ -17,6 +17,7 @@ import typer
 from .pipeline import config as configs
 from .pipeline.console import print_error
 from .pipeline.errors import ShowTellError
+from .pipeline.presets import apply_preset
 
 Config = TypeVar("Config", bound=configs.StageConfig)
 
@@ -40,9 +41,12 @@ def command(
         def run(context: typer.Context, **values: Any) -> None:
             if issubclass(config_class, configs.TrainConfig):
                 sources = {name: context.get_parameter_source(name) for name in values}
-                values["given"] = tuple(
+                given = tuple(
                     name for name, source in sources.items() if source and source.name != "DEFAULT"
                 )
+                if values["preset"] is not None:
+                    values = apply_preset(values["preset"], values, given)
+                values["given"] = given
             with _interruptible():
                 stage(config_class(**values))
 

@@ -224,7 +224,11 @@ class TrainConfig(DatasetConfig):
         None, "Cached features to train on, e.g. resnet50-caffe; default the newest."
     )
     resume: bool = option(False, "Go on with a run that was stopped, exactly where it was.")
-    preset: str | None = option(None, "Named recipe that sets the options you do not give.")
+    preset: str | None = option(
+        None,
+        "Recipe for the options you do not give: views, soft-attention, adaptive-attention or "
+        "self-critical.",
+    )
     init: str | None = option(None, "Run whose weights, decoder and features to start from.")
     scst: bool = option(False, "Self-critical training of --init: raises CIDEr-D itself.")
     cell: str = option("gru", "gru, lstm or rnn.")
