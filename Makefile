@@ -23,13 +23,16 @@ EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
 HUB_UNREACHABLE := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install download prepare features train eval demo test lint types format clean
+.PHONY: help install download prepare features train eval demo flickr8k-features flickr8k \
+  flickr8k-ensemble test lint types format clean
 
 help:
 	@echo "make demo                       train and score on drawn scenes, a few minutes"
 	@echo "make test                       lint, types and tests"
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
 	@echo "                                the stages, COCO 2014 unless told otherwise"
+	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
+	@echo "                                the best recipes, from Flickr8k's folder to scores"
 	@echo "make format | clean             format the code | remove .venv and caches"
 
 install: $(VENV)/installed
@@ -66,6 +69,25 @@ demo: install
 	  --hidden-size 256 --embed-size 256 --batch-size 64 --epochs 24 \
 	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003
 	$(SHOWTELL) eval --run demo --beam 3
+
+# Recipes on Flickr8k, from its folder to the scores: on test where SOURCE has the official list of
+# it, else on val. Each may be stopped and called again: what is finished is kept.
+flickr8k-features: install
+	@test -n '$(SOURCE)' || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
+	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
+	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4
+
+flickr8k: flickr8k-0
+	$(SHOWTELL) eval --run flickr8k-0 --beam 5 $(ARGS)
+
+flickr8k-ensemble: flickr8k-0 flickr8k-1 flickr8k-2
+	$(SHOWTELL) eval $(patsubst %,--run %,$^) --beam 5 $(ARGS)
+
+flickr8k-%: flickr8k-features
+	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset views --seed $* --run flickr8k-xe-$* \
+	  $(if $(wildcard $(DATA)/runs/flickr8k-xe-$*/last.safetensors),--resume)
+	$(SHOWTELL) train --init flickr8k-xe-$* --preset self-critical --seed $* --run flickr8k-$* \
+	  $(if $(wildcard $(DATA)/runs/flickr8k-$*/last.safetensors),--resume)
 
 test: lint types
 	$(BIN)/python -m pytest
