@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from PIL import Image
 
 from showtell.features.extract import extract
 from showtell.model import captioner as captioner_module
-from showtell.model import evaluate as evaluate_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
+from showtell.model.evaluate import evaluate
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
@@ -69,22 +68,9 @@ def run_dir(data, tmp_path) -> Path:
     return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
 
 
-class NoScorer:
-    """Stands in for `OfficialScorer`, whose Java takes seconds."""
-
-    def __init__(self, references: object) -> None: ...
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-    def score(self, hypotheses: object) -> SimpleNamespace:
-        return SimpleNamespace(scores={})
-
-
 @pytest.mark.parametrize("beam", [1, 3])
-def test_caption_is_what_eval_wrote_for_the_same_image(
-    data, captioner, monkeypatch, beam: int
-) -> None:
-    monkeypatch.setattr(evaluate_module, "OfficialScorer", NoScorer)
-    evaluate_module.evaluate(
+def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers, beam: int) -> None:
+    evaluate(
         EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
     )
     written = json.loads((data / f"runs/r/eval/train-beam{beam}/captions.json").read_text("utf-8"))
