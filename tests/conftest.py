@@ -92,7 +92,7 @@ def prepared_grids(prepared_scenes, random_weights, tmp_path_factory) -> Path:
 @pytest.fixture
 def grid_scenes(prepared_grids, tmp_path) -> Path:
     """A copy of `prepared_grids` that a test may write to."""
-    return Path(shutil.copytree(prepared_grids, tmp_path / "data"))
+    return Path(shutil.copytree(prepared_grids, tmp_path / "grids"))
 
 
 @pytest.fixture
