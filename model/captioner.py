@@ -17,7 +17,7 @@ from ..pipeline.config import DecodingOptions
 from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
 from ..pipeline.vocab import Vocab
-from .checkpoint import find_run, load_run, run_names
+from .checkpoint import CONFIG_NAME, find_run, load_run, run_names
 from .decoder import Decoder
 from .decoding import decode
 from .hypothesis import Hypothesis
@@ -93,7 +93,8 @@ class Captioner:
         if not pixels:
             return []
         batch = torch.from_numpy(np.stack(pixels)).to(self.precision.device)
-        features = self.backbone(batch).half()  # as those it was trained on were cached
+        see = self.backbone.grid if self.decoder.looks_at_grid else self.backbone
+        features = see(batch).half()  # as those it was trained on were cached
         (found,) = decode(self.decoder, [features], self.precision, options, generator)
         return found
 
@@ -133,7 +134,8 @@ def load(
     Raises:
         MissingArtifactError: no such run.
         WeightsError: the encoder's weights cannot be had.
-        MismatchError: they are not those that the run was trained with.
+        MismatchError: they are not those that the run was trained with, or it looks at grids and
+            they have none.
     """
     keep_freed_memory()
     if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
@@ -154,6 +156,11 @@ def load(
         raise MismatchError(
             f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the "
             f"run {run_dir} was trained with {made['weights_sha256'][:12]}. Put those back."
+        )
+    if decoder.looks_at_grid and not backbone.has_grid:
+        raise MismatchError(
+            f"the run {run_dir} looks at grids, which {backbone.name} at --image-size "
+            f"{made['image_size']} does not have. Put back the {CONFIG_NAME} of the run."
         )
     return Captioner(backbone, decoder, vocab, used)
 

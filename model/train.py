@@ -60,7 +60,12 @@ from .objective import (
 from .precision import Precision
 from .runlog import RunLog
 from .scst import SelfCriticalLoss
-from .training_data import TrainingData, decoder_config, load_training_data
+from .training_data import (
+    TrainingData,
+    decoder_config,
+    load_training_data,
+    require_same_inputs,
+)
 from .wordvectors import read_word_vectors, set_word_vectors
 
 VERSION = 1
@@ -134,7 +139,8 @@ def _built_like(init: str, config: TrainConfig) -> TrainConfig:
     taken = {name: getattr(built, name) for name in BUILT_IN} | {"features": saved.features}
     for name, then in taken.items():
         now = getattr(config, name)
-        if name in config.given and now != then:
+        given = name in config.given or now != getattr(TrainConfig, name)
+        if given and now != then:
             raise MismatchError(
                 f"--init {init} was trained with {name} {then}, got {now}. Leave it out: what "
                 f"starts from a run is built like it."
@@ -246,7 +252,8 @@ class Trainer:
         config, batches = self.config, self.batches
         decoder = Decoder(decoder_config(config, self.data))
         if config.init is not None:
-            _, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
+            run, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
+            require_same_inputs(run, self.data)
             decoder.load_state_dict(trained.state_dict())
             return decoder
         images = batches.images

@@ -1,17 +1,18 @@
 """What a run is trained and validated on, gathered from what prepare and features have written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..features.store import FeatureStore, find_features, mending_command
 from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ..pipeline.config import TrainConfig
 from ..pipeline.console import print_warning
-from ..pipeline.errors import MissingArtifactError
+from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest, hash_file
 from ..pipeline.vocab import Vocab
-from .checkpoint import BEST_NAME, VOCAB_NAME, find_run
+from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run
 from .decoder import DecoderConfig
+from .wordvectors import require_file
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     inputs = {name: hash_file(captions_dir / name) for name in names}
     inputs["features"] = store.sha256
     if config.word_vectors is not None:
+        require_file(config.word_vectors)
         inputs["word_vectors"] = hash_file(config.word_vectors)
     if config.init is not None:
         inputs["init"] = hash_file(find_run(config.data, config.init) / BEST_NAME)
@@ -94,17 +96,39 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
     Raises:
         MissingArtifactError: no grids, or not as many views as asked for.
     """
-    command = mending_command(store.directory, store.manifest)
+    views = max(config.views or 1, store.num_views)
+    wanted = {"views": views, "grid": config.attention != "none" or store.grid_shape is not None}
+    manifest = replace(store.manifest, config=store.manifest.config | wanted)
+    command = mending_command(store.directory, manifest)
     if config.attention != "none" and store.grid_shape is None:
         raise MissingArtifactError(
             f"{store.directory} holds no grids, which --attention {config.attention} looks at. "
-            f"Run '{command} --grid' first."
+            f"Run '{command}' first."
         )
     if (config.views or 1) > store.num_views:
         raise MissingArtifactError(
             f"{store.directory} holds {store.num_views} views of each image, --views asks for "
-            f"{config.views}. Run '{command} --views {config.views}' first."
+            f"{config.views}. Run '{command}' first."
         )
+
+
+def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
+    """Refuse to go on from a run that was trained on other words or by another network.
+
+    Raises:
+        MismatchError: its weights would mean something else here.
+    """
+    backbone = data.store.backbone
+    pairs = {"vocabulary": (run.vocab_sha256, data.vocab.sha256)} | {
+        f"features' {name}": (run.backbone[name], backbone[name])
+        for name in ("weights_sha256", "transform")
+    }
+    for what, (then, now) in pairs.items():
+        if then != now:
+            raise MismatchError(
+                f"the run of --init was trained with the {what} {then}, got {now}. Run the stage "
+                f"that made it with the run's options again, or start from another run."
+            )
 
 
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:

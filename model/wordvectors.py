@@ -13,6 +13,18 @@ from ..pipeline.errors import ConfigError, MismatchError, MissingArtifactError
 from ..pipeline.vocab import Vocab
 
 
+def require_file(path: Path) -> None:
+    """Refuse a path that is no file.
+
+    Raises:
+        MissingArtifactError: it is none.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(
+            f"{path} does not exist. Give --word-vectors the path of a GloVe or word2vec text file."
+        )
+
+
 def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
     """Read the vectors of the words of a vocabulary.
 
@@ -35,11 +47,13 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
         if vocab.unit == "words" or word.startswith(" ")  # a piece inside a word is no word
     }
     found: dict[int, Tensor] = {}
+    require_file(path)
+    number = 1
     try:
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(map(str.rstrip, lines), 1):
                 # A word of GloVe's may hold spaces itself.
-                word, *values = line.rstrip().rsplit(" ", size)
+                word, *values = line.rsplit(" ", size)
                 if number == 1 and line.count(" ") == 1:
                     continue
                 if len(values) != size or (number <= 2 and " " in word):
@@ -48,15 +62,14 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
                         f"--embed-size. Give --embed-size {line.count(' ')}, or another file."
                     )
                 if word in wanted:
-                    found[wanted[word]] = torch.tensor([float(value) for value in values])
-    except FileNotFoundError:
-        raise MissingArtifactError(
-            f"{path} does not exist. Give --word-vectors the path of a GloVe or word2vec text file."
-        ) from None
+                    vector = torch.tensor([float(value) for value in values])
+                    if not vector.isfinite().all():
+                        raise ValueError("a number that is not finite")
+                    found[wanted[word]] = vector
     except ValueError as error:  # also of UTF-8
         raise MismatchError(
-            f"{path} is no text file of word vectors ({error}). Give --word-vectors a GloVe or "
-            f"word2vec text file."
+            f"{path}, line {number}, is no word and its vector ({error}). Give "
+            f"--word-vectors a GloVe or word2vec text file."
         ) from None
     if not found:
         raise ConfigError(

@@ -249,9 +249,9 @@ class TrainConfig(DatasetConfig):
         None, "Text file of GloVe or word2vec vectors to start the words from."
     )
     ema: float = option(0.0, "Validate and keep a running mean of the weights with this decay.")
-    scst_samples: int = option(5, "Captions drawn for each image in self-critical training.")
+    scst_samples: int = option(5, "Captions drawn for each image in a step of --scst.")
     scst_baseline: str = option("mean", "Subtracted from a reward: mean of other draws, or greedy.")
-    xe_weight: float = option(0.0, "Weight of the cross-entropy beside the self-critical loss.")
+    xe_weight: float = option(0.0, "Weight of the cross-entropy beside the loss of --scst.")
     epochs: int = option(18, "Passes over all captions.")
     batch_size: int = option(128, "Captions in one step.")
     learning_rate: float = option(1e-3, "Peak of the schedule.")

@@ -7,15 +7,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from showtell.model.decoder import Decoder
 
+SCORE_NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -75,10 +77,68 @@ def prepared_scenes(tmp_path_factory, random_weights) -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def prepared_grids(prepared_scenes, random_weights, tmp_path_factory) -> Path:
+    """The same with two views of each picture and their grids, 2×2; copy it to change it."""
+    from showtell.features.extract import extract
+    from showtell.pipeline.config import FeaturesConfig
+
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("grids") / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", views=2, grid=True, **options))
+    return data
+
+
+@pytest.fixture
+def grid_scenes(prepared_grids, tmp_path) -> Path:
+    """A copy of `prepared_grids` that a test may write to."""
+    return Path(shutil.copytree(prepared_grids, tmp_path / "grids"))
+
+
 @pytest.fixture
 def scenes(prepared_scenes, tmp_path) -> Path:
     """A copy of `prepared_scenes` that a test may write to."""
     return Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+
+
+@pytest.fixture
+def scorers(monkeypatch) -> list[Any]:
+    """Official scorers that `eval` makes, in order; they run no Java, which takes seconds.
+
+    Each remembers the references that it was given.
+    """
+    import numpy as np
+
+    from showtell.model import evaluate
+    from showtell.model.imagescores import ImageScores
+    from showtell.model.metrics import CaptionScorer
+
+    made: list[Any] = []
+
+    class FakeScorer:
+        def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
+            self.references = references
+            made.append(self)
+
+        def __enter__(self) -> "FakeScorer":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def score(self, hypotheses: Mapping[int, str]) -> SimpleNamespace:
+            assert list(hypotheses) == list(self.references)
+            words = {image_id: list(texts) for image_id, texts in self.references.items()}
+            bleu = CaptionScorer(words).score_each(hypotheses).bleu
+            means = {name: np.full(len(words), 0.5) for name in ("ROUGE_L", "CIDEr")}
+            images = ImageScores(np.array(list(words)), bleu, np.ones((len(words), 23)), means)
+            scores = dict.fromkeys(SCORE_NAMES, 0.5)
+            return SimpleNamespace(
+                scores=scores, images=images, references=words, hypotheses=hypotheses
+            )
+
+    monkeypatch.setattr(evaluate, "OfficialScorer", FakeScorer)
+    return made
 
 
 @pytest.fixture(scope="session")

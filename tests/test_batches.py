@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from showtell.features.grids import GridFiles
 from showtell.features.store import FeatureStore
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
@@ -10,14 +11,17 @@ from showtell.pipeline.captions import EncodedCaptions
 from showtell.pipeline.manifest import Manifest
 from showtell.pipeline.vocab import BOS, EOS, PAD
 
-NUM_IMAGES, NUM_CAPTIONS, FEATURE_DIM = 40, 300, 6
+NUM_IMAGES, NUM_CAPTIONS, FEATURE_DIM, NUM_VIEWS = 40, 300, 6, 3
 
 
 def make_store(image_ids: np.ndarray, tmp_path) -> FeatureStore:
-    """Features that tell their image: row of image i is all i."""
-    features = torch.from_numpy(image_ids).half()[:, None].expand(-1, FEATURE_DIM).contiguous()
+    """Features that tell their image and view: those of view v of image i are all i + v / 4."""
+    told = torch.from_numpy(image_ids)[:, None] + torch.arange(NUM_VIEWS) / 4
+    views = told.half()[..., None].expand(-1, -1, FEATURE_DIM).contiguous()
     manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={})
-    return FeatureStore(torch.from_numpy(image_ids), features, {}, manifest, tmp_path)
+    grids = GridFiles((np.repeat(views[:, :, None].numpy(), 3, axis=2),), np.zeros(0, np.uint32))
+    ids = torch.from_numpy(image_ids)
+    return FeatureStore(ids, views[:, 0], {}, manifest, tmp_path, views, grids)
 
 
 def make_captions(seed: int = 0) -> EncodedCaptions:
@@ -32,10 +36,12 @@ def make_captions(seed: int = 0) -> EncodedCaptions:
     )
 
 
-def make_batches(tmp_path, batch_size: int = 16, missing: tuple[int, ...] = ()) -> CaptionBatches:
+def make_batches(
+    tmp_path, batch_size: int = 16, missing: tuple[int, ...] = (), **options: object
+) -> CaptionBatches:
     image_ids = np.array([i * 7 for i in range(NUM_IMAGES) if i not in missing], dtype=np.int64)
     store = make_store(image_ids, tmp_path)
-    return CaptionBatches(store, make_captions(), batch_size, torch.device("cpu"))
+    return CaptionBatches(store, make_captions(), batch_size, torch.device("cpu"), **options)
 
 
 def rows_of(
@@ -43,20 +49,28 @@ def rows_of(
 ) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     """(image, inputs, targets) of every caption of an epoch, without padding."""
     return [
-        (int(feature[0]), tuple(i[t != PAD].tolist()), tuple(t[t != PAD].tolist()))
+        (int(feature.flatten()[0]), tuple(i[t != PAD].tolist()), tuple(t[t != PAD].tolist()))
         for positions in batches.plan_epoch(seed)
         for batch in [batches.gather(positions)]
-        for feature, i, t in zip(batch.features, batch.inputs, batch.targets, strict=True)
+        for feature, i, t in zip(
+            batch.features[batch.owners], batch.inputs, batch.targets, strict=True
+        )
     ]
 
 
-def test_epoch_has_every_caption_once_with_its_own_image(tmp_path) -> None:
+KINDS = [{}, {"by_image": True}, {"by_image": True, "grid": True}, {"grid": True}]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_epoch_has_every_caption_once_with_its_own_image(tmp_path, options) -> None:
     captions = make_captions()
     expected = []
     for index, image_id in enumerate(captions.image_ids.tolist()):
         words = captions.tokens[captions.offsets[index] : captions.offsets[index + 1]].tolist()
         expected.append((image_id, (BOS, *words), (*words, EOS)))
-    assert sorted(rows_of(make_batches(tmp_path), seed=3)) == sorted(expected)
+    batches = make_batches(tmp_path, **options)
+    assert sorted(rows_of(batches, seed=3)) == sorted(expected)
+    assert len(batches.plan_epoch(3)) == len(batches)
 
 
 def test_captions_of_images_without_features_are_left_out(tmp_path) -> None:
@@ -66,10 +80,61 @@ def test_captions_of_images_without_features_are_left_out(tmp_path) -> None:
     assert len(rows) == (~np.isin(captions.image_ids, (0, 35))).sum()
 
 
-def test_order_follows_from_the_seed_alone(tmp_path) -> None:
-    first, second = make_batches(tmp_path), make_batches(tmp_path)
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_order_and_views_follow_from_the_seed_alone(tmp_path, options) -> None:
+    first, second = (make_batches(tmp_path, **options) for _ in range(2))
     assert rows_of(first, seed=1) == rows_of(second, seed=1)
     assert rows_of(first, seed=1) != rows_of(first, seed=2)
+    assert torch.equal(first.draw_views(1), second.draw_views(1))
+    assert not torch.equal(first.draw_views(1), first.draw_views(2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16, 60])
+def test_no_image_is_in_two_batches_and_no_batch_too_large(tmp_path, batch_size: int) -> None:
+    batches = make_batches(tmp_path, batch_size, by_image=True)
+    seen: list[int] = []
+    for positions in batches.plan_epoch(0):
+        batch = batches.gather(positions)
+        seen += batch.rows.tolist()
+        assert len(batch.inputs) <= batch_size or len(batch.rows) == 1
+        assert len(batch.features) == len(batch.rows) == len(batch.owners.unique())
+    assert sorted(seen) == sorted(set(seen)) == batches.images.tolist()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_views_are_drawn_from_all_and_gathered(tmp_path, options) -> None:
+    batches = make_batches(tmp_path, **options)
+    views = batches.draw_views(5)
+    assert views.unique().tolist() == list(range(NUM_VIEWS))
+    for positions in batches.plan_epoch(5):
+        batch = batches.gather(positions, views)
+        # The longest caption comes first, the others in their order.
+        ordered = sorted(positions.tolist(), key=lambda i: -batches.lengths[i])
+        told = batches.rows[ordered] * 7 + views[ordered] / 4
+        assert torch.equal(batch.features.flatten(1)[:, 0][batch.owners].float(), told)
+        assert batch.features.shape[1:] == ((3, FEATURE_DIM) if batches.grid else (FEATURE_DIM,))
+    if batches.by_image:
+        for row in batches.images:
+            assert len(views[batches.rows == row].unique()) == 1
+
+
+def test_views_are_drawn_among_the_first_ones_asked_for(tmp_path) -> None:
+    for options in KINDS:
+        drawn = make_batches(tmp_path, num_views=2, **options).draw_views(0)
+        assert drawn.unique().tolist() == [0, 1]
+
+
+def test_grids_are_read_from_the_store(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def gather_grid(self: FeatureStore, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        asked.append((rows.tolist(), views.tolist()))
+        return torch.zeros(len(rows), 3, FEATURE_DIM).half()
+
+    monkeypatch.setattr(FeatureStore, "gather_grid", gather_grid)
+    batches = make_batches(tmp_path, by_image=True, grid=True)
+    batch = batches.gather(batches.plan_epoch(0)[0])
+    assert asked == [(batch.rows.tolist(), [0] * len(batch.rows))]  # once an image
 
 
 def test_batches_hold_captions_of_similar_length(tmp_path) -> None:

@@ -2,17 +2,18 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from showtell.features.backbone import Backbone
 from showtell.features.extract import extract
 from showtell.model import captioner as captioner_module
-from showtell.model import evaluate as evaluate_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
+from showtell.model.decoder import Decoder
+from showtell.model.evaluate import evaluate
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
@@ -69,22 +70,9 @@ def run_dir(data, tmp_path) -> Path:
     return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
 
 
-class NoScorer:
-    """Stands in for `OfficialScorer`, whose Java takes seconds."""
-
-    def __init__(self, references: object) -> None: ...
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-    def score(self, hypotheses: object) -> SimpleNamespace:
-        return SimpleNamespace(scores={})
-
-
 @pytest.mark.parametrize("beam", [1, 3])
-def test_caption_is_what_eval_wrote_for_the_same_image(
-    data, captioner, monkeypatch, beam: int
-) -> None:
-    monkeypatch.setattr(evaluate_module, "OfficialScorer", NoScorer)
-    evaluate_module.evaluate(
+def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers, beam: int) -> None:
+    evaluate(
         EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
     )
     written = json.loads((data / f"runs/r/eval/train-beam{beam}/captions.json").read_text("utf-8"))
@@ -110,6 +98,39 @@ def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
         loaded = load(**options, device="cpu", precision="fp32")
         assert loaded.caption(pictures[:4]) == expected
         assert not loaded.decoder.training
+
+
+@pytest.mark.parametrize("attention", ["soft", "adaptive"])
+def test_run_with_attention_captions_as_eval_does(
+    prepared_grids, random_weights, scorers, tmp_path, attention: str
+) -> None:
+    data = Path(shutil.copytree(prepared_grids, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    # In float32, as `data`.
+    extract(
+        FeaturesConfig(data=data, dataset="scenes", precision="fp32", views=2, grid=True, **options)
+    )
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    train(
+        TrainConfig(
+            data=data, dataset="scenes", run="r", attention=attention, learning_rate=2e-2, **sizes
+        )
+    )
+    evaluate(EvalConfig(data=data, run="r", split="train", precision="fp32", device="cpu"))
+    written = json.loads((data / "runs/r/eval/train-beam3/captions.json").read_text("utf-8"))
+    images = read_images(data / "scenes/captions/images.parquet")
+    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
+    paths = [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+    captions = load("r", data=data, device="cpu", precision="fp32").caption(paths)
+    assert captions == [entry["caption"] for entry in written]
+    assert len(set(captions)) > 1
+
+
+def test_run_that_looks_at_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(Decoder, "looks_at_grid", True)
+    monkeypatch.setattr(Backbone, "has_grid", False)
+    with pytest.raises(MismatchError, match=r"looks at grids, which resnet18-\S+ at --image-size"):
+        load(run_dir, device="cpu")
 
 
 def test_unknown_run_is_refused(data, tmp_path) -> None:

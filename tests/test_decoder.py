@@ -14,8 +14,13 @@ VARIANTS = [
         {"num_layers": 1},
         {"num_layers": 2, "hidden_size": 12},
         {"tie_embeddings": False, "hidden_size": 12},
+        {"attention": "soft"},
+        {"attention": "soft", "num_layers": 2, "hidden_size": 12},
+        {"attention": "adaptive"},
+        {"attention": "adaptive", "num_layers": 2, "hidden_size": 12},
     )
 ]
+NUM_PLACES = 4
 
 
 def make_decoder(**options: object) -> Decoder:
@@ -24,25 +29,115 @@ def make_decoder(**options: object) -> Decoder:
     return Decoder(DecoderConfig(**sizes)).eval()
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
+def make_features(decoder: Decoder, num_images: int) -> torch.Tensor:
+    """Vectors (N, 6), or grids (N, 4, 6) for a decoder that looks at them."""
+    shape = (num_images, NUM_PLACES, 6) if decoder.looks_at_grid else (num_images, 6)
+    return torch.randn(shape)
+
+
+def each_variant(test):
+    name = lambda options: "-".join(map(str, options.values()))  # noqa: E731
+    return pytest.mark.parametrize("options", VARIANTS, ids=name)(test)
+
+
+def step_through(decoder: Decoder, state, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits (B, T, V) of reading (B, T) word by word, as decoding does."""
+    logits = []
+    for words in inputs.unbind(1):
+        scores, state = decoder.step(words, state)
+        logits.append(scores)
+    return torch.stack(logits, 1)
+
+
+@each_variant
 def test_forward_matches_stepwise_decoding(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
-    features, inputs = torch.randn(3, 6), torch.randint(0, 20, (3, 5))
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (3, 5))
     at_once = decoder.logits(decoder(features, inputs))
-    state = decoder.init_state(features)
-    for position in range(inputs.shape[1]):
-        logits, state = decoder.step(inputs[:, position], state)
-        torch.testing.assert_close(logits, at_once[:, position])
+    one_by_one = step_through(decoder, decoder.init_state(features), inputs)
+    torch.testing.assert_close(at_once, one_by_one)
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
+@each_variant
+def test_forward_matches_stepwise_decoding_of_several_rows_an_image(
+    options: dict[str, object],
+) -> None:
+    decoder = make_decoder(**options)
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (6, 5))
+    owners = torch.arange(3).repeat_interleave(2)
+    at_once = decoder.logits(decoder(features, inputs, owners))
+    # As a search does it: all rows of an image share its memory.
+    state = decoder.init_state(features).select(torch.arange(3), torch.zeros(3, 2).long())
+    torch.testing.assert_close(at_once, step_through(decoder, state, inputs))
+    assert all(len(part) == 3 for part in state.memory)
+
+
+@each_variant
+def test_rows_go_on_as_before_when_images_leave(options: dict[str, object]) -> None:
+    decoder = make_decoder(**options)
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (6, 3))
+    state = decoder.init_state(features).select(torch.arange(3), torch.zeros(3, 2).long())
+    whole = step_through(decoder, state, inputs)
+    _, state = decoder.step(inputs[:, 0], state)
+    state = state.select(torch.tensor([0, 2]), torch.tensor([[1, 1], [1, 0]]))
+    kept = [1, 1, 5, 4]  # the second row of image 0 twice, both of image 2 exchanged
+    rest = step_through(decoder, state, inputs[kept, 1:])
+    torch.testing.assert_close(rest, whole[kept, 1:])
+
+
+@each_variant
+def test_owners_and_lengths_change_nothing_before_the_ends(options: dict[str, object]) -> None:
+    decoder = make_decoder(**options)
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (5, 4))
+    owners, lengths = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([4, 4, 3, 1, 1])
+    outputs = decoder(features, inputs, owners, lengths)
+    assert outputs.shape == (5, 4, decoder.config.hidden_size)
+    for row, (owner, length) in enumerate(zip(owners, lengths, strict=True)):
+        alone = decoder(features[owner, None], inputs[row : row + 1, :length])
+        torch.testing.assert_close(outputs[row : row + 1, :length], alone)
+
+
+@each_variant
 def test_state_has_a_row_for_each_image(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
-    state = decoder.init_state(torch.randn(3, 6))
+    state = decoder.init_state(make_features(decoder, 3))
     layers, hidden_size = decoder.config.num_layers, decoder.config.hidden_size
-    assert len(state) == 3 and state.memory == ()
+    assert len(state) == 3 and bool(state.memory) == decoder.looks_at_grid
     assert len(state.hidden) == (2 if options["cell"] == "lstm" else 1)
     assert all(part.shape == (layers, 3, hidden_size) for part in state.hidden)
+
+
+@each_variant
+def test_every_word_depends_on_every_place_of_the_image(options: dict[str, object]) -> None:
+    decoder = make_decoder(**options)
+    features, inputs = make_features(decoder, 1).requires_grad_(), torch.randint(0, 20, (1, 3))
+    outputs = decoder(features, inputs)
+    for position in range(3):
+        (gradient,) = torch.autograd.grad(
+            outputs[0, position].square().sum(), features, retain_graph=True
+        )
+        assert (gradient.abs().amax(-1) > 0).all()
+
+
+def test_places_are_told_apart_and_their_order_is_not() -> None:
+    for attention in ("soft", "adaptive"):
+        decoder = make_decoder(cell="gru", attention=attention)
+        features, inputs = make_features(decoder, 2), torch.randint(0, 20, (2, 3))
+        outputs = decoder(features, inputs)
+        torch.testing.assert_close(decoder(features.flip(1), inputs), outputs)
+        # The same mean, made of other places.
+        pooled = features.mean(1, keepdim=True).expand_as(features)
+        assert (decoder(pooled, inputs) - outputs).abs().amax(-1).min() > 1e-4
+
+
+def test_grids_are_centered_on_the_mean_of_their_places() -> None:
+    decoder = make_decoder(cell="gru", attention="soft")
+    grids = torch.rand(30, NUM_PLACES, 6)
+    decoder.center_features(grids.half())
+    places = [place / place.norm() for grid in grids.half().float() for place in grid]
+    pooled = [grid.mean(0) / grid.mean(0).norm() for grid in grids.half().float()]
+    torch.testing.assert_close(decoder.grid_mean, torch.stack(places).mean(0))
+    torch.testing.assert_close(decoder.feature_mean, torch.stack(pooled).mean(0))
 
 
 def test_gru_equals_the_equations_of_cho_et_al() -> None:

@@ -46,19 +46,32 @@ def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
     decoder, chosen = random_decoder(), DecodingOptions(**options)
     found = []
     for batch_size in (1, 7, 30):
-        batches = iterate_features(store, torch.arange(30), batch_size)
+        batches = iterate_features(decoder, store, torch.arange(30), batch_size)
         decoded = [hs for batch in decode(decoder, batches, PRECISION, chosen) for hs in batch]
         assert all(1 <= len(hypotheses) <= chosen.n_best for hypotheses in decoded)
         found.append([[h.token_ids for h in hypotheses] for hypotheses in decoded])
     assert found[0] == found[1] == found[2]
 
 
+def test_decoder_that_looks_at_grids_is_given_grids(random_decoder, store) -> None:
+    grids = torch.randn(30, 4, 6)
+    store.gather_grid = lambda rows: grids[rows]
+    rows = torch.tensor([5, 2, 9, 9, 0])
+    looking, pooled = random_decoder(attention="soft"), random_decoder()
+    batches = list(iterate_features(looking, store, rows, batch_size=3))
+    assert [len(batch) for batch in batches] == [3, 2]
+    assert torch.equal(torch.cat(batches), grids[rows])
+    members = iterate_members([looking, pooled], [store, store], [rows, rows], batch_size=3)
+    for batch, (seen, vectors) in zip(rows.split(3), members, strict=True):
+        assert torch.equal(seen, grids[batch]) and torch.equal(vectors, store.features[batch])
+
+
 def test_members_of_an_ensemble_see_the_same_images(random_decoder, store) -> None:
     other = SimpleNamespace(features=-store.features.flip(0))
     rows = [torch.arange(20), torch.arange(29, 9, -1)]  # where either has the same image
-    batches = list(iterate_members([store, other], rows, batch_size=8))
+    members = [random_decoder(), random_decoder(cell="lstm", seed=1)]
+    batches = list(iterate_members(members, [store, other], rows, batch_size=8))
     assert [len(ones) for ones, _ in batches] == [8, 8, 4]
     assert all(torch.equal(ones, -others) for ones, others in batches)
-    ensemble = Ensemble([random_decoder(), random_decoder(cell="lstm", seed=1)])
-    found = decode(ensemble, batches, PRECISION, DecodingOptions(beam=2))
+    found = decode(Ensemble(members), batches, PRECISION, DecodingOptions(beam=2))
     assert [len(batch) for batch in found] == [8, 8, 4]

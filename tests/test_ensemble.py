@@ -16,18 +16,23 @@ MIXED = [
     {"cell": "gru", "seed": 1},
     {"cell": "lstm", "hidden_size": 12, "num_layers": 2, "seed": 2},
     {"cell": "rnn", "feature_dim": 4, "image_as": "initial-state", "seed": 3},
+    {"cell": "gru", "feature_dim": 5, "attention": "soft", "seed": 4},
+    {"cell": "lstm", "attention": "adaptive", "seed": 5},
 ]
 
 
 @pytest.fixture
 def mixed(random_decoder) -> Ensemble:
-    """Three decoders that share nothing but the size of their vocabulary."""
+    """Decoders that share nothing but the size of their vocabulary."""
     return Ensemble([random_decoder(**options) for options in MIXED])
 
 
 def features_of(ensemble: Ensemble, num_images: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(num_images, m.config.feature_dim) for m in ensemble.members]
+    return [
+        torch.randn(num_images, *([3] if m.looks_at_grid else []), m.config.feature_dim)
+        for m in ensemble.members
+    ]
 
 
 @pytest.mark.parametrize("num_members", [1, 3])

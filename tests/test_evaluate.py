@@ -1,11 +1,8 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +11,6 @@ from showtell.model import evaluate as evaluate_module
 from showtell.model.checkpoint import run_names
 from showtell.model.evaluate import evaluate
 from showtell.model.imagescores import ImageScores
-from showtell.model.metrics import CaptionScorer
 from showtell.model.official import score_official
 from showtell.model.train import train
 from showtell.pipeline import status as status_module
@@ -50,41 +46,6 @@ def evaluated(trained, tmp_path_factory) -> Path:
 def data(trained, tmp_path) -> Path:
     """A copy of `trained` that a test may write to."""
     return Path(shutil.copytree(trained, tmp_path / "data"))
-
-
-class FakeScorer:
-    """Stands in for `OfficialScorer`, whose Java takes seconds; remembers what it was given."""
-
-    made: list["FakeScorer"]
-
-    def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
-        self.references = references
-        self.made.append(self)
-
-    def __enter__(self) -> "FakeScorer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def score(self, hypotheses: Mapping[int, str]) -> SimpleNamespace:
-        assert list(hypotheses) == list(self.references)
-        words = {image_id: list(texts) for image_id, texts in self.references.items()}
-        bleu = CaptionScorer(words).score_each(hypotheses).bleu
-        means = {name: np.full(len(words), 0.5) for name in ("ROUGE_L", "CIDEr")}
-        images = ImageScores(np.array(list(words)), bleu, np.ones((len(words), 23)), means)
-        scores = dict.fromkeys(NAMES, 0.5)
-        return SimpleNamespace(
-            scores=scores, images=images, references=words, hypotheses=hypotheses
-        )
-
-
-@pytest.fixture
-def scorers(monkeypatch) -> list[FakeScorer]:
-    """Every scorer that was made, in order; none of them runs Java."""
-    FakeScorer.made = []
-    monkeypatch.setattr(evaluate_module, "OfficialScorer", FakeScorer)
-    return FakeScorer.made
 
 
 def written(data: Path, folder: str, name: str = "captions"):
@@ -356,11 +317,11 @@ def test_samples_are_shown_with_a_reference(data, scorers, capsys) -> None:
 
 
 def test_captions_are_kept_when_scoring_fails(data, scorers, monkeypatch) -> None:
-    def fail(self: FakeScorer, hypotheses: object) -> None:
+    def fail(self: object, hypotheses: object) -> None:
         raise ScorerError("java is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakeScorer, "score", fail)
+        patch.setattr(evaluate_module.OfficialScorer, "score", fail)
         with pytest.raises(ScorerError, match="java is gone"):
             evaluate(EvalConfig(data=data, run="r"))
     assert len(written(data, "test-beam3")) == 10

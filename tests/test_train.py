@@ -12,7 +12,7 @@ from showtell.model import train as train_module
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
 from showtell.model.objective import caption_loss, learning_rate_at, make_optimizer
-from showtell.model.train import Trainer, train
+from showtell.model.train import Trainer, default_run_name, train
 from showtell.model.training_data import decoder_config, load_training_data
 from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
 from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError, ShowTellError
@@ -75,22 +75,34 @@ def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
     assert list((run_dir / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_stopped_and_resumed_run_equals_one_never_stopped(scenes, monkeypatch, cell: str) -> None:
-    options = {"cell": cell, "num_layers": 2, "dropout": 0.3}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "gru", "num_layers": 2},
+        {"cell": "lstm", "attention": "soft", "ema": 0.7, "scheduled_sampling": 0.3},
+        {"init": "first", "scst": True, "ema": 0.7, "batch_size": 32, "xe_weight": 0.2},
+    ],
+    ids=str,
+)
+def test_stopped_and_resumed_run_equals_one_never_stopped(
+    grid_scenes, monkeypatch, options: dict[str, object]
+) -> None:
+    scenes, options = grid_scenes, {"dropout": 0.3} | options
+    if "init" in options:
+        train(replace(tiny_config(scenes, cell="lstm", epochs=1), run="first"))
     train(tiny_config(scenes, **options))
     shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
-    real_loss, stop_at = caption_loss, iter((5, 11))
+    real_clip, stop_at = torch.nn.utils.clip_grad_norm_, iter((5, 11))
     next_stop, calls = next(stop_at), 0
 
-    def loss_that_is_interrupted(*args: object) -> torch.Tensor:
+    def clip_that_is_interrupted(*args: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == next_stop:
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C in the middle of a step
-        return real_loss(*args)
+        return real_clip(*args)
 
-    monkeypatch.setattr(train_module, "caption_loss", loss_that_is_interrupted)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_that_is_interrupted)
     with pytest.raises(ShowTellError, match=r"stopped by SIGINT at step 5\. Run 'showtell train"):
         train(tiny_config(scenes, **options))
     next_stop, calls = next(stop_at), 0
@@ -108,6 +120,87 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(scenes, monkeypatch, c
         for run in ("r", "whole")
     ]
     assert without_time[0] == without_time[1]
+
+
+def test_kept_weights_are_the_running_mean(scenes, monkeypatch) -> None:
+    train(tiny_config(scenes, epochs=1, ema=0.8))
+    weights, kept = weights_of(scenes, "r"), weights_of(scenes, "r", "best")
+    for name, value in kept.items():
+        assert torch.equal(value, weights[f"average.module.{name}"])
+    assert not torch.equal(kept["output_bias"], weights["model.output_bias"])
+    # A mean that forgets at once is the weights themselves.
+    train(replace(tiny_config(scenes, epochs=1, ema=1e-12), run="forgets"))
+    train(replace(tiny_config(scenes, epochs=1), run="plain"))
+    plain = weights_of(scenes, "plain", "best")
+    for name, value in weights_of(scenes, "forgets", "best").items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, scenes) -> None:
+    train(tiny_config(scenes, cell="lstm", learning_rate=1e-2))
+    common = ("train", "--data", scenes, "--init", "r", "--scst", "--epochs", 1)
+    status, output = showtell(*common, "--learning-rate", 1e-9, "--weight-decay", 0)
+    assert status == 0, output
+    config = json.loads((scenes / "runs/r-scst/config.json").read_text())
+    assert config["decoder"]["cell"] == "lstm" and config["decoder"]["hidden_size"] == 16
+    before = weights_of(scenes, "r", "best")
+    for name, value in weights_of(scenes, "r-scst", "best").items():  # at no learning rate
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
+    assert default_run_name(tiny_config(scenes, init="r")) == "r-tuned"
+    assert default_run_name(tiny_config(scenes)) == "scenes-gru"
+    assert default_run_name(tiny_config(scenes, attention="soft")) == "scenes-gru-soft"
+    status, output = showtell(*common, "--cell", "gru", "--run", "x")
+    assert status == 1
+    assert "--init r was trained with cell lstm, got gru. Leave it out" in output
+    with pytest.raises(MismatchError, match="--init r was trained with num_layers 1, got 2"):
+        train(replace(tiny_config(scenes, init="r", num_layers=2), run="x"))
+    with pytest.raises(MissingArtifactError, match=r"no run 'nosuch' with weights \(there are r"):
+        train(replace(tiny_config(scenes, init="nosuch"), run="x"))
+    assert not (scenes / "runs/x/config.json").exists()
+
+
+def test_run_does_not_start_from_one_of_another_vocabulary(scenes) -> None:
+    from showtell.pipeline.prepare import prepare
+
+    train(tiny_config(scenes, epochs=1))
+    prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
+    with pytest.raises(MismatchError, match="--init was trained with the vocabulary"):
+        train(replace(tiny_config(scenes, init="r"), run="s"))
+
+
+def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> None:
+    command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
+    for options, what, views in (
+        ({"attention": "soft"}, "holds no grids, which --attention soft looks at", 1),
+        ({"views": 2}, "holds 1 views of each image, --views asks for 2", 2),
+    ):
+        wanted = command.format(views) if "attention" in options else command[:-14].format(views)
+        with pytest.raises(MissingArtifactError, match=f"{what}. {wanted}"):
+            train(tiny_config(scenes, **options))
+    with pytest.raises(MissingArtifactError, match=f"asks for 3. {command.format(3)}"):
+        train(tiny_config(grid_scenes, views=3))
+
+
+def test_words_start_from_pretrained_vectors(scenes, capsys) -> None:
+    from showtell.pipeline.vocab import Vocab
+
+    vocab = Vocab.read(scenes / "scenes/captions/vocab.json")
+    words, path = vocab.words[4:8], scenes / "vectors.txt"
+    given = torch.randn(4, 16)
+    lines = [" ".join([w, *map(str, v.tolist())]) for w, v in zip(words, given, strict=True)]
+    path.write_text("\n".join(lines))
+    options = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0}
+    train(tiny_config(scenes, word_vectors=path, **options))
+    assert f"vectors for 4 of {len(vocab)} words" in capsys.readouterr().out
+    put, centred = weights_of(scenes, "r", "best")["embedding.weight"][4:8], given - given.mean(0)
+    factor = (put * centred).sum() / centred.square().sum()
+    torch.testing.assert_close(put, factor * centred, rtol=1e-3, atol=1e-4)
+    train(tiny_config(scenes, word_vectors=path, **options))  # up to date
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(MismatchError, match="trained with other word_vectors"):
+        train(tiny_config(scenes, word_vectors=path, **options))
+    with pytest.raises(MissingArtifactError, match=r"nosuch does not exist\. Give --word-vec"):
+        train(replace(tiny_config(scenes, word_vectors=scenes / "nosuch"), run="s"))
 
 
 def test_killed_run_resumes_from_its_last_checkpoint(scenes, monkeypatch) -> None:
@@ -308,6 +401,15 @@ def test_schedule_peaks_at_the_learning_rate_and_ends_low(schedule: str) -> None
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"run": "../x"}, "run must be a plain name"),
         ({"monitor": "METEOR"}, "monitor must be one of CIDEr, Bleu_4"),
+        ({"attention": "hard"}, "attention must be one of none, soft, adaptive"),
+        ({"scst": True}, "--scst goes on from a trained run; name it with --init RUN"),
+        (
+            {"scst": True, "init": "r", "scst_samples": 1},
+            "--scst-baseline mean needs at least 2 --scst-samples, got 1",
+        ),
+        ({"xe_weight": 1.5}, "xe_weight must be 0 to 1, got 1.5"),
+        ({"views": 0}, "views must be at least 1"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
