@@ -32,7 +32,7 @@ help:
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
 	@echo "                                the stages, COCO 2014 unless told otherwise"
 	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
-	@echo "                                the best recipes, from Flickr8k's folder to scores"
+	@echo "                                the recipes on Flickr8k, from its folder to scores"
 	@echo "make format | clean             format the code | remove .venv and caches"
 
 install: $(VENV)/installed

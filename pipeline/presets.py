@@ -1,6 +1,6 @@
 """Recipes: options of `showtell train` that go together, by the name given to `--preset`.
 
-What is given on the command line beside a preset wins over it. docs/results.md has their scores.
+What is given on the command line beside a preset wins over it.
 """
 
 from typing import Any
