@@ -285,6 +285,14 @@ class TrainConfig(DatasetConfig):
             not self.scst or self.scst_baseline == "greedy" or self.scst_samples > 1,
             "--scst-baseline mean needs at least 2 --scst-samples, got 1.",
         )
+        require(
+            self.init is None or self.word_vectors is None,
+            "--init and --word-vectors exclude each other: the words of --init are trained.",
+        )
+        require(
+            not self.scst or not self.scheduled_sampling,
+            "--scst and --scheduled-sampling exclude each other: --scst draws whole captions.",
+        )
         require_choice("image_as", self.image_as, ("first-input", "initial-state"))
         require_choice("schedule", self.schedule, ("one-cycle", "cosine", "constant"))
         require_choice("monitor", self.monitor, ("CIDEr", "Bleu_4"))

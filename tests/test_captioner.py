@@ -70,15 +70,20 @@ def run_dir(data, tmp_path) -> Path:
     return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
 
 
+def written_of(data: Path, folder: str) -> tuple[list[dict[str, str]], list[Path]]:
+    """What `eval` wrote of run `r`, and the pictures in the same order."""
+    written = json.loads((data / "runs/r/eval" / folder / "captions.json").read_text("utf-8"))
+    images = read_images(data / "scenes/captions/images.parquet")
+    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
+    return written, [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+
+
 @pytest.mark.parametrize("beam", [1, 3])
 def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers, beam: int) -> None:
     evaluate(
         EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
     )
-    written = json.loads((data / f"runs/r/eval/train-beam{beam}/captions.json").read_text("utf-8"))
-    images = read_images(data / "scenes/captions/images.parquet")
-    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    paths = [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+    written, paths = written_of(data, f"train-beam{beam}")
     assert len(paths) > captioner_module.BATCH_SIZE  # more than one pass
     captions = captioner.caption(paths, beam=beam)
     assert captions == [entry["caption"] for entry in written]
@@ -100,27 +105,17 @@ def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
         assert not loaded.decoder.training
 
 
-@pytest.mark.parametrize("attention", ["soft", "adaptive"])
 def test_run_with_attention_captions_as_eval_does(
-    prepared_grids, random_weights, scorers, tmp_path, attention: str
+    prepared_scenes, random_weights, scorers, tmp_path
 ) -> None:
-    data = Path(shutil.copytree(prepared_grids, tmp_path / "data"))
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
     options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
-    # In float32, as `data`.
-    extract(
-        FeaturesConfig(data=data, dataset="scenes", precision="fp32", views=2, grid=True, **options)
-    )
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", grid=True, **options))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
-    train(
-        TrainConfig(
-            data=data, dataset="scenes", run="r", attention=attention, learning_rate=2e-2, **sizes
-        )
-    )
+    attentive = {"run": "r", "attention": "soft", "learning_rate": 2e-2}
+    train(TrainConfig(data=data, dataset="scenes", **attentive, **sizes))
     evaluate(EvalConfig(data=data, run="r", split="train", precision="fp32", device="cpu"))
-    written = json.loads((data / "runs/r/eval/train-beam3/captions.json").read_text("utf-8"))
-    images = read_images(data / "scenes/captions/images.parquet")
-    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    paths = [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+    written, paths = written_of(data, "train-beam3")
     captions = load("r", data=data, device="cpu", precision="fp32").caption(paths)
     assert captions == [entry["caption"] for entry in written]
     assert len(set(captions)) > 1

@@ -119,6 +119,48 @@ def test_every_word_depends_on_every_place_of_the_image(options: dict[str, objec
         assert (gradient.abs().amax(-1) > 0).all()
 
 
+@each_variant
+def test_no_parameter_is_idle(options: dict[str, object]) -> None:
+    decoder = make_decoder(**options)
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (3, 4))
+    decoder.logits(decoder(features, inputs)).square().sum().backward()
+    for name, parameter in decoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("attention", ["soft", "adaptive"])
+def test_attention_enters_as_in_the_papers(attention: str) -> None:
+    decoder = make_decoder(cell="lstm", attention=attention).double()
+    grid, word = torch.randn(NUM_PLACES, 6).double(), torch.tensor([4])
+    state = decoder.init_state(grid[None])
+    h, c = (part[0] for part in state.hidden)  # (1, H)
+    unit = lambda x: 20 * x / x.norm()  # noqa: E731
+    places = torch.stack([decoder.place(unit(place)).clamp(min=0) for place in grid])
+    look, words = decoder.attention, decoder.embedding(word)
+
+    def score(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return look.score(torch.tanh(key + look.query(query)))
+
+    def advance(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        _, (h_next, c_next) = decoder.cell(inputs[None], (h[None], c[None]))
+        return h_next[0], c_next[0]
+
+    if attention == "soft":  # Xu et al. 2015, section 3.1: looks with h before the word
+        weights = torch.cat([score(h, look.key(place)) for place in places], 1).softmax(1)
+        seen = weights @ places
+        output, _ = advance(words + decoder.gate(h).sigmoid() * seen)
+    else:  # Lu et al. 2017, sections 2.2 and 2.3: looks with h behind the word
+        inputs = words + decoder.everywhere(unit(grid.mean(0)))
+        output, memory = advance(inputs)
+        gate = (look.gate_input(inputs) + look.gate_hidden(h)).sigmoid()
+        sentinel = gate * memory.tanh()
+        keys = [*map(look.key, places), look.sentinel_key(sentinel)]
+        weights = torch.cat([score(output, key) for key in keys], 1).softmax(1)
+        seen = weights @ torch.cat([places, look.sentinel_value(sentinel)])
+    expected = decoder.logits(output + decoder.seen(seen))
+    torch.testing.assert_close(decoder.step(word, state)[0], expected)
+
+
 def test_places_are_told_apart_and_their_order_is_not() -> None:
     for attention in ("soft", "adaptive"):
         decoder = make_decoder(cell="gru", attention=attention)

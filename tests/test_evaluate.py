@@ -236,6 +236,22 @@ def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
     )
 
 
+def test_run_with_attention_is_evaluated_alone_and_beside_a_pooled_one(
+    grid_scenes, scorers, showtell
+) -> None:
+    sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 64, "epochs": 1, "views": 2}
+    for run, attention in (("p", "none"), ("a", "soft")):
+        options = {"run": run, "attention": attention, **sizes}
+        train(TrainConfig(data=grid_scenes, dataset="scenes", **options))
+    for runs, folder in ((["a"], "runs/a"), (["a", "p"], "ensembles/a+p")):
+        args = [arg for run in runs for arg in ("--run", run)]
+        status, output = showtell("eval", *args, "--beam", 2, "--data", grid_scenes)
+        assert status == 0, output
+        path = grid_scenes / folder / "eval/test-beam2/captions.json"
+        captions = json.loads(path.read_text("utf-8"))
+        assert [entry["image_id"] for entry in captions] == ids_of(grid_scenes, "test")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [("vocab_sha256", "0" * 64, "vocabulary"), ("dataset", "other", "dataset")],

@@ -407,6 +407,11 @@ def test_schedule_peaks_at_the_learning_rate_and_ends_low(schedule: str) -> None
             {"scst": True, "init": "r", "scst_samples": 1},
             "--scst-baseline mean needs at least 2 --scst-samples, got 1",
         ),
+        ({"init": "r", "word_vectors": "v.txt"}, "--init and --word-vectors exclude each other"),
+        (
+            {"scst": True, "init": "r", "scheduled_sampling": 0.1},
+            "--scst and --scheduled-sampling exclude each other",
+        ),
         ({"xe_weight": 1.5}, "xe_weight must be 0 to 1, got 1.5"),
         ({"views": 0}, "views must be at least 1"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),
