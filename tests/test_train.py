@@ -181,6 +181,15 @@ def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> No
         train(tiny_config(grid_scenes, views=3))
 
 
+def test_views_are_trained_on_and_all_of_them_by_default(grid_scenes) -> None:
+    for run, views in (("one", 1), ("two", 2), ("all", None)):
+        train(replace(tiny_config(grid_scenes, epochs=1, views=views), run=run))
+    assert_same_weights(grid_scenes, "two", "all")
+    one, two = (weights_of(grid_scenes, run, "best") for run in ("one", "two"))
+    assert torch.equal(one["feature_mean"], two["feature_mean"])  # of the pictures themselves
+    assert not torch.equal(one["image.weight"], two["image.weight"])
+
+
 def test_words_start_from_pretrained_vectors(scenes, capsys) -> None:
     from showtell.pipeline.vocab import Vocab
 
