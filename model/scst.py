@@ -45,7 +45,7 @@ class SelfCriticalLoss:
     ) -> None:
         self.scorer = CaptionScorer(references)
         self.image_ids, self.vocab, self.config = image_ids, vocab, config
-        self.reward = 0.0  # mean of the last batch's draws, CIDEr-D
+        self.seen: list[float] = []  # mean reward of each batch since the last `take_reward`
 
     def __call__(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
         """The loss of a batch whose captions are grouped by image, a scalar."""
@@ -61,7 +61,7 @@ class SelfCriticalLoss:
             best = draw_captions(decoder, state, greedy=True) if greedy else None
         decoder.train()
         rewards = self.rewards(batch.rows, drawn).view(num_images, -1)
-        self.reward = float(rewards.mean())
+        self.seen.append(float(rewards.mean()))
         if best is not None:
             advantages = rewards - self.rewards(batch.rows, best).view(num_images, 1)
         else:
@@ -71,6 +71,12 @@ class SelfCriticalLoss:
             cross_entropy = caption_loss(decoder, batch, config.label_smoothing)
             loss = (1 - config.xe_weight) * loss + config.xe_weight * cross_entropy
         return loss
+
+    def take_reward(self) -> float:
+        """Mean CIDEr-D of the draws since the last call; nan where there were none."""
+        reward = float(np.mean(self.seen)) if self.seen else float("nan")
+        self.seen.clear()
+        return reward
 
     def rewards(self, rows: Tensor, token_ids: Tensor) -> Tensor:
         """CIDEr-D of captions, (R,) float32 from (R, T) words of the (N,) images in turn."""

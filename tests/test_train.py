@@ -12,7 +12,8 @@ from showtell.model import train as train_module
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
 from showtell.model.objective import caption_loss, learning_rate_at, make_optimizer
-from showtell.model.train import Trainer, default_run_name, train
+from showtell.model.runs import default_run_name
+from showtell.model.train import Trainer, train
 from showtell.model.training_data import decoder_config, load_training_data
 from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
 from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError, ShowTellError
