@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pipeline.config import TrainConfig
+from ..pipeline.config import DecodingOptions, TrainConfig
 from ..pipeline.vocab import BOS, EOS, PAD, Vocab
 from .batches import CaptionBatch
-from .constraints import FORBIDDEN
+from .constraints import FORBIDDEN, next_log_probs
 from .decoder import Decoder
 from .metrics import CaptionScorer
 from .objective import caption_loss
 from .state import DecoderState
 
-MAX_LENGTH = 20  # words of a draw, as in decoding
+RULES = DecodingOptions()  # what may be written, as in decoding
+MAX_LENGTH = RULES.length_limit  # words of a draw
 
 
 class SelfCriticalLoss:
@@ -106,10 +107,10 @@ def draw_captions(decoder: Decoder, state: DecoderState, *, greedy: bool) -> Ten
     words = decoder.start_tokens(len(state))
     written = torch.full((len(state), MAX_LENGTH + 1), PAD, device=words.device)
     going = torch.arange(len(state), device=words.device)
-    for position in range(MAX_LENGTH):
+    for position in range(MAX_LENGTH + 1):
         logits, state = decoder.step(words, state)
-        logits = allow(logits, first=position == 0)
-        words = logits.argmax(1) if greedy else torch.multinomial(logits.softmax(1), 1)[:, 0]
+        log_probs = next_log_probs(logits, written[going, :position], RULES)
+        words = log_probs.argmax(1) if greedy else torch.multinomial(log_probs.softmax(1), 1)[:, 0]
         written[going, position] = words
         staying = (words != EOS).nonzero()[:, 0]
         if not len(staying):
@@ -117,18 +118,7 @@ def draw_captions(decoder: Decoder, state: DecoderState, *, greedy: bool) -> Ten
         if len(staying) < len(words):  # no work for captions that have ended
             state = state.select(staying, torch.zeros_like(staying)[:, None])
             words, going = words[staying], going[staying]
-    else:
-        written[going, MAX_LENGTH] = EOS
     return written[:, : int((written != PAD).sum(1).max())]
-
-
-def allow(logits: Tensor, *, first: bool) -> Tensor:
-    """Logits (R, V) float32 of the words that may be written; no caption is empty."""
-    logits = logits.float()
-    logits[:, FORBIDDEN] = -torch.inf
-    if first:
-        logits[:, EOS] = -torch.inf
-    return logits
 
 
 def policy_loss(
