@@ -215,10 +215,12 @@ class Decoder(nn.Module):
         if owners is not None:
             state = state.take(owners)
         words = self.dropout(self.embedding(inputs))
-        if self.config.attention != "none":
-            outputs = self._read_looking(words, state, lengths)
-        else:
+        if self.config.attention == "none":
             outputs = self._run(words, state.hidden, lengths)[0]
+        elif self.config.attention == "adaptive" and self.config.cell != "lstm":
+            outputs = self._read_then_look(words, state, lengths)
+        else:
+            outputs = self._read_looking(words, state, lengths)
         dropped: Tensor = self.dropout(outputs)
         return dropped
 
@@ -236,6 +238,24 @@ class Decoder(nn.Module):
     def start_tokens(self, batch_size: int) -> Tensor:
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)
+
+    def _read_then_look(
+        self, words: Tensor, state: DecoderState, lengths: Tensor | None
+    ) -> Tensor:
+        """Read (B, T, E) at once, then look for all words at once: (B, T, H).
+
+        Adaptive attention looks after the cell has read a word, so that no word waits for what was
+        seen before it. (The sentinel of an LSTM needs its memory after each word, which the fused
+        cell does not tell.)
+        """
+        assert isinstance(self.attention, AdaptiveAttention)
+        keys, values, image = state.memory
+        inputs = words + image[:, None]
+        outputs, _ = self._run(inputs, state.hidden, lengths)
+        previous = torch.cat([state.hidden[0][-1][:, None], outputs[:, :-1]], 1)
+        sentinel = self.attention.sentinel(inputs, previous, outputs)
+        context, _ = self.attention.look(outputs, sentinel, (keys, values))
+        return outputs + self.seen(context)
 
     def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""
