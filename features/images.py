@@ -68,22 +68,6 @@ class ImageBatch:
     skipped: tuple[tuple[int, str], ...]
 
 
-def decode_image(content: bytes, transform: Transform) -> npt.NDArray[np.uint8]:
-    """Turn the bytes of an image file into the pixels that a network wants.
-
-    Args:
-        content: of a file in any format that PIL reads; of an animation the first frame.
-        transform: of the network's weights.
-
-    Returns:
-        (3, H, W) uint8, RGB.
-
-    Raises:
-        UnreadableImageError: not a picture, or a broken one.
-    """
-    return transform(open_picture(content, transform))
-
-
 def open_picture(content: bytes, transform: Transform) -> Image.Image:
     """Decode to an upright RGB picture, no smaller than `transform` needs.
 

@@ -1,7 +1,7 @@
 """All feature shards of a dataset as one tensor: image_id → row. Grids stay on disk."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,34 @@ def check_dataset(directory: Path, manifest: Manifest) -> None:
             f"{found[:12]}…, expected {expected[:12]}…. "
             f"Run '{mending_command(directory, manifest)}'."
         )
+
+
+def require_views(store: FeatureStore, num_views: int, grid: bool = False) -> None:
+    """Refuse features of too few views.
+
+    Args:
+        store: what is cached.
+        num_views: what is asked for.
+        grid: whether grids are too, for the command that brings both.
+
+    Raises:
+        MissingArtifactError: fewer views are cached.
+    """
+    if num_views > store.num_views:
+        raise MissingArtifactError(
+            f"{store.directory} holds {store.num_views} views of each image, --views asks for "
+            f"{num_views}. Run '{extending_command(store, num_views, grid)}' first."
+        )
+
+
+def extending_command(store: FeatureStore, num_views: int, grid: bool) -> str:
+    """The command that adds to what is cached what it lacks of these."""
+    wanted = {
+        "views": max(num_views, store.num_views),
+        "grid": grid or store.grid_shape is not None,
+    }
+    manifest = replace(store.manifest, config=store.manifest.config | wanted)
+    return mending_command(store.directory, manifest)
 
 
 def mending_command(directory: Path, manifest: Manifest | None = None) -> str:

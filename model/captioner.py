@@ -1,7 +1,7 @@
 """Image files → sentences, with a run's own weights, transform and vocabulary."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,19 @@ from PIL import Image
 
 from ..features.backbone import Backbone, load_backbone
 from ..features.device import choose_device, keep_freed_memory
-from ..features.images import UnreadableImageError, decode_image, to_rgb, upright
+from ..features.images import UnreadableImageError, open_picture, to_rgb, upright
+from ..features.store import require_views
+from ..features.transform import VIEWS
 from ..pipeline.config import DecodingOptions
 from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
 from ..pipeline.vocab import Vocab
-from .checkpoint import CONFIG_NAME, find_run, load_run, run_names
+from .checkpoint import CONFIG_NAME, RunConfig, find_run, load_run, run_names
+from .consensus import Consensus
 from .decoder import Decoder
-from .decoding import decode
+from .decoding import CaptionModel, decode
+from .ensemble import join_decoders
+from .evaluate import load_run_features
 from .hypothesis import Hypothesis
 from .precision import Precision
 
@@ -40,12 +45,17 @@ class Captioner:
         decoder: in eval mode.
         vocab: the decoder's.
         precision: arithmetic and device of the decoding.
+        run: what was trained.
+        data: root of all files, where `consensus` finds the training images' features and captions.
     """
 
     backbone: Backbone
     decoder: Decoder
     vocab: Vocab
     precision: Precision
+    run: RunConfig
+    data: Path
+    _consensus: tuple[tuple[int, int], Consensus] | None = field(default=None, repr=False)
 
     def caption(
         self,
@@ -69,7 +79,8 @@ class Captioner:
             images = [images]
         captions: list[str] = []
         for start in range(0, len(images), BATCH_SIZE):
-            pixels = [self.pixels(image) for image in images[start : start + BATCH_SIZE]]
+            batch = images[start : start + BATCH_SIZE]
+            pixels = [self.pixels(image, decoding.views) for image in batch]
             found = self.decode_pixels(pixels, decoding, generator)
             captions += [self.vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
         return captions
@@ -80,7 +91,7 @@ class Captioner:
         options: DecodingOptions,
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        """Caption images that have been through the transform: (3, H, W) uint8 each.
+        """Caption images that have been through the transform: (V, 3, H, W) uint8 each.
 
         Args:
             pixels: of one batch.
@@ -89,25 +100,55 @@ class Captioner:
 
         Returns:
             For each image at least one and at most `n_best` captions, best first.
+
+        Raises:
+            MissingArtifactError: `consensus` is asked for where the training images are not.
         """
         if not pixels:
             return []
-        batch = torch.from_numpy(np.stack(pixels)).to(self.precision.device)
-        see = self.backbone.grid if self.decoder.looks_at_grid else self.backbone
-        features = see(batch).half()  # as those it was trained on were cached
-        (found,) = decode(self.decoder, [features], self.precision, options, generator)
-        return found
+        consensus = self.consensus(options)
+        batch = torch.from_numpy(np.concatenate(pixels)).to(self.precision.device)  # (N·V, 3, H, W)
+        looks = self.decoder.looks_at_grid
+        features = self.backbone.grid(batch) if looks else self.backbone(batch)
+        features = features.half()  # as those it was trained on were cached
+        views = features.unflatten(0, (len(pixels), options.views)).unbind(1)
+        model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
+        shown = views[0] if options.views == 1 else views
+        (found,) = decode(model, [shown], self.precision, options, generator)
+        if consensus is not None:
+            pooled = [view.float().mean(1) if looks else view.float() for view in views]
+            found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)
+        return [hypotheses[: options.n_best] for hypotheses in found]
 
-    def pixels(self, image: str | Path | Image.Image) -> NDArray[np.uint8]:
-        """Read an image and bring it to the size the network wants: (3, H, W) uint8.
+    def consensus(self, options: DecodingOptions) -> Consensus | None:
+        """What captions are compared with, where the options ask for it; read once.
+
+        Raises:
+            MissingArtifactError: the training images' features or captions are not there.
+        """
+        if not options.consensus:
+            return None
+        wanted = (options.views, options.consensus)
+        if self._consensus is None or self._consensus[0] != wanted:
+            store = load_run_features(self.data, self.run)
+            require_views(store, options.views)
+            captions_dir = self.data / self.run.dataset / "captions"
+            self._consensus = wanted, Consensus.load(captions_dir, store, *wanted)
+        return self._consensus[1]
+
+    def pixels(self, image: str | Path | Image.Image, num_views: int = 1) -> NDArray[np.uint8]:
+        """Read an image and bring its views to the size the network wants: (V, 3, H, W) uint8.
 
         Raises:
             DatasetError: it is missing, or cannot be read as an image.
         """
-        if isinstance(image, Image.Image):
-            return self.backbone.transform(to_rgb(upright(image.copy())))
+        transform = self.backbone.transform
         try:
-            return decode_image(Path(image).read_bytes(), self.backbone.transform)
+            if isinstance(image, Image.Image):
+                picture = to_rgb(upright(image.copy()))
+            else:
+                picture = open_picture(Path(image).read_bytes(), transform)
+            return np.stack([transform(picture, view) for view in VIEWS[:num_views]])
         except OSError as error:
             raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None
         except UnreadableImageError as error:
@@ -162,7 +203,7 @@ def load(
             f"the run {run_dir} looks at grids, which {backbone.name} at --image-size "
             f"{made['image_size']} does not have. Put back the {CONFIG_NAME} of the run."
         )
-    return Captioner(backbone, decoder, vocab, used)
+    return Captioner(backbone, decoder, vocab, used, config, Path(data))
 
 
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:
@@ -185,7 +226,7 @@ def caption_files(captioner: Captioner, paths: Iterable[Path], options: Decoding
         readable: list[tuple[Path, NDArray[np.uint8]]] = []
         for path in images[start : start + BATCH_SIZE]:
             try:
-                readable.append((path, captioner.pixels(path)))
+                readable.append((path, captioner.pixels(path, options.views)))
             except DatasetError as error:
                 print_error(str(error))
                 num_unreadable += 1

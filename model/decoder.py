@@ -239,9 +239,7 @@ class Decoder(nn.Module):
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)
 
-    def _read_then_look(
-        self, words: Tensor, state: DecoderState, lengths: Tensor | None
-    ) -> Tensor:
+    def _read_then_look(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) at once, then look for all words at once: (B, T, H).
 
         Adaptive attention looks after the cell has read a word, so that no word waits for what was
@@ -255,7 +253,8 @@ class Decoder(nn.Module):
         previous = torch.cat([state.hidden[0][-1][:, None], outputs[:, :-1]], 1)
         sentinel = self.attention.sentinel(inputs, previous, outputs)
         context, _ = self.attention.look(outputs, sentinel, (keys, values))
-        return outputs + self.seen(context)
+        looked: Tensor = outputs + self.seen(context)
+        return looked
 
     def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""

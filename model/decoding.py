@@ -61,7 +61,7 @@ def decode(
         model: any mode; put into eval mode here, and back after.
         batches: features on any device, which are moved batch by batch.
         precision: of the arithmetic, and the device.
-        options: how to decode; each image gets at least one and at most `n_best` captions.
+        options: how to decode; each image gets at least one and at most `num_candidates` captions.
         generator: of a draw that goes on; default a new one from the options' seed.
     """
     was_training = model.training
@@ -75,17 +75,24 @@ def decode(
                     found = sample_captions(model, state, options, generator)
                 else:
                     found = beam_search(model, state, options)
-            yield [hypotheses[: options.n_best] for hypotheses in found]
+            yield [hypotheses[: options.num_candidates] for hypotheses in found]
     finally:
         model.train(was_training)
 
 
 def iterate_features(
-    decoder: Decoder, store: FeatureStore, rows: Tensor, batch_size: int = BATCH_SIZE
+    decoder: Decoder,
+    store: FeatureStore,
+    rows: Tensor,
+    batch_size: int = BATCH_SIZE,
+    view: int = 0,
 ) -> Iterator[Tensor]:
     """Yield what a decoder sees of these (N,) rows, in their order: (B, D), or (B, P, D) grids."""
     for batch in rows.split(batch_size):
-        yield store.gather_grid(batch) if decoder.looks_at_grid else store.features[batch]
+        if decoder.looks_at_grid:
+            yield store.gather_grid(batch, torch.full_like(batch, view))
+        else:
+            yield store.views[batch, view]
 
 
 def iterate_members(
@@ -93,10 +100,15 @@ def iterate_members(
     stores: Sequence[FeatureStore],
     rows: Sequence[Tensor],
     batch_size: int = BATCH_SIZE,
+    num_views: int = 1,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what each member of an ensemble sees of the same images: `iterate_features` of each."""
-    members = zip(decoders, stores, rows, strict=True)
-    return zip(*(iterate_features(*member, batch_size) for member in members), strict=True)
+    """Yield what each member of `join_decoders` sees of the same images."""
+    members = [
+        iterate_features(*member, batch_size, view)
+        for member in zip(decoders, stores, rows, strict=True)
+        for view in range(num_views)
+    ]
+    return zip(*members, strict=True)
 
 
 def _move(features: Features, device: torch.device) -> Features:

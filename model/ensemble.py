@@ -66,3 +66,12 @@ class Ensemble(nn.Module):
     def start_tokens(self, batch_size: int) -> Tensor:
         """(R,) int64, BOS for every row, on the members' device."""
         return self.members[0].start_tokens(batch_size)
+
+
+def join_decoders(decoders: Sequence[Decoder], num_views: int = 1) -> Decoder | Ensemble:
+    """One model of decoders that look at several views of each image; of one with one, itself.
+
+    An ensemble has a member for each view of each decoder, all views of the first decoder first.
+    """
+    members = [decoder for decoder in decoders for _ in range(num_views)]
+    return members[0] if len(members) == 1 else Ensemble(members)

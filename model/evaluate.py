@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..features.device import choose_device, keep_freed_memory
-from ..features.store import FeatureStore, find_features
+from ..features.store import FeatureStore, find_features, require_views
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.config import EvalConfig
 from ..pipeline.console import (
@@ -39,8 +39,10 @@ from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_js
 from ..pipeline.vocab import Vocab
 from .bootstrap import intervals
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
-from .decoding import CaptionModel, Features, decode, iterate_features, iterate_members
-from .ensemble import Ensemble
+from .consensus import Consensus, mean_of_views
+from .decoder import Decoder
+from .decoding import CaptionModel, Features, decode, iterate_members
+from .ensemble import join_decoders
 from .extrascores import add_extra_scores, find_extra_scorers
 from .hypothesis import Hypothesis
 from .imagescores import SCORES_NAME
@@ -66,6 +68,8 @@ def evaluate(config: EvalConfig) -> Manifest:
     members = [Member.load(config.data, name) for name in sorted(config.run or [])]
     members = members or [Member.load(config.data, None)]
     check_members(members)
+    for member in members:
+        require_views(member.store, config.views)
     whole_dir, run = _results_dir(config.data, members), members[0].run
     captions_dir = config.data / run.dataset / "captions"
     prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {run.dataset}")
@@ -224,7 +228,7 @@ def _decode_and_score(
             # Its JVMs start while the GPU decodes; on a CPU they would take the decoder's cores.
             stack.enter_context(scorer)
         with watch.part("decode"):
-            vocab, found = _decode(config, members, image_ids, precision)
+            vocab, found = _decode(config, members, image_ids, captions_dir, precision)
         hypotheses = {i: vocab.decode(best[0].token_ids) for i, best in found.items()}
         # Written before scoring: what was decoded is not lost if Java fails.
         results = [{"image_id": i, "caption": caption} for i, caption in hypotheses.items()]
@@ -254,6 +258,7 @@ def _decode(
     config: EvalConfig,
     members: Sequence[Member],
     image_ids: NDArray[np.int64],
+    captions_dir: Path,
     precision: Precision,
 ) -> tuple[Vocab, dict[int, list[Hypothesis]]]:
     """Caption (N,) images that have features, with progress: the vocabulary, image_id → found."""
@@ -261,20 +266,26 @@ def _decode(
     decoders = [decoder for _, _, decoder in loaded]
     stores = [member.store for member in members]
     rows = [store.rows(image_ids) for store in stores]
-    if len(members) == 1:
-        model: CaptionModel[Any] = decoders[0]
-        batches: Iterable[Features] = iterate_features(
-            decoders[0], stores[0], rows[0], config.batch_size
-        )
-    else:
-        model = Ensemble(decoders)
-        batches = iterate_members(decoders, stores, rows, config.batch_size)
+    vocab = loaded[0][1]
+    model: CaptionModel[Any] = join_decoders(decoders, config.views)
+    batches: Iterable[Features] = iterate_members(
+        decoders, stores, rows, config.batch_size, config.views
+    )
+    if isinstance(model, Decoder):
+        batches = (features for (features,) in batches)
+    consensus = None
+    if config.consensus:
+        consensus = Consensus.load(captions_dir, stores[0], config.views, config.consensus)
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
         for batch in decode(model, batches, precision, config):
-            found += batch
+            if consensus is not None:
+                ids = image_ids[len(found) : len(found) + len(batch)]
+                seen = mean_of_views(stores[0], stores[0].rows(ids), config.views)
+                batch = consensus.rank(seen, batch, vocab, ids)
+            found += [hypotheses[: config.n_best] for hypotheses in batch]
             line.advance(len(batch))
-    return loaded[0][1], dict(zip(image_ids.tolist(), found, strict=True))
+    return vocab, dict(zip(image_ids.tolist(), found, strict=True))
 
 
 def _describe_nbest(found: dict[int, list[Hypothesis]], vocab: Vocab) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """What a run is trained and validated on, gathered from what prepare and features have written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..features.store import FeatureStore, find_features, mending_command
+from ..features.store import FeatureStore, extending_command, find_features, require_views
 from ..pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ..pipeline.config import TrainConfig
 from ..pipeline.console import print_warning
@@ -96,20 +96,13 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
     Raises:
         MissingArtifactError: no grids, or not as many views as asked for.
     """
-    views = max(config.views or 1, store.num_views)
-    wanted = {"views": views, "grid": config.attention != "none" or store.grid_shape is not None}
-    manifest = replace(store.manifest, config=store.manifest.config | wanted)
-    command = mending_command(store.directory, manifest)
-    if config.attention != "none" and store.grid_shape is None:
+    num_views, looks = config.views or 1, config.attention != "none"
+    if looks and store.grid_shape is None:
         raise MissingArtifactError(
             f"{store.directory} holds no grids, which --attention {config.attention} looks at. "
-            f"Run '{command}' first."
+            f"Run '{extending_command(store, num_views, grid=True)}' first."
         )
-    if (config.views or 1) > store.num_views:
-        raise MissingArtifactError(
-            f"{store.directory} holds {store.num_views} views of each image, --views asks for "
-            f"{config.views}. Run '{command}' first."
-        )
+    require_views(store, num_views, grid=looks)
 
 
 def require_same_inputs(run: RunConfig, data: TrainingData) -> None:

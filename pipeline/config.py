@@ -27,6 +27,8 @@ SHORT_NAMES = {
     "temperature": "temperature",
     "seed": "seed",
     "n_best": "nbest",
+    "views": "views",
+    "consensus": "consensus",
 }
 MAX_VIEWS = 6  # as many as features/transform.py knows
 
@@ -341,6 +343,10 @@ class DecodingOptions:
     temperature: float = option(1.0, "Below 1 the likely words become likelier to be drawn.")
     seed: int = option(0, "Seed of the draw.")
     n_best: int = option(1, "Captions for each image: the best of the beam, or as many draws.")
+    views: int = option(1, "Views of each image, 1 to 6, whose predictions are averaged.")
+    consensus: int = option(
+        0, "Choose, of the captions found, the one that this many similar training images back."
+    )
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -351,11 +357,13 @@ class DecodingOptions:
             beam_groups=self.beam_groups,
             n_best=self.n_best,
         )
+        require(1 <= self.views <= MAX_VIEWS, f"views must be 1 to {MAX_VIEWS}, got {self.views}.")
         require_at_least(
             0,
             length_penalty=self.length_penalty,
             no_repeat_ngram=self.no_repeat_ngram,
             diversity=self.diversity,
+            consensus=self.consensus,
         )
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}.")
         require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
@@ -382,6 +390,16 @@ class DecodingOptions:
             not self.sample or self.beam_groups == 1,
             "--sample and --beam-groups exclude each other; give one.",
         )
+        require(
+            not self.consensus or self.num_candidates > 1,
+            "--consensus chooses among several captions: "
+            + ("add --n-best N, the draws." if self.sample else "give --beam 2 or more."),
+        )
+
+    @property
+    def num_candidates(self) -> int:
+        """Captions to find for each image, of which `n_best` are given."""
+        return self.beam if self.consensus and not self.sample else self.n_best
 
     @property
     def length_limit(self) -> int:

@@ -121,6 +121,32 @@ def test_run_with_attention_captions_as_eval_does(
     assert len(set(captions)) > 1
 
 
+@pytest.mark.parametrize("attention", ["none", "adaptive"])
+def test_views_and_consensus_caption_as_eval_does(
+    prepared_scenes, random_weights, scorers, tmp_path, attention: str
+) -> None:
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    several = {"views": 3, "grid": attention != "none"}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **several, **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 4}
+    train(TrainConfig(data=data, dataset="scenes", run="r", attention=attention, **sizes))
+    decoding = {"beam": 4, "views": 3, "consensus": 5}
+    evaluate(EvalConfig(data=data, run="r", precision="fp32", device="cpu", **decoding))
+    written, paths = written_of(data, "test-beam4-views3-consensus5")
+    captioner = load("r", data=data, device="cpu", precision="fp32")
+    assert captioner.caption(paths, **decoding) == [entry["caption"] for entry in written]
+    with Image.open(paths[0]) as picture:
+        assert captioner.caption(picture, **decoding) == [written[0]["caption"]]
+
+
+def test_consensus_away_from_the_training_images_is_refused(run_dir, pictures, tmp_path) -> None:
+    alone = load(run_dir, data=tmp_path, device="cpu")
+    assert alone.caption(pictures[0], beam=2)
+    with pytest.raises(MissingArtifactError, match="features"):
+        alone.caption(pictures[0], beam=2, consensus=5)
+
+
 def test_run_that_looks_at_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
     monkeypatch.setattr(Decoder, "looks_at_grid", True)
     monkeypatch.setattr(Backbone, "has_grid", False)
@@ -211,7 +237,7 @@ def test_picture_of_any_mode_is_captioned(captioner, mode: str) -> None:
 def test_grey_picture_is_its_own_rgb(captioner, pictures, tmp_path) -> None:
     grey = Image.open(pictures[0]).convert("L")
     grey.save(tmp_path / "grey.png")
-    pixels = captioner.pixels(tmp_path / "grey.png")
+    (pixels,) = captioner.pixels(tmp_path / "grey.png")
     assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
     assert np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2])
     assert captioner.caption([grey]) == captioner.caption([grey.convert("RGB")])

@@ -5,7 +5,7 @@ import torch
 
 from showtell.model.beam import beam_search
 from showtell.model.decoding import decode, decode_captions, iterate_features, iterate_members
-from showtell.model.ensemble import Ensemble
+from showtell.model.ensemble import Ensemble, join_decoders
 from showtell.model.precision import Precision
 from showtell.pipeline.config import DecodingOptions
 from showtell.pipeline.vocab import build_vocab
@@ -15,9 +15,13 @@ PRECISION = Precision("fp32", torch.device("cpu"))
 
 @pytest.fixture
 def store() -> SimpleNamespace:
-    """What `iterate_features` needs of a store: features (30, 6)."""
+    """What `iterate_features` needs of a store: features (30, 6), and two views (30, 2, 6)."""
     torch.manual_seed(0)
-    return SimpleNamespace(features=torch.randn(30, 6))
+    return make_store(torch.randn(30, 6))
+
+
+def make_store(features: torch.Tensor) -> SimpleNamespace:
+    return SimpleNamespace(features=features, views=torch.stack([features, features + 1], 1))
 
 
 def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) -> None:
@@ -55,7 +59,7 @@ def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
 
 def test_decoder_that_looks_at_grids_is_given_grids(random_decoder, store) -> None:
     grids = torch.randn(30, 4, 6)
-    store.gather_grid = lambda rows: grids[rows]
+    store.gather_grid = lambda rows, views: grids[rows] * (1 - 2 * views[:, None, None])
     rows = torch.tensor([5, 2, 9, 9, 0])
     looking, pooled = random_decoder(attention="soft"), random_decoder()
     batches = list(iterate_features(looking, store, rows, batch_size=3))
@@ -66,8 +70,20 @@ def test_decoder_that_looks_at_grids_is_given_grids(random_decoder, store) -> No
         assert torch.equal(seen, grids[batch]) and torch.equal(vectors, store.features[batch])
 
 
+def test_members_that_look_at_several_views_see_each_in_turn(random_decoder, store) -> None:
+    grids, rows = torch.randn(30, 4, 6), torch.tensor([5, 2, 9, 9, 0])
+    store.gather_grid = lambda rows, views: grids[rows] * (1 - 2 * views[:, None, None])
+    decoders = [random_decoder(attention="soft"), random_decoder()]
+    members = iterate_members(decoders, [store] * 2, [rows] * 2, batch_size=3, num_views=2)
+    for batch, seen in zip(rows.split(3), members, strict=True):
+        expected = (grids[batch], -grids[batch], store.features[batch], store.features[batch] + 1)
+        assert len(seen) == 4 and all(map(torch.equal, seen, expected))
+    assert len(join_decoders(decoders, 2).members) == 4
+    assert join_decoders(decoders[:1]) is decoders[0]
+
+
 def test_members_of_an_ensemble_see_the_same_images(random_decoder, store) -> None:
-    other = SimpleNamespace(features=-store.features.flip(0))
+    other = make_store(-store.features.flip(0))
     rows = [torch.arange(20), torch.arange(29, 9, -1)]  # where either has the same image
     members = [random_decoder(), random_decoder(cell="lstm", seed=1)]
     batches = list(iterate_members(members, [store, other], rows, batch_size=8))

@@ -4,18 +4,28 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from showtell.features.extract import extract
+from showtell.features.store import FeatureStore, find_features
 from showtell.model import evaluate as evaluate_module
-from showtell.model.checkpoint import run_names
+from showtell.model.beam import beam_search
+from showtell.model.checkpoint import load_run, run_names
+from showtell.model.ensemble import Ensemble
 from showtell.model.evaluate import evaluate
 from showtell.model.imagescores import ImageScores
 from showtell.model.official import score_official
 from showtell.model.train import train
 from showtell.pipeline import status as status_module
 from showtell.pipeline.captions import read_images, read_references
-from showtell.pipeline.config import EvalConfig, FeaturesConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.config import (
+    DecodingOptions,
+    EvalConfig,
+    FeaturesConfig,
+    PrepareConfig,
+    TrainConfig,
+)
 from showtell.pipeline.errors import MismatchError, MissingArtifactError, ScorerError
 from showtell.pipeline.prepare import prepare
 from showtell.pipeline.status import find_stages
@@ -394,3 +404,67 @@ def test_unprepared_dataset_names_the_command(data, scorers) -> None:
 def test_unknown_run_is_refused(data, scorers) -> None:
     with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
         evaluate(EvalConfig(data=data, run="x"))
+
+
+@pytest.mark.parametrize("options", [{"beam": 4}, {"sample": True, "n_best": 4}], ids=str)
+def test_consensus_chooses_among_the_captions_that_were_found(
+    data, scorers, options: dict[str, object]
+) -> None:
+    evaluate(EvalConfig(data=data, run="r", **(options | {"n_best": 4})))
+    found = nbest_of(data, EvalConfig(**(options | {"n_best": 4})))
+    chosen = EvalConfig(data=data, run="r", consensus=8, **options)
+    evaluate(chosen)
+    captions = written(data, f"test-{chosen.decoding_name}")
+    plain = {image_id: captions[0] for image_id, captions in found.items()}
+    assert all(entry["caption"] in found[entry["image_id"]] for entry in captions)
+    assert any(entry["caption"] != plain[entry["image_id"]] for entry in captions)
+
+
+def nbest_of(data: Path, config: EvalConfig) -> dict[int, list[str]]:
+    return {
+        entry["image_id"]: [caption["caption"] for caption in entry["captions"]]
+        for entry in written(data, f"test-{config.decoding_name}", "nbest")
+    }
+
+
+def test_consensus_on_the_train_split_leaves_no_image_out(data, scorers) -> None:
+    evaluate(EvalConfig(data=data, run="r", split="train", beam=4, consensus=39, n_best=4))
+    listed = written(data, "train-beam4-nbest4-consensus39", "nbest")
+    assert [entry["image_id"] for entry in listed] == ids_of(data, "train")
+
+
+def test_views_are_averaged_as_members_of_an_ensemble(
+    prepared_scenes, random_weights, scorers, tmp_path
+) -> None:
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", views=2, grid=True, **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 1}
+    for attention in ("none", "adaptive"):
+        run = f"r-{attention}"
+        train(TrainConfig(data=data, dataset="scenes", run=run, attention=attention, **sizes))
+        config = EvalConfig(data=data, run=run, views=2, beam=2)
+        evaluate(config)
+        folder = data / f"runs/{run}/eval/test-beam2-views2"
+        captions = json.loads((folder / "captions.json").read_text("utf-8"))
+
+        _, vocab, decoder = load_run(data / "runs" / run, torch.device("cpu"))
+        store = FeatureStore.load(find_features(data / "scenes"))
+        rows = store.rows(ids_of(data, "test"))
+        if attention == "none":
+            seen = [store.views[rows, view] for view in range(2)]
+        else:
+            seen = [store.gather_grid(rows, torch.full_like(rows, view)) for view in range(2)]
+        together = Ensemble([decoder.eval(), decoder])
+        with torch.inference_mode():
+            found = beam_search(together, together.init_state(seen), DecodingOptions(beam=2))
+        assert [vocab.decode(best[0].token_ids) for best in found] == [
+            entry["caption"] for entry in captions
+        ]
+
+
+def test_more_views_than_are_cached_name_the_command(data, scorers) -> None:
+    with pytest.raises(
+        MissingArtifactError, match=r"holds 1 views.*'showtell features .*--views 3"
+    ):
+        evaluate(EvalConfig(data=data, run="r", views=3))

@@ -15,7 +15,7 @@ from showtell.features import extract as stage
 from showtell.features import images, plan, runner
 from showtell.features.extract import extract, features_dir
 from showtell.features.grids import grid_name
-from showtell.features.images import decode_image
+from showtell.features.images import open_picture
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.transform import VIEWS, Transform
 from showtell.pipeline.captions import read_images, write_images
@@ -176,7 +176,7 @@ def test_features_equal_a_plain_loop(tmp_path, network):
     manifest = extract(config)
     expected = {}
     for index in range(NUM_IMAGES):
-        pixels = decode_image(image_path(config, index).read_bytes(), TRANSFORM)
+        pixels = TRANSFORM(open_picture(image_path(config, index).read_bytes(), TRANSFORM))
         row = FakeBackbone()(torch.from_numpy(pixels.copy())[None])[0]
         expected[index * 10] = row.half().numpy().tobytes()
     assert read_all(config) == expected

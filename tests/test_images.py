@@ -11,7 +11,7 @@ from showtell.features import images
 from showtell.features.images import (
     LOOK_AHEAD,
     UnreadableImageError,
-    decode_image,
+    open_picture,
     read_batches,
     to_rgb,
 )
@@ -21,6 +21,10 @@ from showtell.pipeline.imagefiles import ImageFiles
 WHOLE = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # squashes to 8×8
 CROPPED = Transform(8, 10, "bilinear", (0.5,) * 3, (0.5,) * 3)
 RNG = np.random.default_rng(0)
+
+
+def decode_image(content: bytes, transform: Transform) -> np.ndarray:
+    return transform(open_picture(content, transform))
 
 
 def encode(image: Image.Image, format: str, **options) -> bytes:

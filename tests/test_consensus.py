@@ -1,0 +1,121 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from pycocoevalcap.cider.cider import Cider
+
+from showtell.model import consensus as consensus_module
+from showtell.model.consensus import TEMPERATURE, Consensus
+from showtell.model.hypothesis import Hypothesis
+from showtell.pipeline.vocab import SPECIALS, Vocab
+
+WORDS = ["a", "dog", "cat", "runs", "sleeps", "on", "grass", "the", "sofa"]
+VOCAB = Vocab((*SPECIALS, *WORDS))
+REFERENCES = {
+    7: ["a dog runs on grass", "the dog runs"],
+    3: ["a cat sleeps on the sofa", "the cat sleeps on a sofa"],
+    9: ["a dog sleeps on grass"],
+    5: ["the cat runs", "a cat runs on the grass", "a cat runs"],
+}
+# Directions on a circle, so that their angles are plain to see.
+ANGLES = {7: 0.0, 3: 1.6, 9: 3.0, 5: 4.7}
+CAPTIONS = ["a dog runs on grass", "a cat sleeps on the sofa", "the cat runs", "a dog sleeps"]
+
+
+def direction(angle: float) -> list[float]:
+    return [math.cos(angle), math.sin(angle), 2.0]
+
+
+def make(num_neighbors: int = 4) -> Consensus:
+    features = torch.tensor([direction(ANGLES[image_id]) for image_id in REFERENCES])
+    return Consensus([*REFERENCES], features.half(), REFERENCES, num_neighbors)
+
+
+def hypotheses(captions: list[str]) -> list[Hypothesis]:
+    return [Hypothesis(tuple(VOCAB.encode(c.split())), -i, -i) for i, c in enumerate(captions)]
+
+
+def texts(found: list[Hypothesis]) -> list[str]:
+    return [VOCAB.decode(h.token_ids) for h in found]
+
+
+def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None:
+    consensus = make(num_neighbors=2)
+    ids, weights = consensus.find(torch.tensor([direction(1.5), direction(0.1)]))
+    assert ids.tolist() == [[3, 7], [7, 3]]
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert (weights[:, 0] > weights[:, 1]).all()
+
+
+def test_weights_are_those_of_a_plain_loop() -> None:
+    consensus, angle = make(), 0.7
+    ids, weights = consensus.find(torch.tensor([direction(angle)]))
+
+    def unit(vector: np.ndarray) -> np.ndarray:
+        return vector / np.linalg.norm(vector)
+
+    vectors = {i: unit(np.array(direction(a)).astype(np.float16)) for i, a in ANGLES.items()}
+    mean = np.mean([v.astype(np.float64) for v in vectors.values()], axis=0)
+    query = unit(unit(np.array(direction(angle))) - mean)
+    cosines = {i: query @ unit(v - mean) for i, v in vectors.items()}
+    total = sum(math.exp(c / TEMPERATURE) for c in cosines.values())
+    for image_id, weight in zip(ids[0], weights[0], strict=True):
+        assert weight == pytest.approx(math.exp(cosines[image_id] / TEMPERATURE) / total, rel=0.02)
+
+
+def test_scale_of_features_does_not_matter() -> None:
+    consensus, features = make(), torch.tensor([direction(2.0), direction(5.0)])
+    for ones, others in zip(consensus.find(features), consensus.find(9 * features), strict=True):
+        np.testing.assert_allclose(ones, others, rtol=1e-4)
+
+
+def test_no_image_is_its_own_neighbor() -> None:
+    consensus, features = make(), torch.tensor([direction(ANGLES[3]), direction(0.0)])
+    ids, weights = consensus.find(features, np.array([3, 1234]))
+    assert dict(zip(ids[0], weights[0], strict=True))[3] == 0
+    assert ids[1, 0] == 7 and weights[1, 0] > 0.5
+
+
+def test_score_is_the_weighted_mean_of_pycocoevalcaps_cider_with_each_neighbor() -> None:
+    consensus, features = make(num_neighbors=3), torch.tensor([direction(0.4), direction(4.0)])
+    ids, weights = consensus.find(features)
+    ranked = consensus.rank(features, [hypotheses(CAPTIONS), hypotheses(CAPTIONS[1:])], VOCAB)
+    assert [len(found) for found in ranked] == [4, 3]
+
+    def cider_with(caption: str, image_id: int) -> float:
+        res = {i: [caption if i == image_id else ""] for i in REFERENCES}
+        each = Cider().compute_score(REFERENCES, res)[1]
+        return float(each[[*REFERENCES].index(image_id)])
+
+    for row, found in enumerate(ranked):
+        for hypothesis, caption in zip(found, texts(found), strict=True):
+            expected = sum(
+                weight * cider_with(caption, image_id)
+                for image_id, weight in zip(ids[row].tolist(), weights[row], strict=True)
+            )
+            assert hypothesis.score == pytest.approx(expected, rel=1e-9)
+
+
+def test_caption_that_the_neighbors_back_comes_first_and_nothing_else_changes() -> None:
+    features = torch.tensor([direction(ANGLES[7]), direction(ANGLES[3]), direction(ANGLES[5])])
+    ranked = make(2).rank(features, [hypotheses(CAPTIONS)] * 3, VOCAB)
+    assert [texts(found)[0] for found in ranked] == CAPTIONS[:3]
+    for found in ranked:
+        scores = [hypothesis.score for hypothesis in found]
+        assert scores == sorted(scores, reverse=True)
+        assert {(h.token_ids, h.log_prob) for h in found} == {
+            (h.token_ids, h.log_prob) for h in hypotheses(CAPTIONS)
+        }
+
+
+def test_chunks_change_nothing(monkeypatch) -> None:
+    features = torch.tensor([direction(angle) for angle in range(6)])
+    found = [hypotheses(CAPTIONS[: 1 + row % 4]) for row in range(6)]
+    whole = make().rank(features, found, VOCAB)
+    monkeypatch.setattr(consensus_module, "MAX_COMPARISONS", 17)
+    assert make().rank(features, found, VOCAB) == whole
+
+
+def test_more_neighbors_than_images_are_all_images() -> None:
+    assert make(num_neighbors=50).find(torch.tensor([direction(0)]))[0].shape == (1, 4)
