@@ -78,15 +78,13 @@ flickr8k-features: install
 	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4
 
 flickr8k: flickr8k-0
-	$(SHOWTELL) eval --run flickr8k-0 --beam 5 $(ARGS)
+	$(SHOWTELL) eval --run flickr8k-0 --preset consensus $(ARGS)
 
 flickr8k-ensemble: flickr8k-0 flickr8k-1 flickr8k-2
-	$(SHOWTELL) eval $(patsubst %,--run %,$^) --beam 5 $(ARGS)
+	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus $(ARGS)
 
 flickr8k-%: flickr8k-features
-	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset views --seed $* --run flickr8k-xe-$* \
-	  $(if $(wildcard $(DATA)/runs/flickr8k-xe-$*/last.safetensors),--resume)
-	$(SHOWTELL) train --init flickr8k-xe-$* --preset self-critical --seed $* --run flickr8k-$* \
+	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset views --seed $* --run flickr8k-$* \
 	  $(if $(wildcard $(DATA)/runs/flickr8k-$*/last.safetensors),--resume)
 
 test: lint types

@@ -17,7 +17,7 @@ import typer
 from .pipeline import config as configs
 from .pipeline.console import print_error
 from .pipeline.errors import ShowTellError
-from .pipeline.presets import apply_preset
+from .pipeline.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 
 Config = TypeVar("Config", bound=configs.StageConfig)
 
@@ -39,13 +39,15 @@ def command(
 
     def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
         def run(context: typer.Context, **values: Any) -> None:
-            if issubclass(config_class, configs.TrainConfig):
-                sources = {name: context.get_parameter_source(name) for name in values}
-                given = tuple(
-                    name for name, source in sources.items() if source and source.name != "DEFAULT"
-                )
-                if values["preset"] is not None:
-                    values = apply_preset(values["preset"], values, given)
+            sources = {name: context.get_parameter_source(name) for name in values}
+            given = tuple(
+                name for name, source in sources.items() if source and source.name != "DEFAULT"
+            )
+            trains = issubclass(config_class, configs.TrainConfig)
+            if values.get("preset") is not None:
+                presets = TRAIN_PRESETS if trains else DECODING_PRESETS
+                values = apply_preset(presets, values["preset"], values, given)
+            if trains:
                 values["given"] = given
             with _interruptible():
                 stage(config_class(**values))

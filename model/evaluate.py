@@ -53,7 +53,7 @@ VERSION = 2
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
 
 # Options that say how the captions are found, not which; CLIP counts by its content.
-PASSING_OPTIONS = ("device", "num_samples", "batch_size", "clip")
+PASSING_OPTIONS = ("preset", "device", "num_samples", "batch_size", "clip")
 
 
 def evaluate(config: EvalConfig) -> Manifest:

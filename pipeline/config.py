@@ -329,6 +329,7 @@ class TrainConfig(DatasetConfig):
 class DecodingOptions:
     """How captions are found: by beam search, or drawn with `sample`."""
 
+    preset: str | None = option(None, "Recipe for the options you do not give: consensus.")
     beam: int = option(3, "Beam size; 1 is greedy.")
     length_penalty: float = option(0.7, "Score is log-probability / length ** this; 0 is none.")
     max_length: int | None = option(None, "Longest caption, in tokens; default 20.")

@@ -1,4 +1,4 @@
-"""Recipes: options of `showtell train` that go together, by the name given to `--preset`.
+"""Recipes: options of a stage that go together, by the name given to its `--preset`.
 
 What is given on the command line beside a preset wins over it.
 """
@@ -7,7 +7,16 @@ from typing import Any
 
 from .config import require_choice
 
-PRESETS: dict[str, dict[str, Any]] = {
+Presets = dict[str, dict[str, Any]]
+
+# Of `showtell eval` and `showtell caption`.
+DECODING_PRESETS: Presets = {
+    # A wide beam, of which similar training images choose; needs `showtell features --views 4`.
+    "consensus": {"beam": 20, "length_penalty": 1.0, "views": 4, "consensus": 100},
+}
+
+# Of `showtell train`.
+TRAIN_PRESETS: Presets = {
     # Show and Tell on cached views of each image; the running mean of the weights is kept.
     "views": {"views": 4, "ema": 0.998},
     # The same with a look at the 7×7 grid before each word.
@@ -31,10 +40,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def apply_preset(name: str, values: dict[str, Any], given: tuple[str, ...]) -> dict[str, Any]:
+def apply_preset(
+    presets: Presets, name: str, values: dict[str, Any], given: tuple[str, ...]
+) -> dict[str, Any]:
     """Fill in the options of a preset.
 
     Args:
+        presets: of the stage.
         name: of the preset.
         values: all options.
         given: those that the user has set; they stay.
@@ -42,5 +54,5 @@ def apply_preset(name: str, values: dict[str, Any], given: tuple[str, ...]) -> d
     Raises:
         ConfigError: there is no such preset.
     """
-    require_choice("preset", name, tuple(PRESETS))
-    return values | {k: v for k, v in PRESETS[name].items() if k not in given}
+    require_choice("preset", name, tuple(presets))
+    return values | {k: v for k, v in presets[name].items() if k not in given}
