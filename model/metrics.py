@@ -199,7 +199,10 @@ class CaptionScorer:
                     "images of the references."
                 )
         rows = np.array([self.rows[image_id] for image_id in image_ids], np.int64)
-        words = Words.read([text.split() for text in captions], dict(self.word_ids))
+        # The same captions may come again and again, with many images each.
+        places = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+        words = Words.read([text.split() for text in places], dict(self.word_ids))
+        words = words.take(np.array([places[text] for text in captions], np.int64))
         return words, Pairs.of(rows, self.offsets), self.ngrams.find(words, rows)
 
     def _bleu(self, words: Words, pairs: Pairs, found: list[FoundNgrams]) -> BleuCounts:

@@ -38,6 +38,11 @@ class Words:
         lengths = np.array([len(words) for words in captions], np.int64)
         return cls(np.array(ids, np.int64), offsets_of(lengths))
 
+    def take(self, index: Ints) -> "Words":
+        """Pick captions, (K,) int64, some perhaps several times."""
+        lengths = self.lengths[index]
+        return Words(self.ids[ranges(self.offsets[index], lengths)], offsets_of(lengths))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
