@@ -114,7 +114,8 @@ class Captioner:
         views = features.unflatten(0, (len(pixels), options.views)).unbind(1)
         model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
         shown = views[0] if options.views == 1 else views
-        (found,) = decode(model, [shown], self.precision, options, generator)
+        limited = options.for_unit(self.vocab.unit)
+        (found,) = decode(model, [shown], self.precision, limited, generator)
         if consensus is not None:
             pooled = [view.float().mean(1) if looks else view.float() for view in views]
             found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)

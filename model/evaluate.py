@@ -278,7 +278,7 @@ def _decode(
         consensus = Consensus.load(captions_dir, stores[0], config.views, config.consensus)
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
-        for batch in decode(model, batches, precision, config):
+        for batch in decode(model, batches, precision, config.for_unit(vocab.unit)):
             if consensus is not None:
                 ids = image_ids[len(found) : len(found) + len(batch)]
                 seen = mean_of_views(stores[0], stores[0].rows(ids), config.views)

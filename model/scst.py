@@ -22,9 +22,6 @@ from .metrics import CaptionScorer
 from .objective import caption_loss
 from .state import DecoderState
 
-RULES = DecodingOptions()  # what may be written, as in decoding
-MAX_LENGTH = RULES.length_limit  # words of a draw
-
 
 class SelfCriticalLoss:
     """Policy gradient of CIDEr-D, against a baseline, and if wanted some cross-entropy beside it.
@@ -46,6 +43,7 @@ class SelfCriticalLoss:
     ) -> None:
         self.scorer = CaptionScorer(references)
         self.image_ids, self.vocab, self.config = image_ids, vocab, config
+        self.rules = DecodingOptions().for_unit(vocab.unit)  # what may be written, as in decoding
         self.seen: list[float] = []  # mean reward of each batch since the last `take_reward`
 
     def __call__(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
@@ -58,8 +56,8 @@ class SelfCriticalLoss:
             state = decoder.init_state(batch.features)
             owners = torch.arange(num_images, device=batch.owners.device)
             owners = owners.repeat_interleave(config.scst_samples)
-            drawn = draw_captions(decoder, state.take(owners), greedy=False)
-            best = draw_captions(decoder, state, greedy=True) if greedy else None
+            drawn = draw_captions(decoder, state.take(owners), self.rules, greedy=False)
+            best = draw_captions(decoder, state, self.rules, greedy=True) if greedy else None
         decoder.train()
         rewards = self.rewards(batch.rows, drawn).view(num_images, -1)
         self.seen.append(float(rewards.mean()))
@@ -67,7 +65,9 @@ class SelfCriticalLoss:
             advantages = rewards - self.rewards(batch.rows, best).view(num_images, 1)
         else:
             advantages = rewards - mean_of_others(rewards)
-        loss = policy_loss(decoder, batch, owners, drawn, advantages.flatten())
+        loss = policy_loss(
+            decoder, batch, owners, drawn, advantages.flatten(), self.rules.length_limit
+        )
         if config.xe_weight:
             cross_entropy = caption_loss(decoder, batch, config.label_smoothing)
             loss = (1 - config.xe_weight) * loss + config.xe_weight * cross_entropy
@@ -93,23 +93,26 @@ def mean_of_others(rewards: Tensor) -> Tensor:
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def draw_captions(decoder: Decoder, state: DecoderState, *, greedy: bool) -> Tensor:
+def draw_captions(
+    decoder: Decoder, state: DecoderState, rules: DecodingOptions, *, greedy: bool
+) -> Tensor:
     """Write a caption for each row of the state, word by word.
 
     Args:
         decoder: in eval mode.
         state: R rows, each with a memory of its own.
+        rules: what may be written, and how much of it.
         greedy: take the likeliest word each time instead of drawing one.
 
     Returns:
-        (R, T) int64 words and EOS, PAD behind it; T is at most `MAX_LENGTH` + 1.
+        (R, T) int64 words and EOS, PAD behind it; T is at most the limit + 1.
     """
     words = decoder.start_tokens(len(state))
-    written = torch.full((len(state), MAX_LENGTH + 1), PAD, device=words.device)
+    written = torch.full((len(state), rules.length_limit + 1), PAD, device=words.device)
     going = torch.arange(len(state), device=words.device)
-    for position in range(MAX_LENGTH + 1):
+    for position in range(rules.length_limit + 1):
         logits, state = decoder.step(words, state)
-        log_probs = next_log_probs(logits, written[going, :position], RULES)
+        log_probs = next_log_probs(logits, written[going, :position], rules)
         words = log_probs.argmax(1) if greedy else torch.multinomial(log_probs.softmax(1), 1)[:, 0]
         written[going, position] = words
         staying = (words != EOS).nonzero()[:, 0]
@@ -122,7 +125,12 @@ def draw_captions(decoder: Decoder, state: DecoderState, *, greedy: bool) -> Ten
 
 
 def policy_loss(
-    decoder: Decoder, batch: CaptionBatch, owners: Tensor, drawn: Tensor, advantages: Tensor
+    decoder: Decoder,
+    batch: CaptionBatch,
+    owners: Tensor,
+    drawn: Tensor,
+    advantages: Tensor,
+    max_length: int,
 ) -> Tensor:
     """Mean over all words of −advantage · log-probability, whose gradient is the policy's.
 
@@ -132,11 +140,12 @@ def policy_loss(
         owners: (R,) int64, the image of each draw.
         drawn: (R, T) int64 from `draw_captions`.
         advantages: (R,) float32, how much better than the baseline each draw was.
+        max_length: words of a draw, behind which its end was forced.
     """
     # An end that was forced at the last place was not the decoder's choice.
-    forced = drawn[:, MAX_LENGTH:] == EOS
+    forced = drawn[:, max_length:] == EOS
     targets = drawn.clone()
-    targets[:, MAX_LENGTH:] = targets[:, MAX_LENGTH:].masked_fill(forced, PAD)
+    targets[:, max_length:] = targets[:, max_length:].masked_fill(forced, PAD)
     lengths, order = (targets != PAD).sum(1).cpu().sort(descending=True, stable=True)
     targets, owners = targets[order][:, : int(lengths[0])], owners[order]
     inputs = F.pad(targets, (1, -1), value=BOS)

@@ -331,11 +331,9 @@ class Trainer:
 
     def decode_validation(self) -> list[str]:
         """Caption the validation images with the decoder as it stands."""
-        store, options = (
-            self.data.store,
-            DecodingOptions(beam=self.config.val_beam, length_penalty=0.0),
-        )
-        decoder = self.validated
+        store, decoder = self.data.store, self.validated
+        options = DecodingOptions(beam=self.config.val_beam, length_penalty=0.0)
+        options = options.for_unit(self.data.vocab.unit)
         features = iterate_features(decoder, store, store.rows(self.data.val_image_ids))
         batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]

@@ -5,9 +5,9 @@ of any command at once.
 """
 
 import re
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from .errors import ConfigError
 
@@ -30,6 +30,8 @@ SHORT_NAMES = {
     "views": "views",
     "consensus": "consensus",
 }
+# Longest captions, by what the vocabulary counts: a word may take several pieces.
+LENGTH_LIMITS = {"words": 20, "pieces": 30}
 MAX_VIEWS = 6  # as many as features/transform.py knows
 
 
@@ -332,7 +334,7 @@ class DecodingOptions:
     preset: str | None = option(None, "Recipe for the options you do not give: consensus.")
     beam: int = option(3, "Beam size; 1 is greedy.")
     length_penalty: float = option(0.7, "Score is log-probability / length ** this; 0 is none.")
-    max_length: int | None = option(None, "Longest caption, in tokens; default 20.")
+    max_length: int | None = option(None, "Longest caption; default 20 words or 30 pieces.")
     min_length: int = option(1, "Shortest caption, in tokens.")
     no_repeat_ngram: int = option(0, "No sequence of this many tokens twice in a caption; 0 off.")
     beam_groups: int = option(1, "Split the beam into groups that differ: diverse beam search.")
@@ -404,8 +406,12 @@ class DecodingOptions:
 
     @property
     def length_limit(self) -> int:
-        """`max_length`, or its default."""
-        return 20 if self.max_length is None else self.max_length
+        """`max_length`, or its default for words."""
+        return LENGTH_LIMITS["words"] if self.max_length is None else self.max_length
+
+    def for_unit(self, unit: str) -> Self:
+        """The same for a vocabulary of "words" or "pieces", whose captions are longer."""
+        return replace(self, max_length=self.max_length or LENGTH_LIMITS[unit])
 
     @property
     def decoding_name(self) -> str:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from showtell.pipeline.config import (
     DatasetConfig,
+    DecodingOptions,
     DownloadConfig,
     EvalConfig,
     FeaturesConfig,
@@ -249,3 +251,30 @@ def test_folders_of_a_dataset_follow_from_its_name() -> None:
     config = PrepareConfig(data=Path("root"), dataset="scenes")
     assert config.dataset_dir == Path("root/scenes")
     assert config.captions_dir == Path("root/scenes/captions")
+
+
+def test_longest_caption_is_by_default_longer_in_pieces() -> None:
+    words, pieces = (EvalConfig().for_unit(unit) for unit in ("words", "pieces"))
+    assert (words.length_limit, pieces.length_limit) == (20, 30)
+    assert EvalConfig(max_length=7).for_unit("pieces").length_limit == 7
+    assert EvalConfig().decoding_name == "beam3"
+
+
+def test_consensus_finds_the_whole_beam_to_choose_from() -> None:
+    assert DecodingOptions(beam=20, n_best=2).num_candidates == 2
+    assert DecodingOptions(beam=20, n_best=2, consensus=5).num_candidates == 20
+    assert DecodingOptions(sample=True, n_best=7, consensus=5).num_candidates == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": 7}, "views must be 1 to 6, got 7."),
+        ({"consensus": -1}, "consensus must be at least 0, got -1."),
+        ({"consensus": 5, "beam": 1}, "--consensus chooses among several captions: give --beam 2"),
+        ({"consensus": 5, "sample": True}, "add --n-best N, the draws."),
+    ],
+)
+def test_decoding_options_that_cannot_be_are_refused(options, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        DecodingOptions(**options)

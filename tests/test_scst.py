@@ -10,14 +10,16 @@ from showtell.model.batches import CaptionBatch
 from showtell.model.decoder import Decoder, DecoderConfig
 from showtell.model.objective import caption_loss
 from showtell.model.scst import (
-    MAX_LENGTH,
     SelfCriticalLoss,
     draw_captions,
     mean_of_others,
     policy_loss,
 )
-from showtell.pipeline.config import TrainConfig
+from showtell.pipeline.config import DecodingOptions, TrainConfig
 from showtell.pipeline.vocab import BOS, EOS, PAD, UNK, build_vocab
+
+RULES = DecodingOptions()
+MAX_LENGTH = RULES.length_limit
 
 NUM_IMAGES = 6
 IMAGE_IDS = [10 * row for row in range(NUM_IMAGES + 2)]  # two have no captions to train on
@@ -78,7 +80,7 @@ def drawn_by(decoder: Decoder, batch: CaptionBatch, *, greedy: bool, samples: in
     owners = torch.arange(NUM_IMAGES).repeat_interleave(samples)
     with torch.no_grad():
         state = decoder.init_state(batch.features.to(decoder.output_bias.dtype)).take(owners)
-        return owners, draw_captions(decoder, state, greedy=greedy)
+        return owners, draw_captions(decoder, state, RULES, greedy=greedy)
 
 
 def test_reward_is_pycocoevalcaps_cider_d() -> None:
@@ -146,7 +148,7 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
     batch = make_batch(grid=decoder.looks_at_grid)
     owners, drawn = drawn_by(decoder, batch, greedy=False, samples=3)
     advantages = torch.randn(len(drawn)).double()
-    policy_loss(decoder, batch, owners, drawn, advantages).backward()
+    policy_loss(decoder, batch, owners, drawn, advantages, MAX_LENGTH).backward()
     found = {name: p.grad.clone() for name, p in decoder.named_parameters()}
     decoder.zero_grad()
     terms = []
