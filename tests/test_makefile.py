@@ -59,3 +59,25 @@ def test_demo_goes_on_where_it_was_stopped(tmp_path) -> None:
     (tmp_path / "runs/demo").mkdir(parents=True)
     (tmp_path / "runs/demo/last.safetensors").touch()
     assert "--resume" in dry_run("demo", f"DATA={tmp_path}")
+
+
+def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
+    commands = dry_run("flickr8k", "SOURCE=/my/flickr8k", f"DATA={tmp_path}", "ARGS=--split val")
+    stages = [
+        "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
+        "showtell features --dataset flickr8k --weights caffe --views 4",
+        "showtell train --dataset flickr8k --features resnet50-caffe --preset views --seed 0",
+        "showtell eval --run flickr8k-0 --preset consensus --split val",
+    ]
+    places = [commands.index(stage) for stage in stages]
+    assert places == sorted(places) and "--resume" not in commands
+
+
+def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(tmp_path) -> None:
+    (tmp_path / "runs/flickr8k-1").mkdir(parents=True)
+    (tmp_path / "runs/flickr8k-1/last.safetensors").touch()
+    commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
+    for seed in range(3):
+        assert f"--preset views --seed {seed} --run flickr8k-{seed}" in commands
+    assert commands.count("--resume") == 1
+    assert "eval --run flickr8k-0 --run flickr8k-1 --run flickr8k-2 --preset consensus" in commands
