@@ -3,10 +3,14 @@
 What a beam ranks first is what is safe to say. What people said of training images that look alike
 tells which of its captions is worth saying. The decoder itself is left as it is.
 
+A caption's score is the CIDEr-D that it is expected to have, by kernel ridge regression on what it
+has with the references of each similar image. Against a plain mean over neighbours, images that
+tell the same are counted once, and what the image does not have in common with them is taken off.
+
 Letters in shapes: M training images, N images to caption, D feature width, n neighbours.
 
 Source: consensus re-ranking after Devlin et al. 2015, arXiv:1505.04467, and Mao et al. 2015,
-arXiv:1504.06692; here neighbours count by their similarity, and captions agree by CIDEr-D.
+arXiv:1504.06692; kernel ridge regression as in Murphy 2012, Machine Learning, section 14.4.3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +30,11 @@ from .hypothesis import Hypothesis
 from .metrics import CaptionScorer
 from .ngrams import Floats, Ints
 
-# Neighbours count by the softmax of their cosine over this. Chosen on Flickr8k's dev images, where
-# 0.07 to 0.15 give the same CIDEr within 0.5.
-TEMPERATURE = 0.1
-MAX_COMPARISONS = 100_000  # of a caption with an image, at once: some hundred megabytes
+# Chosen on Flickr8k's dev images: docs/results.md has what other values give.
+WIDTH = 0.8  # of the kernel exp((cosine - 1) / WIDTH)
+RIDGE = 1.0  # the noise of what a few people happen to say of one image
+MAX_PAIRS = 100_000_000  # of all training images, to have their cosines at hand: 400 MB
+CHUNK = 8  # images whose neighbours are compared at once: 32 MB with 1,000 of them
 
 
 class Consensus:
@@ -40,7 +45,8 @@ class Consensus:
         features: (M, D) pooled features of the images; any float type.
         references: image_id → captions as words joined by spaces, of at least these images: the
             document frequencies of CIDEr-D are theirs.
-        num_neighbors: n, the most similar images that have a say; all where there are fewer.
+        num_neighbors: n, the most similar images that have a say; all where there are fewer. Time
+            grows with its cube.
     """
 
     def __init__(
@@ -101,54 +107,62 @@ class Consensus:
             image_ids: (N,) int64 of the images; no image is its own neighbour.
 
         Returns:
-            The same captions, best first; `score` is the mean CIDEr-D, 0 to 10.
+            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10.
         """
         neighbors, weights = self.find(features, image_ids)
-        texts = [[vocab.decode(hypothesis.token_ids) for hypothesis in own] for own in found]
-        agreements: list[Floats] = []
-        step = max(1, MAX_COMPARISONS // max(1, neighbors.shape[1] * max(map(len, texts))))
-        for start in range(0, len(texts), step):
-            chunk = slice(start, start + step)
-            agreements += self._agreements(texts[chunk], neighbors[chunk], weights[chunk])
         ranked = []
-        for hypotheses, scores in zip(found, agreements, strict=True):
-            scored = [replace(h, score=float(s)) for h, s in zip(hypotheses, scores, strict=True)]
+        for hypotheses, ids, own_weights in zip(found, neighbors.tolist(), weights, strict=True):
+            captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
+            scores = self.scorer.mean_cider_d(captions, ids, own_weights).tolist()
+            scored = [replace(h, score=s) for h, s in zip(hypotheses, scores, strict=True)]
             ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
         return ranked
 
     def find(self, features: Tensor, image_ids: Ints | None = None) -> tuple[Ints, Floats]:
-        """The neighbours of (N, D) images: (N, n) int64 ids, (N, n) float64 weights that sum to 1.
+        """The neighbours of (N, D) images: (N, n) int64 ids, (N, n) float64 weights of any sign.
 
         An image of the (N,) `image_ids` that is among the training images has no weight for itself.
         """
-        cosines = self._directions(features) @ self.directions.T  # (N, M)
+        directions = self._directions(features)
+        cosines = directions @ self.directions.T  # (N, M)
         if image_ids is not None:
             own = torch.from_numpy(image_ids[:, None] == self.image_ids)
             cosines = cosines.masked_fill(own.to(cosines.device), -torch.inf)
         similarity, index = cosines.topk(min(self.num_neighbors, len(self.image_ids)), 1)
-        weights = (similarity.double() / TEMPERATURE).softmax(1)
-        return self.image_ids[index.cpu().numpy()], weights.cpu().numpy()
+        # (N, n, n) cosines among neighbours, or where that is less work, (M, M) of all.
+        num_images, num_neighbors = index.shape
+        whole = len(self.image_ids) ** 2 < min(num_images * num_neighbors**2, MAX_PAIRS)
+        table = self.directions @ self.directions.T if whole else None
+        weights = []
+        for near, to in zip(index.split(CHUNK), similarity.split(CHUNK), strict=True):
+            if table is None:
+                among = self.directions[near] @ self.directions[near].mT
+            else:
+                among = table[near[:, :, None], near[:, None]]
+            weights.append(_weigh(among, to))
+        return self.image_ids[index.cpu().numpy()], torch.cat(weights).double().cpu().numpy()
 
     def _directions(self, features: Tensor) -> Tensor:
         """(…, D) float32 of length 1, from where the training images have their mean."""
         centered = F.normalize(features.float(), dim=1) - self.mean.to(features.device)
         return F.normalize(centered, dim=1)
 
-    def _agreements(
-        self, texts: Sequence[Sequence[str]], neighbors: Ints, weights: Floats
-    ) -> list[Floats]:
-        """For each image the weighted mean CIDEr-D of its captions, (K,) float64 each."""
-        image_ids, captions = list[int](), list[str]()
-        for own, ids in zip(texts, neighbors.tolist(), strict=True):
-            for text in own:
-                image_ids += ids
-                captions += [text] * len(ids)
-        scores = self.scorer.cider_d(image_ids, captions)
-        ends = np.cumsum([len(own) * neighbors.shape[1] for own in texts])
-        return [
-            part.reshape(len(own), -1) @ weight
-            for own, part, weight in zip(texts, np.split(scores, ends[:-1]), weights, strict=True)
-        ]
+
+def _weigh(among: Tensor, towards: Tensor) -> Tensor:
+    """Weights of neighbours by kernel ridge regression: (N, n) float32.
+
+    Args:
+        among: (N, n, n) cosines of the neighbours with each other.
+        towards: (N, n) with the image; -inf of a neighbour that shall have no weight.
+    """
+    kernel = ((among - 1) / WIDTH).exp()
+    target = ((towards - 1) / WIDTH).exp()
+    # Those with no weight shall not speak through the others either.
+    heard = target > 0
+    kernel *= heard[:, None] & heard[:, :, None]
+    kernel.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    solved = torch.cholesky_solve(target[:, :, None], torch.linalg.cholesky(kernel))
+    return solved[:, :, 0]
 
 
 def mean_of_views(store: FeatureStore, rows: Tensor, num_views: int) -> Tensor:

@@ -20,6 +20,7 @@ from .ngrams import (
     Ints,
     Pairs,
     ReferenceNgrams,
+    WeightedImages,
     Words,
     join,
     offsets_of,
@@ -188,6 +189,29 @@ class CaptionScorer:
         cosines = np.mean([ngrams.cosines(pairs, clip=False) for ngrams in found], axis=0)
         return _mean_of_references(10 * cosines, pairs)
 
+    def mean_cider_d(
+        self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
+    ) -> Floats:
+        """CIDEr-D of each caption with each of the images, summed under the images' weights.
+
+        The same as `weights @ cider_d(…)` and much faster, since no pair is formed.
+
+        Args:
+            captions: K captions, words joined by single spaces.
+            image_ids: n ids of images that have references.
+            weights: (n,) float64 of the images, of any sign.
+
+        Returns:
+            (K,) float64.
+        """
+        rows = np.array([self.rows[image_id] for image_id in image_ids], np.int64)
+        words = Words.read([text.split() for text in captions], dict(self.word_ids))
+        lengths, theirs = (bigrams(side) for side in (words, self.words))
+        gaps = lengths[:, None] - np.arange(theirs.max() + 1)
+        among = WeightedImages(rows, weights / np.diff(self.offsets)[rows], theirs)
+        sums: Floats = self.ngrams.sum_cosines(words, among, nearness(gaps)).mean(0)
+        return 10 * sums
+
     def _match(
         self, image_ids: Sequence[int], captions: Sequence[str]
     ) -> tuple[Words, Pairs, list[FoundNgrams]]:
@@ -219,11 +243,10 @@ class CaptionScorer:
 
     def _cider_d(self, words: Words, pairs: Pairs, found: list[FoundNgrams]) -> Floats:
         """CIDEr-D, (K,) float64."""
-        # pycocoevalcap measures length in bigrams: captions of no word and of one are alike.
-        lengths, theirs = (np.maximum(0, side.lengths - 1) for side in (words, self.words))
+        lengths, theirs = (bigrams(side) for side in (words, self.words))
         gaps = lengths[pairs.owners] - theirs[pairs.references]
         cosines = np.mean([ngrams.cosines(pairs) for ngrams in found], axis=0)
-        cosines *= np.exp(-(gaps**2) / (2 * CIDER_SIGMA**2))
+        cosines *= nearness(gaps)
         return _mean_of_references(10 * cosines, pairs)
 
     def _rouge_l(self, captions: Sequence[str], pairs: Pairs) -> Floats:
@@ -242,6 +265,20 @@ class CaptionScorer:
         recall = np.maximum.reduceat(recall, pairs.offsets[:-1])
         divisor = recall + ROUGE_BETA**2 * precision
         return (1 + ROUGE_BETA**2) * precision * recall / np.where(divisor > 0, divisor, 1)
+
+
+def bigrams(words: Words) -> Ints:
+    """Length of each caption, (K,) int64, as CIDEr-D of pycocoevalcap measures it.
+
+    Captions of no word and of one are alike.
+    """
+    return np.maximum(0, words.lengths - 1)
+
+
+def nearness(gaps: Ints) -> Floats:
+    """CIDEr-D's penalty on differences in length: 1 for none, towards 0."""
+    factors: Floats = np.exp(-(gaps**2) / (2 * CIDER_SIGMA**2))
+    return factors
 
 
 def _mean_of_references(values: Floats, pairs: Pairs) -> Floats:

@@ -83,6 +83,21 @@ class Pairs:
         return cls(owners, ranges(image_offsets[rows], counts), offsets_of(counts))
 
 
+@dataclass(frozen=True)
+class WeightedImages:
+    """Images whose references all count, some more than others.
+
+    Attributes:
+        rows: (n,) int64, rows of the images.
+        shares: (n,) float64, weight of each reference of each image.
+        lengths: (M,) int64, length of every reference there is.
+    """
+
+    rows: Ints
+    shares: Floats
+    lengths: Ints
+
+
 class ReferenceNgrams:
     """The n-grams of all references: numbered, counted and weighted, order by order."""
 
@@ -103,6 +118,16 @@ class ReferenceNgrams:
             for order, (owners, grams) in zip(self.orders, ngrams, strict=True)
         ]
 
+    def sum_cosines(self, words: Words, among: WeightedImages, nearness: Floats) -> Floats:
+        """`OrderStatistics.sum_cosines` of (K,) captions for each order, (4, K) float64."""
+        ngrams = iterate_ngrams(words, self._look_up)
+        return np.array(
+            [
+                order.sum_cosines(owners, grams, among, nearness)
+                for order, (owners, grams) in zip(self.orders, ngrams, strict=True)
+            ]
+        )
+
     def _learn(self, order: int, keys: Ints) -> Ints:
         table, grams = np.unique(keys, return_inverse=True)
         self.tables.append(np.append(table, LAST_KEY))
@@ -122,6 +147,7 @@ class OrderStatistics:
 
     Attributes:
         groups: (G + 1,) int64, sorted keys of the distinct (row of image, n-gram), then LAST_KEY.
+        images: (N + 1,) int64; the image of row i has the groups images[i] to images[i + 1].
         max_counts: (G,) int64, the most that one reference of the image holds of it.
         offsets: (G + 1,) int64; group g has the entries offsets[g] to offsets[g + 1].
         references: (E,) int64, the reference that holds an entry's n-gram.
@@ -146,6 +172,7 @@ class OrderStatistics:
         groups, starts = np.unique(keys[by_group], return_index=True)
         self.groups = np.append(groups, LAST_KEY)
         self.offsets = np.append(starts, len(by_group))
+        self.images = np.searchsorted(groups, np.arange(num_images + 1) << BITS)
         self.max_counts = np.maximum.reduceat(counts, starts)
         frequencies = np.append(np.bincount(split(groups)[1]), 0)
         self.idf = np.log(num_images) - np.log(np.maximum(1, frequencies))
@@ -167,6 +194,56 @@ class OrderStatistics:
         groups[self.groups[groups] != keys] = -1
         idf = self.idf[np.minimum(grams, len(self.idf) - 1)]
         return FoundNgrams(self, owners, counts, counts * idf, groups)
+
+    def sum_cosines(
+        self, owners: Ints, grams: Ints, among: "WeightedImages", nearness: Floats
+    ) -> Floats:
+        """Add up the clipped cosines of each of K captions with all references of some images.
+
+        What the references hold of an n-gram is summed first, and then looked up for all captions:
+        no caption is set beside a reference.
+
+        Args:
+            owners: index of the caption of each n-gram.
+            grams: number of each n-gram.
+            among: the images.
+            nearness: (K, L) float64, a caption's factor for references of each length.
+
+        Returns:
+            (K,) float64, the sum over the references of factor × share × cosine.
+        """
+        entries, counts = np.unique(join(owners, grams), return_counts=True)
+        owners, grams = split(entries)
+        idf = self.idf[np.minimum(grams, len(self.idf) - 1)]
+        wanted, places = np.unique(grams, return_inverse=True)  # (U,), those of all captions
+
+        num_groups = self.images[among.rows + 1] - self.images[among.rows]
+        groups = ranges(self.images[among.rows], num_groups)
+        shares = np.repeat(among.shares, num_groups)
+        rows = np.searchsorted(wanted[:-1], theirs := split(self.groups[groups])[1])
+        hits = wanted[rows] == theirs
+        groups, shares, rows = groups[hits], shares[hits], rows[hits]
+
+        num_entries = self.offsets[groups + 1] - self.offsets[groups]
+        held = ranges(self.offsets[groups], num_entries)
+        references, weights = self.references[held], self.weights[held]
+        lengths = np.where((norms := self.norms[references]) > 0, norms, 1)
+        values = weights / lengths * np.repeat(shares, num_entries)
+        rows = np.repeat(rows, num_entries)
+        cells = rows * nearness.shape[1] + among.lengths[references]
+        times = weights / np.where(idf_held := self.idf[wanted[rows]], idf_held, 1)
+
+        # min(n, m) idf of n and m occurrences is one idf for each that both have.
+        products = np.zeros(len(entries))
+        for time in range(1, counts.max(initial=0) + 1):
+            again = times > time - 0.5
+            size = len(wanted) * nearness.shape[1]
+            table = np.bincount(cells[again], values[again], size).reshape(len(wanted), -1)
+            mine = counts >= time
+            products[mine] += (table @ nearness.T)[places[mine], owners[mine]]
+        norms = norms_of(counts * idf, owners, len(nearness))
+        dots = np.bincount(owners, products * idf, len(nearness))
+        return dots / np.where(norms > 0, norms, 1)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from pycocoevalcap.cider.cider import Cider
 
 from showtell.model import consensus as consensus_module
-from showtell.model.consensus import TEMPERATURE, Consensus
+from showtell.model.consensus import RIDGE, WIDTH, Consensus
 from showtell.model.hypothesis import Hypothesis
 from showtell.pipeline.vocab import SPECIALS, Vocab
 
@@ -40,28 +40,71 @@ def texts(found: list[Hypothesis]) -> list[str]:
     return [VOCAB.decode(h.token_ids) for h in found]
 
 
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def directions_by_loop(angles: list[float]) -> np.ndarray:
+    """Unit vectors from the training images' mean, in float64."""
+    known = [unit(np.array(direction(angle)).astype(np.float16)) for angle in ANGLES.values()]
+    mean = np.mean([vector.astype(np.float64) for vector in known], axis=0)
+    return np.array([unit(unit(np.array(direction(angle))) - mean) for angle in angles])
+
+
 def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None:
     consensus = make(num_neighbors=2)
     ids, weights = consensus.find(torch.tensor([direction(1.5), direction(0.1)]))
     assert ids.tolist() == [[3, 7], [7, 3]]
-    np.testing.assert_allclose(weights.sum(1), 1)
     assert (weights[:, 0] > weights[:, 1]).all()
 
 
-def test_weights_are_those_of_a_plain_loop() -> None:
-    consensus, angle = make(), 0.7
-    ids, weights = consensus.find(torch.tensor([direction(angle)]))
+@pytest.mark.parametrize("num_neighbors", [4, 3])
+def test_weights_are_those_of_ridge_regression_in_float64(num_neighbors) -> None:
+    angles = [0.7, 2.4, 5.1]
+    ids, weights = make(num_neighbors).find(torch.tensor([direction(angle) for angle in angles]))
+    known = dict(zip(ANGLES, directions_by_loop([*ANGLES.values()]), strict=True))
+    for query, own_ids, own_weights in zip(directions_by_loop(angles), ids, weights, strict=True):
+        nearest = sorted(ANGLES, key=lambda image_id: -(query @ known[image_id]))
+        assert own_ids.tolist() == nearest[:num_neighbors]
+        near = np.array([known[image_id] for image_id in own_ids])
+        # Least squares with a penalty, from its definition: of all functions of the kernel, the one
+        # with the smallest squared error and norm says so of any targets.
+        kernel = np.exp((near @ near.T - 1) / WIDTH)
+        for targets in np.eye(num_neighbors):
+            coefficients = np.linalg.lstsq(
+                kernel @ kernel + RIDGE * kernel, kernel @ targets, rcond=None
+            )[0]
+            expected = np.exp((near @ query - 1) / WIDTH) @ coefficients
+            assert own_weights @ targets == pytest.approx(expected, abs=1e-4)
 
-    def unit(vector: np.ndarray) -> np.ndarray:
-        return vector / np.linalg.norm(vector)
 
-    vectors = {i: unit(np.array(direction(a)).astype(np.float16)) for i, a in ANGLES.items()}
-    mean = np.mean([v.astype(np.float64) for v in vectors.values()], axis=0)
-    query = unit(unit(np.array(direction(angle))) - mean)
-    cosines = {i: query @ unit(v - mean) for i, v in vectors.items()}
-    total = sum(math.exp(c / TEMPERATURE) for c in cosines.values())
-    for image_id, weight in zip(ids[0], weights[0], strict=True):
-        assert weight == pytest.approx(math.exp(cosines[image_id] / TEMPERATURE) / total, rel=0.02)
+def test_images_that_tell_the_same_share_their_weight() -> None:
+    """Against a mean over neighbours, where each copy of an image would count anew."""
+    angles = {1: 0.0, 2: 0.0, 3: 0.0, 4: 1.2}
+    references = {image_id: ["a dog runs"] for image_id in angles}
+    features = torch.tensor([direction(angle) for angle in angles.values()])
+    weights = dict(
+        zip(
+            *(
+                side[0].tolist()
+                for side in Consensus([*angles], features, references, 4).find(
+                    torch.tensor([direction(0.6)])
+                )
+            ),
+            strict=True,
+        )
+    )
+    assert weights[1] == pytest.approx(weights[2]) == pytest.approx(weights[3])
+    assert weights[1] < 0.6 * weights[4]
+
+
+def test_neighbors_cosines_may_be_computed_before_or_for_each_image(monkeypatch) -> None:
+    features = torch.tensor([direction(angle) for angle in range(7)])
+    apart = make(3).find(features[:1])[1], make(3).find(features[1:2])[1]
+    together = make(3).find(features)[1]
+    np.testing.assert_allclose(np.concatenate(apart), together[:2], rtol=1e-4)
+    monkeypatch.setattr(consensus_module, "MAX_PAIRS", 0)
+    np.testing.assert_allclose(make(3).find(features)[1], together, rtol=1e-4, atol=1e-6)
 
 
 def test_scale_of_features_does_not_matter() -> None:
@@ -74,7 +117,7 @@ def test_no_image_is_its_own_neighbor() -> None:
     consensus, features = make(), torch.tensor([direction(ANGLES[3]), direction(0.0)])
     ids, weights = consensus.find(features, np.array([3, 1234]))
     assert dict(zip(ids[0], weights[0], strict=True))[3] == 0
-    assert ids[1, 0] == 7 and weights[1, 0] > 0.5
+    assert ids[1, 0] == 7 and weights[1].argmax() == 0
 
 
 def test_score_is_the_weighted_mean_of_pycocoevalcaps_cider_with_each_neighbor() -> None:
@@ -109,13 +152,13 @@ def test_caption_that_the_neighbors_back_comes_first_and_nothing_else_changes() 
         }
 
 
-def test_chunks_change_nothing(monkeypatch) -> None:
-    features = torch.tensor([direction(angle) for angle in range(6)])
-    found = [hypotheses(CAPTIONS[: 1 + row % 4]) for row in range(6)]
-    whole = make().rank(features, found, VOCAB)
-    monkeypatch.setattr(consensus_module, "MAX_COMPARISONS", 17)
-    assert make().rank(features, found, VOCAB) == whole
-
-
 def test_more_neighbors_than_images_are_all_images() -> None:
     assert make(num_neighbors=50).find(torch.tensor([direction(0)]))[0].shape == (1, 4)
+
+
+def test_only_training_image_says_nothing_of_itself() -> None:
+    consensus = Consensus([7], torch.tensor([direction(0)]), {7: ["a dog runs"]}, 5)
+    [ranked] = consensus.rank(
+        torch.tensor([direction(0)]), [hypotheses(CAPTIONS)], VOCAB, np.array([7])
+    )
+    assert [hypothesis.score for hypothesis in ranked] == [0] * 4

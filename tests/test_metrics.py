@@ -214,6 +214,27 @@ def plain_cider_by_loop(references, image_id, caption):
     return 10 * total / 4
 
 
+def test_mean_cider_d_is_the_weighted_sum_of_each_images():
+    references = {
+        4: ["a dog runs on the grass", "a dog a dog a dog runs"],
+        2: ["the cat sleeps"],
+        9: ["a man on a horse rides on a beach", "man rides horse", "a rider"],
+        6: ["a a a b b"],
+    }
+    captions = ["a dog runs", "a dog a dog", "", "unheard of words", "a a a a b", "a", "man rides"]
+    captions += ["a man rides on a horse on a beach on a day on a", "the cat sleeps"]
+    weights = np.array([0.3, -1.2, 2.0])
+    image_ids = [9, 4, 6]
+    scorer = CaptionScorer(references)
+    each = scorer.cider_d(np.repeat(image_ids, len(captions)).tolist(), captions * 3)
+    found = scorer.mean_cider_d(captions, image_ids, weights)
+    np.testing.assert_allclose(found, weights @ each.reshape(3, -1), rtol=1e-12, atol=1e-12)
+    # No weight, no image; and words that all images have weigh nothing, not NaN.
+    assert scorer.mean_cider_d(captions, [], np.zeros(0)).tolist() == [0] * len(captions)
+    alike = CaptionScorer({1: ["a dog"], 2: ["a dog"]})
+    assert alike.mean_cider_d(["a dog"], [1, 2], np.ones(2)).tolist() == [0]
+
+
 def test_plain_cider_equals_a_plain_loop_and_is_not_clipped():
     references, hypotheses = draw_corpus(seed=7, num_images=8)
     expected = [plain_cider_by_loop(references, *pair) for pair in hypotheses.items()]
