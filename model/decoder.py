@@ -212,15 +212,15 @@ class Decoder(nn.Module):
             first, so that no product is spent on it.
         """
         state = self.init_state(features)
-        if owners is not None:
-            state = state.take(owners)
+        if owners is None:
+            owners = torch.arange(len(state), device=inputs.device)
         words = self.dropout(self.embedding(inputs))
         if self.config.attention == "none":
-            outputs = self._run(words, state.hidden, lengths)[0]
+            outputs = self._run(words, state.take(owners).hidden, lengths)[0]
         elif self.config.attention == "adaptive" and self.config.cell != "lstm":
-            outputs = self._read_then_look(words, state, lengths)
+            outputs = self._read_then_look(words, state, owners, lengths)
         else:
-            outputs = self._read_looking(words, state, lengths)
+            outputs = self._read_looking(words, state.take(owners), lengths)
         dropped: Tensor = self.dropout(outputs)
         return dropped
 
@@ -239,7 +239,9 @@ class Decoder(nn.Module):
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)
 
-    def _read_then_look(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
+    def _read_then_look(
+        self, words: Tensor, state: DecoderState, owners: Tensor, lengths: Tensor | None
+    ) -> Tensor:
         """Read (B, T, E) at once, then look for all words at once: (B, T, H).
 
         Adaptive attention looks after the cell has read a word, so that no word waits for what was
@@ -248,13 +250,23 @@ class Decoder(nn.Module):
         """
         assert isinstance(self.attention, AdaptiveAttention)
         keys, values, image = state.memory
-        inputs = words + image[:, None]
-        outputs, _ = self._run(inputs, state.hidden, lengths)
-        previous = torch.cat([state.hidden[0][-1][:, None], outputs[:, :-1]], 1)
-        sentinel = self.attention.sentinel(inputs, previous, outputs)
-        context, _ = self.attention.look(outputs, sentinel, (keys, values))
-        looked: Tensor = outputs + self.seen(context)
-        return looked
+        (start,) = replace(state, memory=()).take(owners).hidden
+        inputs = words + image[owners, None]
+        outputs, _ = self._run(inputs, (start,), lengths)
+        previous = torch.cat([start[-1][:, None], outputs[:, :-1]], 1)
+        # The words alone, in one line: an image's captions have many lengths, and half a batch
+        # would be padding.
+        real = _real_positions(words.shape[:2], lengths).to(words.device)
+        read, inputs, previous = (x.flatten(0, 1)[real] for x in (outputs, inputs, previous))
+        sentinel = self.attention.sentinel(inputs, previous, read)  # (R, H)
+        slots, size = _slots_by_image(owners[real // words.shape[1]], len(state))
+        queries, sentinels = (
+            x.new_zeros(size.numel(), x.shape[1]).index_copy(0, slots, x).unflatten(0, size)
+            for x in (read, sentinel)
+        )
+        context, _ = self.attention.look(queries, sentinels, (keys, values))
+        looked = read + self.seen(context.flatten(0, 1)[slots])
+        return torch.zeros_like(outputs).flatten(0, 1).index_copy(0, real, looked).view_as(outputs)
 
     def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""
@@ -313,3 +325,31 @@ class Decoder(nn.Module):
             packed, end = self.cell(packed, start)
             outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])
         return outputs, end if self.config.cell == "lstm" else (end,)
+
+
+def _real_positions(shape: torch.Size, lengths: Tensor | None) -> Tensor:
+    """Where a (B, T) batch holds words, (R,) int64 of the flattened batch; `lengths` on the CPU."""
+    if lengths is None:
+        return torch.arange(shape.numel())
+    return (torch.arange(shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+
+def _slots_by_image(images: Tensor, num_images: int) -> tuple[Tensor, torch.Size]:
+    """Set the words of each image side by side.
+
+    Args:
+        images: (R,) int64, the image of each word.
+        num_images: N.
+
+    Returns:
+        slots: (R,) int64, the place of each word in a flattened (N, Q).
+        size: (N, Q), Q the most words of an image; on a GPU, the one thing here that waits for it.
+    """
+    counts = images.bincount(minlength=num_images)
+    order = images.argsort(stable=True)
+    most = int(counts.max())
+    # Place in the line of all, less what the images before take up.
+    before = (counts.cumsum(0) - counts)[images]
+    slots = torch.empty_like(images)
+    slots[order] = torch.arange(len(images), device=images.device)
+    return images * most + slots - before, torch.Size((num_images, most))
