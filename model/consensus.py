@@ -31,10 +31,9 @@ from .metrics import CaptionScorer
 from .ngrams import Floats, Ints
 
 # Chosen on Flickr8k's dev images: docs/results.md has what other values give.
-WIDTH = 0.8  # of the kernel exp((cosine - 1) / WIDTH)
+WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
 RIDGE = 1.0  # the noise of what a few people happen to say of one image
 MAX_PAIRS = 100_000_000  # of all training images, to have their cosines at hand: 400 MB
-CHUNK = 8  # images whose neighbours are compared at once: 32 MB with 1,000 of them
 
 
 class Consensus:
@@ -123,24 +122,27 @@ class Consensus:
 
         An image of the (N,) `image_ids` that is among the training images has no weight for itself.
         """
-        directions = self._directions(features)
-        cosines = directions @ self.directions.T  # (N, M)
+        cosines = self._directions(features) @ self.directions.T  # (N, M)
         if image_ids is not None:
             own = torch.from_numpy(image_ids[:, None] == self.image_ids)
             cosines = cosines.masked_fill(own.to(cosines.device), -torch.inf)
         similarity, index = cosines.topk(min(self.num_neighbors, len(self.image_ids)), 1)
-        # (N, n, n) cosines among neighbours, or where that is less work, (M, M) of all.
-        num_images, num_neighbors = index.shape
-        whole = len(self.image_ids) ** 2 < min(num_images * num_neighbors**2, MAX_PAIRS)
-        table = self.directions @ self.directions.T if whole else None
-        weights = []
-        for near, to in zip(index.split(CHUNK), similarity.split(CHUNK), strict=True):
+        # The kernel among all training images, where that is less work than among the neighbours of
+        # each image anew.
+        whole = len(self.image_ids) ** 2 < min(len(index) * index.shape[1] ** 2, MAX_PAIRS)
+        table = _kernel(self.directions @ self.directions.T) if whole else None
+        weights = torch.zeros_like(similarity)
+        for near, towards, weight in zip(index, _kernel(similarity), weights, strict=True):
+            heard = towards > 0  # all but the image itself
+            near = near[heard]
             if table is None:
-                among = self.directions[near] @ self.directions[near].mT
+                among = _kernel(self.directions[near] @ self.directions[near].T)
             else:
-                among = table[near[:, :, None], near[:, None]]
-            weights.append(_weigh(among, to))
-        return self.image_ids[index.cpu().numpy()], torch.cat(weights).double().cpu().numpy()
+                among = table.index_select(0, near).index_select(1, near)
+            among.diagonal().add_(RIDGE)
+            factor = torch.linalg.cholesky(among)
+            weight[heard] = torch.cholesky_solve(towards[heard, None], factor)[:, 0]
+        return self.image_ids[index.cpu().numpy()], weights.double().cpu().numpy()
 
     def _directions(self, features: Tensor) -> Tensor:
         """(…, D) float32 of length 1, from where the training images have their mean."""
@@ -148,21 +150,9 @@ class Consensus:
         return F.normalize(centered, dim=1)
 
 
-def _weigh(among: Tensor, towards: Tensor) -> Tensor:
-    """Weights of neighbours by kernel ridge regression: (N, n) float32.
-
-    Args:
-        among: (N, n, n) cosines of the neighbours with each other.
-        towards: (N, n) with the image; -inf of a neighbour that shall have no weight.
-    """
-    kernel = ((among - 1) / WIDTH).exp()
-    target = ((towards - 1) / WIDTH).exp()
-    # Those with no weight shall not speak through the others either.
-    heard = target > 0
-    kernel *= heard[:, None] & heard[:, :, None]
-    kernel.diagonal(dim1=1, dim2=2).add_(RIDGE)
-    solved = torch.cholesky_solve(target[:, :, None], torch.linalg.cholesky(kernel))
-    return solved[:, :, 0]
+def _kernel(cosines: Tensor) -> Tensor:
+    """How much images of these cosines have to say of each other: 1 for the same, 0 for -inf."""
+    return ((cosines - 1) / WIDTH).exp()
 
 
 def mean_of_views(store: FeatureStore, rows: Tensor, num_views: int) -> Tensor:

@@ -348,7 +348,7 @@ class DecodingOptions:
     n_best: int = option(1, "Captions for each image: the best of the beam, or as many draws.")
     views: int = option(1, "Views of each image, 1 to 6, whose predictions are averaged.")
     consensus: int = option(
-        0, "Choose, of the captions found, the one that this many similar training images back."
+        0, "Choose, of the captions found, the best by what this many similar training images say."
     )
 
     def __post_init__(self) -> None:

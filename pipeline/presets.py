@@ -12,7 +12,7 @@ Presets = dict[str, dict[str, Any]]
 # Of `showtell eval` and `showtell caption`.
 DECODING_PRESETS: Presets = {
     # A wide beam, of which similar training images choose; needs `showtell features --views 4`.
-    "consensus": {"beam": 20, "length_penalty": 1.0, "views": 4, "consensus": 100},
+    "consensus": {"beam": 50, "length_penalty": 1.0, "views": 4, "consensus": 1000},
 }
 
 # Of `showtell train`.
