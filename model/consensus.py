@@ -33,6 +33,7 @@ from .ngrams import Floats, Ints
 # Chosen on Flickr8k's dev images: docs/results.md has what other values give.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
 RIDGE = 1.0  # the noise of what a few people happen to say of one image
+CONFIDENCE = 0.2  # weight of the mean log-probability of a token: between captions as good
 MAX_PAIRS = 100_000_000  # of all training images, to have their cosines at hand: 400 MB
 
 
@@ -106,14 +107,18 @@ class Consensus:
             image_ids: (N,) int64 of the images; no image is its own neighbour.
 
         Returns:
-            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10.
+            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10, and a
+            little of how sure the decoder was.
         """
         neighbors, weights = self.find(features, image_ids)
         ranked = []
         for hypotheses, ids, own_weights in zip(found, neighbors.tolist(), weights, strict=True):
             captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
             scores = self.scorer.mean_cider_d(captions, ids, own_weights).tolist()
-            scored = [replace(h, score=s) for h, s in zip(hypotheses, scores, strict=True)]
+            scored = [
+                replace(h, score=score + CONFIDENCE * h.log_prob / (len(h.token_ids) + 1))
+                for h, score in zip(hypotheses, scores, strict=True)
+            ]
             ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
         return ranked
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..pipeline.vocab import BOS
 from .attention import AdaptiveAttention, Attention
+from .dropout import Dropout
 from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         if not config.tie_embeddings:
             self.output_weight = nn.Parameter(torch.empty(config.vocab_size, hidden_size))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.attention != "none":
             self.register_buffer("grid_mean", torch.zeros(config.feature_dim))
             self.place = nn.Linear(config.feature_dim, embed_size)
@@ -226,9 +227,12 @@ class Decoder(nn.Module):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
-        tied = self.config.tie_embeddings
-        weight = self.embedding.weight if tied else self.output_weight
-        return F.linear(self.project(outputs), weight, self.output_bias)
+        return F.linear(self.project(outputs), self.word_weight, self.output_bias)
+
+    @property
+    def word_weight(self) -> Tensor:
+        """(V, E or H), the matrix of the output layer."""
+        return self.embedding.weight if self.config.tie_embeddings else self.output_weight
 
     @property
     def looks_at_grid(self) -> bool:

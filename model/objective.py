@@ -4,22 +4,24 @@ import math
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..pipeline.config import TrainConfig
 from ..pipeline.vocab import PAD
 from .batches import CaptionBatch
+from .crossentropy import linear_cross_entropy
 from .decoder import Decoder
 
 
 def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
     outputs = decoder(batch.features, batch.inputs, batch.owners, batch.lengths)  # (B, T, H)
-    logits = decoder.logits(outputs.flatten(0, 1)[batch.real])  # (R, V)
+    words = decoder.project(outputs.flatten(0, 1)[batch.real])  # (R, E)
     targets = batch.targets.flatten()[batch.real]
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+    return linear_cross_entropy(
+        words, decoder.word_weight, decoder.output_bias, targets, label_smoothing
+    )
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from pycocoevalcap.cider.cider import Cider
 
 from showtell.model import consensus as consensus_module
-from showtell.model.consensus import RIDGE, WIDTH, Consensus
+from showtell.model.consensus import CONFIDENCE, RIDGE, WIDTH, Consensus
 from showtell.model.hypothesis import Hypothesis
 from showtell.pipeline.vocab import SPECIALS, Vocab
 
@@ -33,7 +33,11 @@ def make(num_neighbors: int = 4) -> Consensus:
 
 
 def hypotheses(captions: list[str]) -> list[Hypothesis]:
-    return [Hypothesis(tuple(VOCAB.encode(c.split())), -i, -i) for i, c in enumerate(captions)]
+    """Captions of which the first is the most probable, by a little."""
+    return [
+        Hypothesis(tuple(VOCAB.encode(c.split())), -i / 100, -i / 100)
+        for i, c in enumerate(captions)
+    ]
 
 
 def texts(found: list[Hypothesis]) -> list[str]:
@@ -120,7 +124,7 @@ def test_no_image_is_its_own_neighbor() -> None:
     assert ids[1, 0] == 7 and weights[1].argmax() == 0
 
 
-def test_score_is_the_weighted_mean_of_pycocoevalcaps_cider_with_each_neighbor() -> None:
+def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence() -> None:
     consensus, features = make(num_neighbors=3), torch.tensor([direction(0.4), direction(4.0)])
     ids, weights = consensus.find(features)
     ranked = consensus.rank(features, [hypotheses(CAPTIONS), hypotheses(CAPTIONS[1:])], VOCAB)
@@ -137,6 +141,7 @@ def test_score_is_the_weighted_mean_of_pycocoevalcaps_cider_with_each_neighbor()
                 weight * cider_with(caption, image_id)
                 for image_id, weight in zip(ids[row].tolist(), weights[row], strict=True)
             )
+            expected += CONFIDENCE * hypothesis.log_prob / (len(caption.split()) + 1)
             assert hypothesis.score == pytest.approx(expected, rel=1e-9)
 
 
@@ -161,4 +166,5 @@ def test_only_training_image_says_nothing_of_itself() -> None:
     [ranked] = consensus.rank(
         torch.tensor([direction(0)]), [hypotheses(CAPTIONS)], VOCAB, np.array([7])
     )
-    assert [hypothesis.score for hypothesis in ranked] == [0] * 4
+    assert texts(ranked) == CAPTIONS  # nothing speaks but the decoder's own order
+    assert ranked[0].score == 0
