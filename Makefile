@@ -57,7 +57,7 @@ train: install
 	$(SHOWTELL) train --dataset $(DATASET) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 eval: install
-	$(SHOWTELL) eval $(if $(RUN),--run $(RUN)) $(ARGS)
+	$(SHOWTELL) eval $(if $(RUN),--run $(RUN),--dataset $(DATASET)) $(ARGS)
 
 demo: install
 	$(SHOWTELL) download --dataset scenes

@@ -47,7 +47,7 @@ class CaptionBatches:
     Args:
         store: features of the dataset's images.
         captions: those to train on; captions of images without features are left out.
-        batch_size: B, the most captions in a batch.
+        batch_size: B, the most captions in a batch; of whole images at least one.
         device: where batches go, and where pooled features stay.
         grid: give grids, memory-mapped, in place of pooled features.
         by_image: keep all captions of an image in one batch, so that what is costly is done once an

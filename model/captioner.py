@@ -18,6 +18,7 @@ from ..features.transform import VIEWS
 from ..pipeline.config import DecodingOptions
 from ..pipeline.console import print_error, print_note
 from ..pipeline.errors import DatasetError, MismatchError
+from ..pipeline.presets import DECODING_PRESETS, apply_preset
 from ..pipeline.vocab import Vocab
 from .checkpoint import CONFIG_NAME, RunConfig, find_run, load_run, run_names
 from .consensus import Consensus
@@ -67,12 +68,14 @@ class Captioner:
         Args:
             images: paths, or PIL images in any mode; one alone gives a list of one caption.
             options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), which
-                `showtell caption --help` explains.
+                `showtell caption --help` explains; `preset` fills in those that are not given.
 
         Raises:
             DatasetError: a file that is missing or cannot be read as an image.
             ConfigError: options that cannot be.
         """
+        if preset := options.get("preset"):
+            options = apply_preset(DECODING_PRESETS, preset, options, tuple(options))
         decoding = DecodingOptions(**options)
         generator = torch.Generator().manual_seed(decoding.seed)
         if isinstance(images, str | Path | Image.Image):
@@ -168,7 +171,7 @@ def load(
 
     Args:
         run: folder of a run, or a name under `data/runs`; None is the newest.
-        data: root of all files, where `run` is a name.
+        data: root of all files, where `run` is no folder but a name.
         weights: where the encoder's weights file is now; default where it was in training.
         device: cpu, cuda, …; auto takes the GPU where there is one.
         precision: auto, fp32, bf16 or fp16.
@@ -182,6 +185,7 @@ def load(
     keep_freed_memory()
     if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
         run_dir = Path(run)
+        data = run_dir.absolute().parents[1]  # data/runs/<run>
     else:
         run_dir = find_run(Path(data), None if run is None else str(run))
     used = Precision(precision, choose_device(device))

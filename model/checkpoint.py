@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..pipeline.errors import MismatchError, MissingArtifactError
+from ..pipeline.config import TrainConfig
+from ..pipeline.errors import ConfigError, MismatchError, MissingArtifactError
 from ..pipeline.manifest import atomic_path, write_json
 from ..pipeline.vocab import Vocab
 from .decoder import Decoder, DecoderConfig
@@ -51,6 +52,20 @@ class RunConfig:
     def write(self, run_dir: Path) -> None:
         """Write `config.json`."""
         write_json(run_dir / CONFIG_NAME, asdict(self))
+
+    def train_config(self) -> TrainConfig:
+        """The options of `showtell train`.
+
+        Raises:
+            MismatchError: another version of showtell had other options.
+        """
+        try:
+            return TrainConfig(**self.train)
+        except (TypeError, ConfigError) as error:
+            raise MismatchError(
+                f"a run of {self.dataset} was begun by another version of showtell ({error}). "
+                f"Go on with that version, or train another run with --run NAME."
+            ) from None
 
     @classmethod
     def read(cls, run_dir: Path) -> "RunConfig":
@@ -165,22 +180,26 @@ def load_checkpoint(
     return Progress(**json.loads(metadata["progress"]))
 
 
-def run_names(data: Path) -> list[str]:
-    """Names of the runs that have weights, the newest last."""
-    found = (data / "runs").glob(f"*/{BEST_NAME}")
-    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+def run_names(data: Path, dataset: str | None = None) -> list[str]:
+    """Names of the runs that have weights, of one dataset or of all; the newest last."""
+    found = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
+    runs = [path.parent for path in found]
+    if dataset is not None:
+        runs = [run for run in runs if RunConfig.read(run).dataset == dataset]
+    return [run.name for run in runs]
 
 
-def find_run(data: Path, run: str | None) -> Path:
-    """Folder of a run by name, or of the newest one that has weights.
+def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
+    """Folder of a run by name, or of the newest one that has weights, of one dataset or of all.
 
     Raises:
         MissingArtifactError: no such run; the message names those there are.
     """
-    runs = run_names(data)
+    runs = run_names(data, dataset)
     if run in runs or (run is None and runs):
         return data / "runs" / (run or runs[-1])
     what = "no run" if run is None else f"no run {run!r}"
+    what += "" if dataset is None else f" of {dataset}"
     there = f"there are {', '.join(sorted(runs))}" if runs else "there is none"
     raise MissingArtifactError(
         f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train' first."

@@ -8,6 +8,7 @@ Source: Hessel et al. 2021, arXiv:2104.08718.
 
 import io
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,23 @@ def find_clip(folder: Path | None) -> dict[str, str]:
 
     Raises:
         MissingArtifactError: the folder holds no saved model.
+        ScorerError: transformers is not installed.
     """
     if folder is None:
         return {}
-    for name in MODEL_NAMES:
-        if (folder / name).is_file() and (folder / "config.json").is_file():
-            return {"clip": hash_file(folder / name)}
-    raise MissingArtifactError(
-        f"--clip {folder} holds no CLIP, expected config.json and one of {', '.join(MODEL_NAMES)}. "
-        "Name a folder such as 'hf download openai/clip-vit-base-patch32 --local-dir DIR' makes."
-    )
+    found = [name for name in MODEL_NAMES if (folder / name).is_file()]
+    if not found or not (folder / "config.json").is_file():
+        raise MissingArtifactError(
+            f"--clip {folder} holds no CLIP, expected config.json and one of "
+            f"{', '.join(MODEL_NAMES)}. Name a folder such as 'hf download "
+            "openai/clip-vit-base-patch32 --local-dir DIR' makes."
+        )
+    if find_spec("transformers") is None:
+        raise ScorerError(
+            "CLIPScore needs transformers, which is not installed. Run "
+            ".venv/bin/pip install -e '.[clip]', or run without --clip."
+        )
+    return {"clip": hash_file(folder / found[0])}
 
 
 def score_clip(folder: Path, captions_dir: Path, hypotheses: Mapping[int, str]) -> Floats:
@@ -106,15 +114,10 @@ def load_clip(folder: Path) -> tuple[Any, Any]:
     """The model, in eval mode, and what prepares its inputs.
 
     Raises:
-        ScorerError: transformers is not installed, or cannot load the model.
+        ScorerError: transformers cannot load the model.
     """
-    try:
-        from transformers import CLIPModel, CLIPProcessor  # an extra: most do without
-    except ImportError:
-        raise ScorerError(
-            "CLIPScore needs transformers, which is not installed. Run 'pip install "
-            '"showtell[clip]"\', or run without --clip.'
-        ) from None
+    from transformers import CLIPModel, CLIPProcessor  # an extra: most do without
+
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True)
         return model.eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)

@@ -72,7 +72,9 @@ def find_differences(a: ImageScores, b: ImageScores, num_draws: int, seed: int) 
 
 
 def find_evaluation(data: Path, name: str) -> Path:
-    """The folder of an evaluation: a path, or `RUN/val-beam3` or `RUN` under `data/runs`.
+    """The folder of an evaluation: a path, or `RUN/val-beam3` or `RUN`, under `data`.
+
+    `A+B` is the ensemble of the runs A and B.
 
     Raises:
         MissingArtifactError: there is none, or the run has several.
@@ -80,15 +82,20 @@ def find_evaluation(data: Path, name: str) -> Path:
     if Manifest.read(Path(name)) is not None and Path(name).parent.name == "eval":
         return Path(name)
     run, _, evaluation = name.rstrip("/").partition("/")
-    folder = data / "runs" / run / "eval"
+    folder = data / ("ensembles" if "+" in run else "runs") / run / "eval"
     there = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if evaluation in there or (not evaluation and len(there) == 1):
         return folder / (evaluation or there[0])
     known = f"{folder} holds {', '.join(there)}" if there else f"{folder} holds none"
     raise MissingArtifactError(
         f"{name!r} names no evaluation: {known}. Give a folder, or RUN/EVALUATION such as "
-        f"{run}/{there[0] if there else 'val-beam3'}, or run 'showtell eval --run {run}' first."
+        f"{run}/{there[0] if there else 'val-beam3'}, or run '{eval_command(run)}' first."
     )
+
+
+def eval_command(name: str) -> str:
+    """What evaluates a run, or the runs of an ensemble joined by +."""
+    return f"showtell eval --run {name.replace('+', ' --run ')}"
 
 
 def require_evaluation(folder: Path) -> Manifest:
@@ -98,8 +105,8 @@ def require_evaluation(folder: Path) -> Manifest:
         MissingArtifactError: it is not.
     """
     run_dir = folder.absolute().parents[1]
-    status = eval_status(run_dir.parents[1], run_dir, folder)
-    again = f"Run 'showtell eval --run {run_dir.name}' with its options again."
+    status = eval_status(run_dir.parents[1], folder.absolute())
+    again = f"Run '{eval_command(run_dir.name)}' with its options again."
     if status.manifest is None or status.state != "done":
         state = "not finished" if status.manifest is None else status.state
         raise MissingArtifactError(f"{folder} is {state}. {again}")

@@ -15,6 +15,7 @@ arXiv:1504.06692; kernel ridge regression as in Murphy 2012, Machine Learning, s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +136,23 @@ class Consensus:
         # The kernel among all training images, where that is less work than among the neighbours of
         # each image anew.
         whole = len(self.image_ids) ** 2 < min(len(index) * index.shape[1] ** 2, MAX_PAIRS)
-        table = _kernel(self.directions @ self.directions.T) if whole else None
         weights = torch.zeros_like(similarity)
         for near, towards, weight in zip(index, _kernel(similarity), weights, strict=True):
             heard = towards > 0  # all but the image itself
             near = near[heard]
-            if table is None:
-                among = _kernel(self.directions[near] @ self.directions[near].T)
+            if whole:
+                among = self.kernel.index_select(0, near).index_select(1, near)
             else:
-                among = table.index_select(0, near).index_select(1, near)
+                among = _kernel(self.directions[near] @ self.directions[near].T)
             among.diagonal().add_(RIDGE)
             factor = torch.linalg.cholesky(among)
             weight[heard] = torch.cholesky_solve(towards[heard, None], factor)[:, 0]
         return self.image_ids[index.cpu().numpy()], weights.double().cpu().numpy()
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """Of all training images with each other, (M, M) float32."""
+        return _kernel(self.directions @ self.directions.T)
 
     def _directions(self, features: Tensor) -> Tensor:
         """(…, D) float32 of length 1, from where the training images have their mean."""

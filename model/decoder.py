@@ -60,7 +60,8 @@ class Decoder(nn.Module):
 
     Features are (N, D) pooled vectors, or with attention (N, P, D) grids. What a decoder with
     attention sees is added to its input and to its output, which costs less than to concatenate it
-    and says the same: the matrices behind it tell the two apart.
+    and says the same: the matrices behind it tell the two apart. The gate of soft attention, β of
+    the paper, has a value for each number of the context and not one for all.
 
     Source: Vinyals et al. 2015, arXiv:1411.4555; GRU after Cho et al. 2014, arXiv:1406.1078; tied
     embeddings after Press and Wolf 2017, arXiv:1608.05859; attention after Xu et al. 2015,

@@ -49,11 +49,11 @@ from .imagescores import SCORES_NAME
 from .official import OfficialScorer
 from .precision import Precision
 
-VERSION = 2
+VERSION = 3
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
 
 # Options that say how the captions are found, not which; CLIP counts by its content.
-PASSING_OPTIONS = ("preset", "device", "num_samples", "batch_size", "clip")
+PASSING_OPTIONS = ("dataset", "preset", "device", "num_samples", "batch_size", "clip")
 
 
 def evaluate(config: EvalConfig) -> Manifest:
@@ -66,7 +66,7 @@ def evaluate(config: EvalConfig) -> Manifest:
         ScorerError: Java cannot run the tokenizer or METEOR.
     """
     members = [Member.load(config.data, name) for name in sorted(config.run or [])]
-    members = members or [Member.load(config.data, None)]
+    members = members or [Member.load(config.data, None, config.dataset)]
     check_members(members)
     for member in members:
         require_views(member.store, config.views)
@@ -92,6 +92,8 @@ def evaluate(config: EvalConfig) -> Manifest:
             print_note(f"eval: {eval_dir} is up to date.")
         else:
             decoded = _decode_and_score(config, members, image_ids, captions_dir, eval_dir)
+            if "SPICE" not in decoded.scores:
+                inputs.pop("spice", None)  # it failed: another run shall try again
             manifest = Manifest(
                 stage="eval",
                 version=VERSION,
@@ -121,9 +123,9 @@ class Member:
     store: FeatureStore
 
     @classmethod
-    def load(cls, data: Path, name: str | None) -> "Member":
+    def load(cls, data: Path, name: str | None, dataset: str | None = None) -> "Member":
         """Find a run by name, None the newest, and its features; the weights are not read yet."""
-        run_dir = find_run(data, name)
+        run_dir = find_run(data, name, dataset)
         run = RunConfig.read(run_dir)
         return cls(run_dir, run, load_run_features(data, run))
 
@@ -200,6 +202,7 @@ def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, NDArray[
 class _Decoded:
     num_images: int
     seconds: float
+    scores: frozenset[str]
 
 
 def _decode_and_score(
@@ -221,6 +224,11 @@ def _decode_and_score(
             f"'showtell status'): they are neither captioned nor scored."
         )
         image_ids = image_ids[has_features]
+    if not len(image_ids):
+        raise MissingArtifactError(
+            f"{members[0].store.directory} has features of no image of this split: there is "
+            f"nothing to caption. Mend the images, then run 'showtell features' again."
+        )
     references = read_references(captions_dir / "captions.parquet", "caption", image_ids)
     with ExitStack() as stack:
         scorer, on_cpu = OfficialScorer(references), precision.device.type == "cpu"
@@ -251,7 +259,7 @@ def _decode_and_score(
         "score_seconds": round(watch.parts["score"], 3),
     }
     write_json(eval_dir / METRICS_NAME, metrics)
-    return _Decoded(len(image_ids), watch.seconds)
+    return _Decoded(len(image_ids), watch.seconds, frozenset(metrics))
 
 
 def _decode(

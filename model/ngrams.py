@@ -212,6 +212,8 @@ class OrderStatistics:
         Returns:
             (K,) float64, the sum over the references of factor × share × cosine.
         """
+        if not len(owners):  # all captions are shorter than that
+            return np.zeros(len(nearness))
         entries, counts = np.unique(join(owners, grams), return_counts=True)
         owners, grams = split(entries)
         idf = self.idf[np.minimum(grams, len(self.idf) - 1)]
@@ -235,7 +237,7 @@ class OrderStatistics:
 
         # min(n, m) idf of n and m occurrences is one idf for each that both have.
         products = np.zeros(len(entries))
-        for time in range(1, counts.max(initial=0) + 1):
+        for time in range(1, counts.max() + 1):
             again = times > time - 0.5
             size = len(wanted) * nearness.shape[1]
             table = np.bincount(cells[again], values[again], size).reshape(len(wanted), -1)

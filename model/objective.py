@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..pipeline.config import TrainConfig
-from ..pipeline.vocab import PAD
+from ..pipeline.vocab import EOS, PAD
 from .batches import CaptionBatch
+from .constraints import FORBIDDEN
 from .crossentropy import linear_cross_entropy
 from .decoder import Decoder
 
@@ -43,6 +44,7 @@ def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBat
     chosen = torch.rand(inputs.shape, device=inputs.device) < rate
     for position in range(inputs.shape[1] - 1):
         logits, state = decoder.step(inputs[:, position], state)
+        logits[:, [*FORBIDDEN, EOS]] = -torch.inf  # what is never the word before another
         drawn = torch.multinomial(logits.float().softmax(1), 1)[:, 0]
         following = inputs[:, position + 1]
         replaced = chosen[:, position + 1] & (following != PAD)
@@ -74,7 +76,7 @@ def average_weights(decoder: Decoder, decay: float) -> AveragedModel:
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW that decays the matrices only: biases and rare words' vectors should not fade."""
     decayed = {
-        id(parameter): parameter.ndim > 1 and name != "embedding.weight"
+        id(parameter): parameter.ndim > 1 and name not in ("embedding.weight", "output_weight")
         for name, parameter in decoder.named_parameters()
     }
     groups = [

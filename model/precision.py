@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..features.device import choose_precision
+from ..features.device import choose_precision, cpu_multiplies_bf16
 
 
 class Precision:
@@ -12,13 +12,16 @@ class Precision:
 
     Attributes:
         device: where the tensors live.
-        dtype: torch.bfloat16, torch.float16 or torch.float32; the weights stay float32.
+        dtype: torch.bfloat16, torch.float16 or torch.float32; the weights stay float32. On a CPU
+            that has no bf16, where it would be slow and an LSTM fail, float32 stands in for it.
         scaler: scales the loss under fp16, whose gradients would underflow; else does nothing.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.device = device
         self.dtype = choose_precision(name, device)
+        if device.type == "cpu" and not cpu_multiplies_bf16():
+            self.dtype = torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -43,7 +43,7 @@ def built_like(init: str, config: TrainConfig) -> TrainConfig:
     """
     run_dir = find_run(config.data, init)
     saved = RunConfig.read(run_dir)
-    built = TrainConfig(**saved.train)
+    built = saved.train_config()
     taken = {name: getattr(built, name) for name in BUILT_IN} | {"features": saved.features}
     for name, then in taken.items():
         now = getattr(config, name)
@@ -59,12 +59,17 @@ def built_like(init: str, config: TrainConfig) -> TrainConfig:
 def started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
     """The options a run was started with; those given now may only repeat them."""
     if not (run_dir / LAST_NAME).exists():
+        if any((run_dir / name).exists() for name in (BEST_NAME, MANIFEST_NAME)):
+            raise MissingArtifactError(
+                f"{run_dir / LAST_NAME} does not exist, without which the run cannot go on. Delete "
+                f"{run_dir} to train it anew, or choose another name with --run."
+            )
         raise MissingArtifactError(
             f"{run_dir / LAST_NAME} does not exist: nothing to resume. "
             f"Run 'showtell train' without --resume."
         )
     saved = RunConfig.read(run_dir)
-    started = TrainConfig(**saved.train, data=config.data)
+    started = replace(saved.train_config(), data=config.data)
     for name, default in TrainConfig().as_json().items():
         now, then = getattr(config, name), getattr(started, name)
         given = name in config.given or now != default

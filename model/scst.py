@@ -65,9 +65,7 @@ class SelfCriticalLoss:
             advantages = rewards - self.rewards(batch.rows, best).view(num_images, 1)
         else:
             advantages = rewards - mean_of_others(rewards)
-        loss = policy_loss(
-            decoder, batch, owners, drawn, advantages.flatten(), self.rules.length_limit
-        )
+        loss = policy_loss(decoder, batch, owners, drawn, advantages.flatten(), self.rules)
         if config.xe_weight:
             cross_entropy = caption_loss(decoder, batch, config.label_smoothing)
             loss = (1 - config.xe_weight) * loss + config.xe_weight * cross_entropy
@@ -130,7 +128,7 @@ def policy_loss(
     owners: Tensor,
     drawn: Tensor,
     advantages: Tensor,
-    max_length: int,
+    rules: DecodingOptions,
 ) -> Tensor:
     """Mean over all words of −advantage · log-probability, whose gradient is the policy's.
 
@@ -140,8 +138,9 @@ def policy_loss(
         owners: (R,) int64, the image of each draw.
         drawn: (R, T) int64 from `draw_captions`.
         advantages: (R,) float32, how much better than the baseline each draw was.
-        max_length: words of a draw, behind which its end was forced.
+        rules: of the draw: what it could not write has no probability here either.
     """
+    max_length = rules.length_limit
     # An end that was forced at the last place was not the decoder's choice.
     forced = drawn[:, max_length:] == EOS
     targets = drawn.clone()
@@ -152,8 +151,10 @@ def policy_loss(
     outputs = decoder(batch.features, inputs, owners, lengths)
     real = targets != PAD
     logits = decoder.logits(outputs[real]).float()  # (words, V)
-    forbidden = torch.zeros_like(logits[0], dtype=torch.bool)
-    forbidden[list(FORBIDDEN)] = True
+    forbidden = torch.zeros_like(logits, dtype=torch.bool)
+    forbidden[:, list(FORBIDDEN)] = True
+    positions = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)[real]
+    forbidden[:, EOS] = positions < rules.min_length
     log_probs = -F.cross_entropy(
         logits.masked_fill(forbidden, -torch.inf), targets[real], reduction="none"
     )

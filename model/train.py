@@ -30,6 +30,7 @@ from ..pipeline.console import (
     format_seconds,
     print_note,
     print_table,
+    print_warning,
 )
 from ..pipeline.errors import ShowTellError
 from ..pipeline.manifest import Manifest, Stopwatch, locked
@@ -146,6 +147,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.decoder, config)
         self.loss_of = self._make_loss()
         self.scorer = CaptionScorer(data.val_references)
+        self.monitor = config.monitor
+        if self.monitor == "CIDEr" and len(data.val_references) == 1:
+            self.monitor = "Bleu_4"
+            print_warning("there is one val image, of which CIDEr is always 0: BLEU-4 decides.")
         self.progress = Progress()
         self.loss = math.nan  # mean of the steps since the record before the last
 
@@ -319,9 +324,9 @@ class Trainer:
             val_seconds=round(watch.seconds, 3),
             seconds=round(progress.seconds, 3),
         )
-        best = scores[config.monitor] > progress.best_score
+        best = scores[self.monitor] > progress.best_score
         if best:
-            progress.best_score, progress.best_epoch = scores[config.monitor], progress.epoch
+            progress.best_score, progress.best_epoch = scores[self.monitor], progress.epoch
             save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
@@ -367,14 +372,14 @@ class Trainer:
                 "best_epoch": progress.best_epoch,
             },
             seconds=round(progress.seconds, 3),
-            details={self.config.monitor: progress.best_score},
+            details={self.monitor: progress.best_score},
         ).write(self.run_dir)
         trained = progress.epoch * self.batches.num_captions
         rows = [
             ("captions", f"{self.batches.num_captions:,}"),
             ("parameters", f"{num_parameters:,}"),
             ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
-            (f"best val {self.config.monitor}", f"{progress.best_score:.4f}"),
+            (f"best val {self.monitor}", f"{progress.best_score:.4f}"),
             ("speed", f"{trained / progress.seconds:,.0f} captions/s, validation included"),
             ("seconds", format_seconds(progress.seconds)),
             ("bytes", format_bytes(sum(manifest.outputs.values()))),

@@ -54,6 +54,10 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
             for number, line in enumerate(map(str.rstrip, lines), 1):
                 # A word of GloVe's may hold spaces itself.
                 word, *values = line.rsplit(" ", size)
+                if not line:
+                    continue
+                if " " not in line:
+                    raise ValueError("no space parts its words from their numbers")
                 if number == 1 and line.count(" ") == 1:
                     continue
                 if len(values) != size or (number <= 2 and " " in word):

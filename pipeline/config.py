@@ -78,6 +78,11 @@ def require_fraction(**values: float) -> None:
         require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}.")
 
 
+def require_seed(seed: int) -> None:
+    """Refuse a seed that the generators cannot take, also after sums and products of it."""
+    require(0 <= seed < 2**32, f"seed must be 0 to 4294967295, got {seed}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """What every stage has: the root under which all files live."""
@@ -315,9 +320,22 @@ class TrainConfig(DatasetConfig):
             scst_samples=self.scst_samples,
         )
         require(0 <= self.xe_weight <= 1, f"xe_weight must be 0 to 1, got {self.xe_weight}.")
-        require_at_least(
-            0, grad_clip=self.grad_clip, patience=self.patience, weight_decay=self.weight_decay
+        require(
+            self.scst or not self.xe_weight,
+            "--xe-weight is the cross-entropy's share beside --scst; add --scst --init RUN.",
         )
+        require(
+            self.views is None or self.views <= MAX_VIEWS,
+            f"views must be 1 to {MAX_VIEWS}, got {self.views}.",
+        )
+        require_at_least(
+            0,
+            grad_clip=self.grad_clip,
+            patience=self.patience,
+            weight_decay=self.weight_decay,
+            save_every_s=self.save_every_s,
+        )
+        require_seed(self.seed)
         require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}.")
         require_fraction(dropout=self.dropout, label_smoothing=self.label_smoothing, ema=self.ema)
         require_fraction(scheduled_sampling=self.scheduled_sampling)
@@ -354,7 +372,7 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         require_at_least(
             1,
-            beam_size=self.beam,
+            beam=self.beam,
             max_length=self.max_length,
             min_length=self.min_length,
             beam_groups=self.beam_groups,
@@ -368,14 +386,15 @@ class DecodingOptions:
             diversity=self.diversity,
             consensus=self.consensus,
         )
+        require_seed(self.seed)
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}.")
         require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
         require(
-            self.min_length <= self.length_limit,
-            f"min_length {self.min_length} is above max_length {self.length_limit}.",
+            self.max_length is None or self.min_length <= self.max_length,
+            f"min_length {self.min_length} is above max_length {self.max_length}.",
         )
         require(
             self.beam % self.beam_groups == 0,
@@ -410,7 +429,11 @@ class DecodingOptions:
         return LENGTH_LIMITS["words"] if self.max_length is None else self.max_length
 
     def for_unit(self, unit: str) -> Self:
-        """The same for a vocabulary of "words" or "pieces", whose captions are longer."""
+        """The same for a vocabulary of "words" or "pieces", whose captions are longer.
+
+        Raises:
+            ConfigError: `min_length` is above the limit.
+        """
         return replace(self, max_length=self.max_length or LENGTH_LIMITS[unit])
 
     @property
@@ -433,7 +456,10 @@ class EvalConfig(DecodingOptions, StageConfig):
     run: list[str] | None = option(
         None, "Run to evaluate; default the newest. Give several to average their predictions."
     )
-    split: str | None = option(None, "val or test; default test where the dataset has one.")
+    dataset: str | None = option(None, "Without --run: take the newest run of this dataset.")
+    split: str | None = option(
+        None, "train, val or test; default test where the dataset has one, else val."
+    )
     batch_size: int = option(200, "Images decoded together.")
     clip: Path | None = option(None, "Folder of a CLIP as transformers saves it: adds CLIPScore.")
     num_samples: int = option(5, "Captions shown at the end.")

@@ -9,6 +9,8 @@ from .config import RESERVED
 from .console import format_bytes, format_seconds, print_note, print_table
 from .manifest import Manifest, hash_file, is_locked
 
+WEIGHTS_NAME = "best.safetensors"  # among the inputs of an evaluation
+
 # Counts that say most about a stage, as many as fit into a line.
 SHOWN_COUNTS = (
     "num_archives",
@@ -61,9 +63,9 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
     for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
         yield _run_status(data, run)
         for evaluation in sorted(run.glob("eval/*")):
-            yield eval_status(data, run, evaluation)
+            yield eval_status(data, evaluation)
     for evaluation in sorted(data.glob("ensembles/*/eval/*")):
-        yield _ensemble_status(data, evaluation)
+        yield eval_status(data, evaluation)
 
 
 def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
@@ -97,25 +99,15 @@ def _run_status(data: Path, run: Path) -> StageStatus:
     return _status("train", run, _changed_captions(data, manifest, manifest))
 
 
-def eval_status(data: Path, run: Path, evaluation: Path) -> StageStatus:
-    """Where one evaluation of a run stands."""
-    manifest, trained = Manifest.read(evaluation), Manifest.read(run)
-    changed = _changed_captions(data, manifest, trained)
-    best = "best.safetensors"
-    if manifest is not None and manifest.inputs.get(best) != _hash(run / best):
-        changed.append(best)
-    return _status("eval", evaluation, changed)
-
-
-def _ensemble_status(data: Path, evaluation: Path) -> StageStatus:
-    manifest = Manifest.read(evaluation)
-    inputs = manifest.inputs if manifest else {}
-    changed: list[str] = []
-    for name in (name for name in inputs if name.endswith("/best.safetensors")):
-        weights = data / "runs" / name
-        changed = changed or _changed_captions(data, manifest, Manifest.read(weights.parent))
-        if inputs[name] != _hash(weights):
-            changed.append(name)
+def eval_status(data: Path, evaluation: Path) -> StageStatus:
+    """Where one evaluation of a run, or of several together, stands."""
+    manifest, changed = Manifest.read(evaluation), list[str]()
+    for name, sha256 in manifest.inputs.items() if manifest else ():
+        run, _, file = name.rpartition("/")  # RUN/FILE of an ensemble's members
+        if file == WEIGHTS_NAME:
+            run_dir = data / "runs" / run if run else evaluation.parents[1]
+            changed = changed or _changed_captions(data, manifest, Manifest.read(run_dir))
+            changed += [name] * (_hash(run_dir / file) != sha256)
     return _status("eval", evaluation, changed)
 
 

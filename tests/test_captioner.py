@@ -18,6 +18,7 @@ from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
 from showtell.pipeline.errors import (
+    ConfigError,
     DatasetError,
     MismatchError,
     MissingArtifactError,
@@ -138,6 +139,23 @@ def test_views_and_consensus_caption_as_eval_does(
     assert captioner.caption(paths, **decoding) == [entry["caption"] for entry in written]
     with Image.open(paths[0]) as picture:
         assert captioner.caption(picture, **decoding) == [written[0]["caption"]]
+
+
+def test_preset_fills_in_what_is_not_given(captioner, pictures, monkeypatch) -> None:
+    seen: list[DecodingOptions] = []
+
+    def remember(
+        self: Captioner, pixels: object, options: DecodingOptions, _: object
+    ) -> list[object]:
+        seen.append(options)
+        return []
+
+    monkeypatch.setattr(Captioner, "decode_pixels", remember)
+    captioner.caption(pictures[0], preset="consensus", views=1)
+    [options] = seen
+    assert (options.beam, options.consensus, options.views) == (50, 1000, 1)
+    with pytest.raises(ConfigError, match="preset"):
+        captioner.caption(pictures[0], preset="nonsense")
 
 
 def test_consensus_away_from_the_training_images_is_refused(run_dir, pictures, tmp_path) -> None:

@@ -1,12 +1,12 @@
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from showtell.model import clipscore
 from showtell.model.clipscore import find_clip, load_clip, open_picture, scaled_cosines, score_clip
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.errors import DatasetError, MissingArtifactError, ScorerError
@@ -73,7 +73,8 @@ def test_scores_are_those_of_each_picture_with_its_prompted_caption(
     assert len(set(found.round(6))) > 1
 
 
-def test_clip_is_known_by_its_content(tmp_path) -> None:
+def test_clip_is_known_by_its_content(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(clipscore, "find_spec", lambda name: True)
     assert find_clip(None) == {}
     with pytest.raises(MissingArtifactError, match=r"holds no CLIP, expected config\.json and one"):
         find_clip(tmp_path)
@@ -85,9 +86,11 @@ def test_clip_is_known_by_its_content(tmp_path) -> None:
 
 
 def test_missing_transformers_names_the_command(monkeypatch, tmp_path) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ScorerError, match=r"Run 'pip install .showtell\[clip\]"):
-        load_clip(tmp_path)
+    monkeypatch.setattr(clipscore, "find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ScorerError, match=r"Run \.venv/bin/pip install -e '\.\[clip\]'"):
+        find_clip(tmp_path)
 
 
 def test_damaged_clip_is_an_error(tmp_path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from showtell.model.compare import compare, find_differences, find_evaluation
 from showtell.model.imagescores import ImageScores
 from showtell.model.metrics import CaptionScorer
+from showtell.pipeline import status
 from showtell.pipeline.config import CompareConfig
 from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError
 from showtell.pipeline.manifest import Manifest, hash_file
@@ -53,6 +54,21 @@ def data(tmp_path) -> Path:
     write_evaluation(tmp_path, "a", make_images(0))
     write_evaluation(tmp_path, "b", make_images(1, better=0.2))
     return tmp_path
+
+
+def write_ensemble(data: Path, images: ImageScores) -> Path:
+    """An evaluation of the runs `a` and `b` together."""
+    captions = data / "scenes" / "captions"
+    eval_dir = data / "ensembles/a+b/eval/val-beam3"
+    eval_dir.mkdir(parents=True)
+    images.write(eval_dir / "scores.npz")
+    inputs = {name: hash_file(captions / name) for name in CAPTIONS}
+    for run in "ab":
+        inputs[f"{run}/best.safetensors"] = hash_file(data / f"runs/{run}/best.safetensors")
+    outputs = {"scores.npz": (eval_dir / "scores.npz").stat().st_size}
+    details = {"dataset": "scenes"}
+    Manifest("eval", 2, {"split": "val"}, inputs, outputs, details=details).write(eval_dir)
+    return eval_dir
 
 
 def change_manifest(data: Path, run: str, section: str, name: str, value: object) -> None:
@@ -122,6 +138,21 @@ def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
     for name in ("x", "a/test-beam3", "", str(data)):
         with pytest.raises(MissingArtifactError, match=r"names no evaluation.*'showtell eval"):
             find_evaluation(data, name)
+
+
+def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showtell) -> None:
+    folder = write_ensemble(data, make_images(2, better=0.4))
+    for name in ("a+b", "a+b/val-beam3", str(folder)):
+        assert find_evaluation(data, name) == folder
+    code, shown = showtell("compare", "a", "a+b", "--data", str(data))
+    assert code == 0 and "CIDEr" in shown
+    Path(data / "runs/b/best.safetensors").write_text("trained again")
+    status._hash.cache_clear()
+    code, shown = showtell("compare", "a", "a+b", "--data", str(data))
+    assert code != 0 and "stale: b/best.safetensors changed" in shown
+    assert "'showtell eval --run a --run b'" in shown
+    with pytest.raises(MissingArtifactError, match="'showtell eval --run x --run y'"):
+        find_evaluation(data, "x+y")
 
 
 # --- refusals ----------------------------------------------------------------------------------

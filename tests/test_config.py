@@ -102,7 +102,7 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     (EvalConfig, {"beam": 0}, "must be at least 1, got 0."),
     *at_least(EvalConfig, 1, "max_length", "min_length", "beam_groups", "n_best", "batch_size"),
     *at_least(EvalConfig, 0, "length_penalty", "no_repeat_ngram", "diversity", "num_samples"),
-    (EvalConfig, {"min_length": 21}, "min_length 21 is above max_length 20."),
+    (EvalConfig, {"min_length": 9, "max_length": 8}, "min_length 9 is above max_length 8."),
     (EvalConfig, {"min_length": 5, "max_length": 4}, "min_length 5 is above max_length 4."),
     (
         EvalConfig,

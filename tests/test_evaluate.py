@@ -218,6 +218,12 @@ def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
     return json.loads(path.read_text("utf-8"))
 
 
+def test_newest_run_may_be_asked_for_of_a_dataset(data, scorers) -> None:
+    assert evaluate(EvalConfig(data=data, dataset="scenes")).config["run"] == "r"
+    with pytest.raises(MissingArtifactError, match=r"no run of flickr8k with weights"):
+        evaluate(EvalConfig(data=data, dataset="flickr8k"))
+
+
 def test_ensemble_of_a_run_with_itself_is_the_run(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r", precision="fp32"))
     evaluate(EvalConfig(data=data, run=["r", "r"], precision="fp32"))

@@ -229,6 +229,10 @@ def test_mean_cider_d_is_the_weighted_sum_of_each_images():
     each = scorer.cider_d(np.repeat(image_ids, len(captions)).tolist(), captions * 3)
     found = scorer.mean_cider_d(captions, image_ids, weights)
     np.testing.assert_allclose(found, weights @ each.reshape(3, -1), rtol=1e-12, atol=1e-12)
+    # Captions without any n-gram of some order; a caption alone has none beside it that has.
+    for short in ("", "dog", "a dog", "a dog runs"):
+        alone = weights @ scorer.cider_d(image_ids, [short] * 3)
+        assert scorer.mean_cider_d([short], image_ids, weights) == pytest.approx(alone)
     # No weight, no image; and words that all images have weigh nothing, not NaN.
     assert scorer.mean_cider_d(captions, [], np.zeros(0)).tolist() == [0] * len(captions)
     alike = CaptionScorer({1: ["a dog"], 2: ["a dog"]})

@@ -6,7 +6,7 @@ import torch
 
 from showtell.model.batches import CaptionBatch
 from showtell.model.objective import average_weights, mix_inputs
-from showtell.pipeline.vocab import BOS, EOS, PAD
+from showtell.pipeline.vocab import BOS, EOS, PAD, UNK
 
 WORDS = [[5, 6, 7], [8, 9], [4], []]  # of images 1, 0, 1, 2
 
@@ -42,6 +42,16 @@ def test_inputs_are_replaced_at_the_rate_and_nothing_else_is(random_decoder, att
     for name in ("features", "rows", "owners", "targets", "lengths", "real"):
         assert torch.equal(getattr(mixed, name), getattr(batch, name))
     assert torch.equal(batch.inputs, before.inputs)  # the caller's own is not touched
+
+
+def test_no_input_is_what_never_stands_before_a_word(random_decoder) -> None:
+    decoder = random_decoder()
+    with torch.no_grad():
+        decoder.output_bias[[PAD, BOS, EOS, UNK]] += 50
+    batch = make_batch()
+    mixed = mix_inputs(decoder, batch, 1.0).inputs
+    is_word = (batch.inputs != PAD) & (batch.inputs != BOS)
+    assert not torch.isin(mixed[is_word], torch.tensor([PAD, BOS, EOS, UNK])).any()
 
 
 def test_words_are_drawn_behind_what_was_drawn_before(random_decoder) -> None:

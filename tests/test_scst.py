@@ -148,7 +148,9 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
     batch = make_batch(grid=decoder.looks_at_grid)
     owners, drawn = drawn_by(decoder, batch, greedy=False, samples=3)
     advantages = torch.randn(len(drawn)).double()
-    policy_loss(decoder, batch, owners, drawn, advantages, MAX_LENGTH).backward()
+    policy_loss(
+        decoder, batch, owners, drawn, advantages, DecodingOptions(max_length=MAX_LENGTH)
+    ).backward()
     found = {name: p.grad.clone() for name, p in decoder.named_parameters()}
     decoder.zero_grad()
     terms = []
@@ -158,7 +160,8 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
             if position == MAX_LENGTH:  # the end there was not chosen
                 break
             logits, state = decoder.step(previous, state)
-            allowed = [i for i in range(len(VOCAB)) if i not in (PAD, BOS, UNK)]
+            forbidden = (PAD, BOS, UNK, EOS) if position == 0 else (PAD, BOS, UNK)
+            allowed = [i for i in range(len(VOCAB)) if i not in forbidden]
             log_prob = logits[0, word] - logits[0, allowed].exp().sum().log()
             terms.append(-advantage * log_prob)
             previous = word[None]

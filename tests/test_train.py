@@ -4,6 +4,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -357,6 +358,13 @@ def test_monitor_chooses_the_score_that_picks_the_best_epoch(scenes) -> None:
     assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
 
 
+def test_one_val_image_whose_cider_is_always_0_is_judged_by_bleu(scenes, capsys) -> None:
+    manifest = train(tiny_config(scenes, epochs=3, val_images=1, learning_rate=1e-2))
+    scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
+    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+    assert "one val image" in " ".join(capsys.readouterr().err.split())
+
+
 def test_clipped_gradients_are_clipped_after_backward(scenes, monkeypatch) -> None:
     norms = []
     real_clip = torch.nn.utils.clip_grad_norm_
@@ -392,6 +400,30 @@ def test_training_without_prepare_or_features_names_the_command(tmp_path, scenes
 def test_resume_without_a_run_is_refused(scenes) -> None:
     with pytest.raises(MissingArtifactError, match="nothing to resume"):
         train(tiny_config(scenes, resume=True))
+
+
+def test_run_without_its_checkpoint_names_the_ways_out(scenes) -> None:
+    train(tiny_config(scenes))
+    for name in ("last.safetensors", "manifest.json"):
+        (scenes / "runs/r" / name).unlink()
+    with pytest.raises(MissingArtifactError, match=r"Delete .*/r to train it anew, or .* --run"):
+        train(tiny_config(scenes, resume=True))
+
+
+def test_run_of_another_version_is_not_resumed(scenes) -> None:
+    train(tiny_config(scenes))
+    path = scenes / "runs/r/config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"train": saved["train"] | {"old_option": 1}}))
+    with pytest.raises(MismatchError, match=r"another version of showtell .*old_option"):
+        train(tiny_config(scenes, resume=True))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_bf16_on_any_cpu_trains(scenes, cell: str) -> None:
+    """Begun on a CPU that multiplies bf16, a run may go on where oneDNN's LSTM cannot."""
+    train(tiny_config(scenes, precision="bf16", cell=cell, epochs=1))
+    assert np.isfinite(metrics_of(scenes, "r")[-2]["loss"])
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])

@@ -48,7 +48,7 @@ def test_vectors_of_another_size_are_refused(tmp_path, size: int, header: bool) 
         (b"a 1 2 3\ndog 1 x 3\n", r"line 2, is no word and its vector \(could not convert string"),
         (b"a 1 2 3\ndog 1 nan 3\n", r"line 2, is no word and its vector \(a number that is not"),
         (b"a 1 2 3\ndog 1 2\n", "line 2: 2 numbers, expected 3"),
-        (b"a 1 2 3\n\ndog 1 2 3\n", "line 2: 0 numbers, expected 3"),
+        (b"a\t1\t2\t3\n", "line 1, is no word and its vector .no space parts its words"),
         (b"\xff\xfe\x00", "is no word and its vector .*utf-8"),
     ],
 )
@@ -82,3 +82,10 @@ def test_vectors_take_the_scale_of_the_matrix_and_keep_their_angles() -> None:
     given = torch.stack(list(vectors.values()))
     shares = (put - put[0])[1:] / (given - given[0])[1:]  # one factor for all
     torch.testing.assert_close(shares, shares[0, 0].expand_as(shares), rtol=1e-4, atol=1e-6)
+
+
+def test_blank_lines_are_passed_over(tmp_path) -> None:
+    path = tmp_path / "v.txt"
+    path.write_text("a 1 2 3\n\ndog 4 5 6\n\n")
+    vectors = read_word_vectors(path, VOCAB, 3)
+    assert vectors[VOCAB.ids["dog"]].tolist() == [4, 5, 6] and len(vectors) == 2
