@@ -23,7 +23,7 @@ EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
 HUB_UNREACHABLE := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install download prepare features train eval demo flickr8k-features flickr8k \
+.PHONY: help install download prepare features train eval bench demo flickr8k-features flickr8k \
   flickr8k-ensemble test lint types format clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "                                the stages, COCO 2014 unless told otherwise"
 	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
 	@echo "                                the recipes on Flickr8k, from its folder to scores"
+	@echo "make bench [ARGS=STAGE]         how fast each stage is, beside what the machine allows"
 	@echo "make format | clean             format the code | remove .venv and caches"
 
 install: $(VENV)/installed
@@ -72,6 +73,9 @@ demo: install
 
 # Recipes on Flickr8k, from its folder to the scores: on test where SOURCE has the official list of
 # it, else on val. Each may be stopped and called again: what is finished is kept.
+bench: install
+	$(SHOWTELL) bench $(ARGS)
+
 flickr8k-features: install
 	@test -n '$(SOURCE)' || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'

@@ -67,9 +67,11 @@ def command(
 def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     """Turn a config field into a Typer option or argument; the field keeps the default."""
     if "by_place" in field.metadata:
+        missing = field.default is dataclasses.MISSING
         return inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if missing else field.default,
             annotation=Annotated[field.type, typer.Argument(help=field.metadata["help"])],
         )
     info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
@@ -137,6 +139,14 @@ def caption(config: configs.CaptionConfig) -> None:
     captioner = load(config.run, data=config.data, weights=config.weights, device=config.device)
     if caption_files(captioner, config.images, config):
         raise typer.Exit(1)
+
+
+@command(configs.BenchConfig, "bench")
+def bench(config: configs.BenchConfig) -> None:
+    """Measure how fast each stage is, beside what the machine allows."""
+    from .bench.run import bench
+
+    bench(config)
 
 
 @app.command("status")

@@ -228,9 +228,7 @@ class Trainer:
         ).write(self.run_dir)
 
     def _train_epoch(self, log: RunLog, stop: list[signal.Signals]) -> None:
-        config, progress, scaler = self.config, self.progress, self.precision.scaler
-        decoder, optimizer = self.decoder, self.optimizer
-        parameters = list(decoder.parameters())
+        config, progress, decoder = self.config, self.progress, self.decoder
         watch, before_s, saved_s = Stopwatch(), progress.seconds, 0.0
         num_tokens, losses = 0, list[Tensor]()
         label = f"epoch {progress.epoch + 1}/{config.epochs}"
@@ -242,20 +240,12 @@ class Trainer:
                 with watch.part("data"):
                     batch = self.batches.gather(positions, views)
                 lr = learning_rate_at(progress.step, self.total_steps, config)
-                for group in optimizer.param_groups:
+                for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 with self.precision.autocast():
                     loss = self.loss_of(decoder, batch)
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                if config.grad_clip:
-                    torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                if self.average is not None:
-                    self.average.update_parameters(decoder)
-
+                self.precision.scaler.scale(loss).backward()
+                self.step_optimizer()
                 progress.step += 1
                 progress.batch += 1
                 progress.seconds = before_s + watch.seconds
@@ -278,6 +268,19 @@ class Trainer:
         if losses:
             self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
         progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def step_optimizer(self) -> None:
+        """Move the weights along their gradients, and the running mean after them."""
+        scaler, optimizer = self.precision.scaler, self.optimizer
+        scaler.unscale_(optimizer)
+        if self.config.grad_clip:
+            parameters = list(self.decoder.parameters())
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.decoder)
 
     def _log_steps(self, log: RunLog, losses: list[Tensor], **scalars: float) -> None:
         """Record the mean loss since the last record."""

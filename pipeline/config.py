@@ -46,6 +46,11 @@ def argument(help: str) -> Any:
     return field(metadata={"help": help, "by_place": True})
 
 
+def optional_argument(help: str) -> Any:
+    """Declare a field like `argument`, which may be left out."""
+    return field(default=None, metadata={"help": help, "by_place": True})
+
+
 def options_of(config_class: "type[StageConfig]") -> "list[Field[Any]]":
     """The fields of a config that are options, in order."""
     return [declared for declared in fields(config_class) if "help" in declared.metadata]
@@ -499,3 +504,31 @@ class CompareConfig(StageConfig):
     def __post_init__(self) -> None:
         require_at_least(100, draws=self.draws)
         require_at_least(0, seed=self.seed)
+
+
+# Stage → the function that measures it, in the package `bench`.
+BENCH_STAGES = {
+    "prepare": "captions:bench_prepare",
+    "features": "caching:bench_features",
+    "shards": "caching:bench_shards",
+    "train": "training:bench_train",
+    "decode": "decoding:bench_decode",
+    "scorers": "captions:bench_scorers",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(DatasetConfig):
+    """Options of `showtell bench`."""
+
+    stages: list[str] | None = optional_argument("Stages to measure; default all.")
+    dataset: str = option("auto", "A prepared dataset; auto takes the one with most captions.")
+    features: str | None = option(None, "Which of the dataset's features; default the newest.")
+    run: str | None = option(None, "Run to decode with; default the newest without attention.")
+    seconds: float = option(10.0, "Roughly how long each stage is measured.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stage in self.stages or ():
+            require_choice("stage", stage, tuple(BENCH_STAGES))
+        require(self.seconds > 0, f"seconds must be above 0, got {self.seconds}.")

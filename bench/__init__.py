@@ -1,0 +1,1 @@
+"""What each stage reaches, beside what the machine allows: `showtell bench`."""

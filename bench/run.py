@@ -1,0 +1,111 @@
+"""`showtell bench`: runs each stage in a process of its own, and shows what it reached."""
+
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from ..pipeline.config import BENCH_STAGES, BenchConfig
+from ..pipeline.console import format_bytes, print_note, print_table
+from ..pipeline.errors import MissingArtifactError, ShowTellError
+from ..pipeline.manifest import Manifest, write_json
+from .figures import Figures, peak_memory
+
+HEADER = ("stage", "throughput", "limit", "ratio", "time goes to", "peak memory", "limit is")
+
+
+def bench(config: BenchConfig) -> dict[str, Figures]:
+    """Measure stages, print a table, and write `data/bench/summary.json`.
+
+    A stage whose data is not there is left out, with a line that says what it misses.
+    """
+    config = replace(config, dataset=choose_dataset(config))
+    found: dict[str, Figures] = {}
+    for stage in config.stages or BENCH_STAGES:
+        print_note(f"bench: {stage} …")
+        result = run_alone(stage, config)
+        if isinstance(result, str):
+            print_note(f"bench: {stage} is left out: {result}")
+        else:
+            found[stage] = result
+    path = config.data / "bench" / "summary.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    summary = known | {stage: figures.as_json() for stage, figures in found.items()}
+    write_json(path, summary | {"machine": describe_machine()})
+    rows = [describe(stage, figures) for stage, figures in found.items()]
+    if rows:
+        print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
+    print_note(f"bench: {path}")
+    return found
+
+
+def choose_dataset(config: BenchConfig) -> str:
+    """The dataset that is named; of those prepared, the one with most captions.
+
+    Raises:
+        MissingArtifactError: none is prepared.
+    """
+    if config.dataset != "auto":
+        return config.dataset
+    sizes = {
+        path.parent.name: manifest.counts["num_captions"]
+        for path in config.data.glob("*/captions")
+        if (manifest := Manifest.read(path)) is not None
+    }
+    if not sizes:
+        raise MissingArtifactError(
+            f"{config.data} holds no prepared dataset. Run 'showtell prepare' or 'make demo' first."
+        )
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def run_alone(stage: str, config: BenchConfig) -> Figures | str:
+    """Run a stage's benchmark in a new process; why it cannot run, where its data is absent."""
+    context = multiprocessing.get_context("spawn")  # as fresh as on the command line
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(measure, stage, config).result()
+
+
+def measure(stage: str, config: BenchConfig) -> Figures | str:
+    """In the new process: the figures with the memory they took, or why there are none."""
+    module, function = BENCH_STAGES[stage].split(":")
+    run: Callable[[BenchConfig], Figures] = getattr(
+        import_module(f".{module}", __package__), function
+    )
+    try:
+        figures = run(config)
+    except ShowTellError as error:
+        return str(error)
+    return replace(figures, peak_bytes=peak_memory())
+
+
+def describe(stage: str, figures: Figures) -> tuple[str, ...]:
+    """A row of the table."""
+    shares = sorted(figures.shares.items(), key=lambda share: -share[1])
+    return (
+        stage,
+        f"{figures.throughput:,.0f} {figures.unit}",
+        f"{figures.limit:,.0f}",
+        f"{figures.ratio:.2f}",
+        ", ".join(f"{name} {share:.0%}" for name, share in shares),
+        format_bytes(figures.peak_bytes),
+        figures.limited_by,
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

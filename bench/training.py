@@ -1,0 +1,101 @@
+"""Benchmark of the training loop: cached features and captions → steps."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, count
+
+import torch
+
+from ..model.decoder import DecoderConfig
+from ..model.train import Trainer
+from ..model.training_data import load_training_data
+from ..pipeline.config import BenchConfig, TrainConfig
+from .figures import Figures
+from .limits import Shape, count_flops, time_products
+
+WARM_UP_STEPS = 5
+
+
+def bench_train(config: BenchConfig) -> Figures:
+    """Steps of the default decoder on a dataset's features, beside the matrix rate."""
+    options = TrainConfig(data=config.data, dataset=config.dataset, features=config.features)
+    trainer = Trainer(options, load_training_data(options), config.data / "bench" / "run")
+    device, decoder = trainer.precision.device, trainer.decoder.train()
+    parts = dict.fromkeys(("gather", "forward", "backward", "optimizer"), 0.0)
+    num_steps, num_captions, num_tokens = 0, 0, 0
+    shapes, tokens_of_shapes = list[Shape](), 1
+    epochs = (trainer.batches.plan_epoch(epoch) for epoch in count())
+    for step, positions in enumerate(chain.from_iterable(epochs)):
+        if step == WARM_UP_STEPS:
+            parts = dict.fromkeys(parts, 0.0)
+            num_steps, num_captions, num_tokens = 0, 0, 0
+        with timed(parts, "gather", device):
+            batch = trainer.batches.gather(positions)
+        with timed(parts, "forward", device), trainer.precision.autocast():
+            loss = trainer.loss_of(decoder, batch)
+        with timed(parts, "backward", device):
+            trainer.precision.scaler.scale(loss).backward()
+        with timed(parts, "optimizer", device):
+            trainer.step_optimizer()
+        num_steps += 1
+        num_captions += len(positions)
+        num_tokens += len(batch.real)
+        if step == WARM_UP_STEPS:
+            shapes = products_of(decoder.config, len(positions), batch.lengths.tolist())
+            tokens_of_shapes = len(batch.real)
+        if step >= WARM_UP_STEPS and sum(parts.values()) > config.seconds:
+            break
+    seconds = sum(parts.values())
+    started = time.perf_counter()
+    trainer.decode_validation()
+    validation = time.perf_counter() - started
+    epoch = len(trainer.batches) * seconds / num_steps
+    captions_per_token = num_captions / num_tokens
+    limit = tokens_of_shapes * captions_per_token / time_products(shapes, device)
+    return Figures(
+        throughput=num_captions / seconds,
+        unit="captions/s",
+        limit=limit,
+        limited_by="its matrix products alone",
+        shares={name: spent / seconds for name, spent in parts.items()},
+        details={
+            "seconds_per_step": seconds / num_steps,
+            "validation_share_of_epoch": validation / (epoch + validation),
+            "flops_per_caption": count_flops(shapes) / tokens_of_shapes / captions_per_token,
+        },
+    )
+
+
+@contextmanager
+def timed(parts: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Add the time spent in the block, and the work on the GPU that it began, to a part."""
+    started = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    parts[name] += time.perf_counter() - started
+
+
+def products_of(config: DecoderConfig, num_images: int, lengths: list[int]) -> list[Shape]:
+    """Matrix products of a step of a decoder without attention, forward and backward.
+
+    Args:
+        config: of the decoder.
+        num_images: B, one for each caption.
+        lengths: (B,) words of each caption with BOS.
+    """
+    gates = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell]
+    num_tokens = sum(lengths)
+    going = [sum(length > step for length in lengths) for step in range(max(lengths))]
+    embed_size, hidden_size = config.embed_size, config.hidden_size
+    width = gates * hidden_size
+    # Nothing asks for the gradient of the features, nor of the state before the image.
+    ends = [(num_images, config.feature_dim, embed_size), (num_images, hidden_size, width)]
+    inner = [(num_images + num_tokens, embed_size, width)]
+    inner += [(rows, hidden_size, width) for rows in going]
+    inner += [(num_tokens, embed_size, config.vocab_size)]
+    forward = ends + inner
+    of_weights = [(depth, rows, columns) for rows, depth, columns in forward]
+    of_inputs = [(rows, columns, depth) for rows, depth, columns in inner]
+    return forward + of_weights + of_inputs

@@ -1,0 +1,111 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from showtell.bench import decoding, training
+from showtell.bench.figures import Figures, peak_memory
+from showtell.bench.limits import count_flops, time_products, time_reading
+from showtell.bench.run import choose_dataset, measure
+from showtell.model.batches import CaptionBatches
+from showtell.model.decoder import Decoder
+from showtell.model.objective import caption_loss
+from showtell.model.train import train
+from showtell.model.training_data import decoder_config, load_training_data
+from showtell.pipeline.config import BENCH_STAGES, BenchConfig, TrainConfig
+from showtell.pipeline.errors import MissingArtifactError
+
+
+@pytest.fixture
+def trained(scenes) -> Path:
+    train(TrainConfig(data=scenes, dataset="scenes", hidden_size=16, embed_size=8, epochs=1))
+    return scenes
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_products_of_a_training_step_are_those_that_torch_counts(scenes, cell: str) -> None:
+    config = TrainConfig(data=scenes, dataset="scenes", cell=cell, hidden_size=24, embed_size=16)
+    data = load_training_data(config)
+    decoder = Decoder(decoder_config(config, data))
+    batches = CaptionBatches(data.store, data.captions, 32, torch.device("cpu"))
+    batch = batches.gather(batches.plan_epoch(0)[0])
+    with FlopCounterMode(display=False) as counter:
+        caption_loss(decoder, batch).backward()
+    shapes = training.products_of(decoder.config, len(batch.rows), batch.lengths.tolist())
+    num_words, vocab_size = len(batch.real), len(data.vocab)
+    # Between cell and words stands `project`, as their sizes differ here and not by default; and
+    # torch does not count the product that adds to the words' gradient in place.
+    counted = counter.get_total_flops() - 3 * 2 * num_words * 24 * 16
+    counted += 2 * num_words * 16 * vocab_size
+    assert counted == count_flops(shapes)
+
+
+def test_products_of_a_decoding_step_are_those_that_torch_counts(random_decoder) -> None:
+    decoder = random_decoder().eval()
+    state = decoder.init_state(torch.randn(6, decoder.config.feature_dim))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        decoder.step(decoder.start_tokens(6), state)
+    shapes = decoding.products_of(decoder.config, 6)
+    assert counter.get_total_flops() == count_flops(shapes)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode"])
+def test_stage_is_measured_beside_its_limit(trained, stage: str) -> None:
+    figures = measure(stage, BenchConfig(data=trained, dataset="scenes", seconds=0.05))
+    assert isinstance(figures, Figures)
+    assert figures.throughput > 0 and figures.limit > 0 and figures.peak_bytes > 10**7
+    assert 0.5 < sum(figures.shares.values()) <= 1.01
+    assert figures.as_json()["ratio"] == figures.throughput / figures.limit
+
+
+def test_features_are_measured_beside_the_network_and_the_decoding(trained) -> None:
+    figures = measure("features", BenchConfig(data=trained, dataset="scenes", seconds=0.05))
+    assert isinstance(figures, Figures)
+    assert set(figures.shares) == {"read", "model", "write"}
+    limits = figures.details["network_alone"], figures.details["decoding_alone"]
+    assert figures.limit == min(limits)
+
+
+def test_command_shows_a_table_and_adds_to_the_summary(trained, showtell) -> None:
+    path = trained / "bench/summary.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"train": {"ratio": 0.5}}))
+    options = ("--data", str(trained), "--seconds", "0.05")
+    code, shown = showtell("bench", "shards", "--dataset", "scenes", *options)
+    assert code == 0 and re.search(r"shards +[\d,]+ MB/s", shown)
+    summary = json.loads(path.read_text())
+    assert summary["train"] == {"ratio": 0.5}
+    names = {"throughput", "unit", "limit", "ratio", "shares", "peak_bytes"}
+    assert names <= set(summary["shards"])
+    assert summary["machine"]["cores"] == os.cpu_count()
+
+
+def test_stage_without_its_data_is_left_out_and_named(scenes, showtell) -> None:
+    code, shown = showtell("bench", "decode", "--dataset", "scenes", "--data", str(scenes))
+    assert code == 0 and re.search(r"decode is left out: .*showtell train", shown, re.DOTALL)
+    assert set(json.loads((scenes / "bench/summary.json").read_text())) == {"machine"}
+
+
+def test_unknown_stage_is_refused(showtell, tmp_path) -> None:
+    code, shown = showtell("bench", "cooking", "--data", str(tmp_path))
+    assert code != 0 and "stage must be one of" in shown
+    assert all(name in shown for name in BENCH_STAGES)
+
+
+def test_dataset_with_most_captions_is_taken(scenes, tmp_path) -> None:
+    assert choose_dataset(BenchConfig(data=scenes)) == "scenes"
+    with pytest.raises(MissingArtifactError, match="no prepared dataset"):
+        choose_dataset(BenchConfig(data=tmp_path / "empty"))
+
+
+def test_limits_are_times(tmp_path) -> None:
+    small, large = ([(size, size, size)] for size in (16, 400))
+    cpu = torch.device("cpu")
+    assert 0 < time_products(small, cpu, 0.02) < time_products(large, cpu, 0.02)
+    (tmp_path / "a").write_bytes(b"x" * 10**7)
+    assert time_reading([tmp_path / "a"]) > 0 and time_reading([]) == 0
+    assert peak_memory() > 10**7
