@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from ..model.aligned import empty_rows
+
 # (rows, inner, columns) of a matrix product.
 Shape = tuple[int, int, int]
 
@@ -25,13 +27,12 @@ def repeat_for(seconds: float, work: Callable[[], None]) -> float:
 def time_products(shapes: Iterable[Shape], device: torch.device, seconds: float = 2.0) -> float:
     """Seconds that these float32 matrix products take, one after the other.
 
-    Rows of the results begin at multiples of 16 values, as fast products want it.
+    Into aligned rows, which is what makes them fast.
     """
     operands = []
     for rows, inner, columns in shapes:
-        width = -(-columns // 16) * 16
         left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns)
-        operands.append((left, right.to(device), left.new_empty(rows, width)[:, :columns]))
+        operands.append((left, right.to(device), empty_rows(left, rows, columns)))
 
     def work() -> None:
         for left, right, result in operands:

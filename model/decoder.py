@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..pipeline.vocab import BOS
+from .aligned import inference_linear
 from .attention import AdaptiveAttention, Attention
 from .dropout import Dropout
 from .state import DecoderState
@@ -228,7 +229,11 @@ class Decoder(nn.Module):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
-        return F.linear(self.project(outputs), self.word_weight, self.output_bias)
+        words = self.project(outputs)
+        searching = torch.is_inference_mode_enabled() and words.ndim == 2
+        if searching and words.dtype == self.word_weight.dtype and words.device.type == "cpu":
+            return inference_linear(words, self.word_weight, self.output_bias)
+        return F.linear(words, self.word_weight, self.output_bias)
 
     @property
     def word_weight(self) -> Tensor:
