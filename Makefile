@@ -71,11 +71,11 @@ demo: install
 	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003
 	$(SHOWTELL) eval --run demo --beam 3
 
-# Recipes on Flickr8k, from its folder to the scores: on test where SOURCE has the official list of
-# it, else on val. Each may be stopped and called again: what is finished is kept.
 bench: install
 	$(SHOWTELL) bench $(ARGS)
 
+# Recipes on Flickr8k, from its folder to the scores: on test where SOURCE has the official list of
+# it, else on val. Each may be stopped and called again: what is finished is kept.
 flickr8k-features: install
 	@test -n '$(SOURCE)' || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
