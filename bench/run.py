@@ -10,11 +10,13 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from ..pipeline.config import BENCH_STAGES, BenchConfig
+from ..pipeline.config import BenchConfig
 from ..pipeline.console import format_bytes, print_note, print_table
 from ..pipeline.errors import MissingArtifactError, ShowTellError
 from ..pipeline.manifest import Manifest, write_json
 from .figures import Figures, peak_memory
+
+DATASET = "coco-scale"
 
 HEADER = ("stage", "throughput", "limit", "ratio", "time goes to", "peak memory", "limit is")
 
@@ -24,18 +26,22 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
 
     A stage whose data is not there is left out, with a line that says what it misses.
     """
-    config = replace(config, dataset=choose_dataset(config))
+    path = config.data / "bench" / "summary.json"
+    if config.coco_scale:
+        config = replace(config, data=config.data / "bench" / "coco-scale", dataset=DATASET)
+    else:
+        config = replace(config, dataset=choose_dataset(config))
     found: dict[str, Figures] = {}
-    for stage in config.stages or BENCH_STAGES:
+    for stage in config.stages or config.known_stages:
         print_note(f"bench: {stage} …")
         result = run_alone(stage, config)
         if isinstance(result, str):
             print_note(f"bench: {stage} is left out: {result}")
         else:
             found[stage] = result
-    path = config.data / "bench" / "summary.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    summary = known | {stage: figures.as_json() for stage, figures in found.items()}
+    prefix = "coco-scale " if config.coco_scale else ""
+    summary = known | {prefix + stage: figures.as_json() for stage, figures in found.items()}
     write_json(path, summary | {"machine": describe_machine()})
     rows = [describe(stage, figures) for stage, figures in found.items()]
     if rows:
@@ -73,7 +79,7 @@ def run_alone(stage: str, config: BenchConfig) -> Figures | str:
 
 def measure(stage: str, config: BenchConfig) -> Figures | str:
     """In the new process: the figures with the memory they took, or why there are none."""
-    module, function = BENCH_STAGES[stage].split(":")
+    module, function = config.known_stages[stage].split(":")
     run: Callable[[BenchConfig], Figures] = getattr(
         import_module(f".{module}", __package__), function
     )

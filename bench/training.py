@@ -1,5 +1,6 @@
 """Benchmark of the training loop: cached features and captions → steps."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from itertools import chain, count
 import torch
 
 from ..model.decoder import DecoderConfig
-from ..model.train import Trainer
+from ..model.train import Trainer, train
 from ..model.training_data import load_training_data
 from ..pipeline.config import BenchConfig, TrainConfig
 from .figures import Figures
@@ -64,6 +65,30 @@ def bench_train(config: BenchConfig) -> Figures:
             "validation_share_of_epoch": validation / (epoch + validation),
             "flops_per_caption": count_flops(shapes) / tokens_of_shapes / captions_per_token,
         },
+    )
+
+
+def bench_epoch(config: BenchConfig) -> Figures:
+    """One whole epoch by the train stage, its start and validation included."""
+    options = TrainConfig(data=config.data, dataset=config.dataset, run="epoch", epochs=1)
+    shutil.rmtree(config.data / "runs" / "epoch", ignore_errors=True)
+    started = time.perf_counter()
+    manifest = train(options)
+    whole = time.perf_counter() - started
+    trainer = Trainer(options, load_training_data(options), config.data / "bench" / "run")
+    positions = trainer.batches.plan_epoch(0)
+    batch = trainer.batches.gather(positions[len(positions) // 2])
+    lengths = batch.lengths.tolist()
+    shapes = products_of(trainer.decoder.config, len(lengths), lengths)
+    num_captions = manifest.counts["num_captions"]
+    limit = len(lengths) / time_products(shapes, trainer.precision.device)
+    return Figures(
+        throughput=num_captions / manifest.seconds,
+        unit="captions/s",
+        limit=limit,
+        limited_by="its matrix products alone",
+        shares={"epoch": manifest.seconds / whole, "start": 1 - manifest.seconds / whole},
+        details={"seconds": whole, "seconds_of_epoch": manifest.seconds},
     )
 
 

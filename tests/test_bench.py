@@ -3,11 +3,12 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from showtell.bench import decoding, training
+from showtell.bench import coco_scale, decoding, training
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
 from showtell.bench.run import choose_dataset, measure
@@ -16,8 +17,10 @@ from showtell.model.decoder import Decoder
 from showtell.model.objective import caption_loss
 from showtell.model.train import train
 from showtell.model.training_data import decoder_config, load_training_data
-from showtell.pipeline.config import BENCH_STAGES, BenchConfig, TrainConfig
+from showtell.pipeline.captions import read_captions
+from showtell.pipeline.config import BENCH_STAGES, COCO_SCALE_STAGES, BenchConfig, TrainConfig
 from showtell.pipeline.errors import MissingArtifactError
+from showtell.pipeline.manifest import Manifest
 
 
 @pytest.fixture
@@ -109,3 +112,37 @@ def test_limits_are_times(tmp_path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 10**7)
     assert time_reading([tmp_path / "a"]) > 0 and time_reading([]) == 0
     assert peak_memory() > 10**7
+
+
+def test_drawn_coco_has_its_statistics_and_goes_through_all_stages(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(coco_scale, "TRAIN_IMAGES", 300)
+    monkeypatch.setattr(coco_scale, "TRAIN_CAPTIONS", 1_501)
+    monkeypatch.setattr(coco_scale, "VAL_IMAGES", 20)
+    monkeypatch.setattr(coco_scale, "VAL_CAPTIONS", 100)
+    monkeypatch.setattr(coco_scale, "FEATURE_DIM", 32)
+    config = BenchConfig(data=tmp_path, dataset="coco-scale", coco_scale=True, seconds=0.05)
+    for stage in COCO_SCALE_STAGES:
+        assert isinstance(measure(stage, config), Figures), stage
+    manifest = Manifest.read(config.captions_dir)
+    assert manifest is not None
+    counts = manifest.counts
+    assert (counts["num_train_images"], counts["num_train_captions"]) == (300, 1_501)
+    assert (counts["num_val_images"], counts["num_val_captions"]) == (20, 100)
+    lengths = read_captions(config.captions_dir / "captions.parquet").lengths
+    assert 10 < lengths.mean() < 11.5
+
+
+def test_words_of_the_drawn_captions_are_as_many_as_cocos() -> None:
+    weights = (np.arange(1, coco_scale.NUM_WORDS + 1) + coco_scale.SHIFT) ** -coco_scale.EXPONENT
+    expected = weights / weights.sum() * coco_scale.TRAIN_CAPTIONS * 10.5
+    assert np.sum(expected >= 5) == pytest.approx(coco_scale.VOCAB_SIZE, rel=0.05)
+    words = [coco_scale.spell(rank) for rank in range(coco_scale.NUM_WORDS)]
+    assert len(set(words)) == coco_scale.NUM_WORDS and words[0] == "ba"
+    assert np.all(np.diff([len(word) for word in words]) >= 0)
+
+
+def test_draw_is_the_same_for_a_seed() -> None:
+    draws = [list(coco_scale.draw_images(0.001, np.random.default_rng(s))) for s in (3, 3, 4)]
+    assert draws[0] == draws[1] != draws[2]
+    counts = [len(image["sentences"]) for image in draws[0] if image["split"] == "train"]
+    assert sum(counts) == 567 and set(counts) == {5, 6}
