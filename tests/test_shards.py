@@ -11,6 +11,7 @@ import pytest
 
 from showtell.features.shards import (
     FeatureShard,
+    find_finite,
     read_fingerprint,
     read_shard,
     write_shard,
@@ -292,3 +293,11 @@ def test_full_disk_is_one_line_and_keeps_the_old_shard(tmp_path, suffix, monkeyp
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert_same(read_shard(path), make_shard())
+
+
+def test_finite_numbers_are_told_by_their_bits() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    assert np.array_equal(find_finite(every[:, None]), np.isfinite(every))
+    spread = every.reshape(64, 4, 256)[:, :, ::2]  # not contiguous
+    assert np.array_equal(find_finite(spread), np.isfinite(spread).all((1, 2)))
+    assert find_finite(np.zeros((3, 0), np.float16)).all()
