@@ -79,7 +79,7 @@ bench: install
 flickr8k-features: install
 	@test -n '$(SOURCE)' || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
-	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4
+	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4 --grid
 
 flickr8k: flickr8k-0
 	$(SHOWTELL) eval --run flickr8k-0 --preset consensus $(ARGS)
@@ -88,8 +88,8 @@ flickr8k-ensemble: flickr8k-0 flickr8k-1 flickr8k-2
 	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus $(ARGS)
 
 flickr8k-%: flickr8k-features
-	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset views --seed $* --run flickr8k-$* \
-	  $(if $(wildcard $(DATA)/runs/flickr8k-$*/last.safetensors),--resume)
+	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset adaptive-attention \
+	  --seed $* --run flickr8k-$* $(if $(wildcard $(DATA)/runs/flickr8k-$*/last.safetensors),--resume)
 
 test: lint types
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """What `make` would run, read off `make --dry-run`."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,7 +23,7 @@ def dry_run(*arguments: str, **environment: str) -> str:
         check=True,
         env={k: v for k, v in os.environ.items() if k != "SHOWTELL_DATA"} | environment,
     )
-    return done.stdout
+    return re.sub(r"\s*\\\n\s*", " ", done.stdout)  # a command on several lines is one
 
 
 def test_machine_without_npm_gets_it_as_a_wheel(tmp_path) -> None:
@@ -65,8 +66,9 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
     commands = dry_run("flickr8k", "SOURCE=/my/flickr8k", f"DATA={tmp_path}", "ARGS=--split val")
     stages = [
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
-        "showtell features --dataset flickr8k --weights caffe --views 4",
-        "showtell train --dataset flickr8k --features resnet50-caffe --preset views --seed 0",
+        "showtell features --dataset flickr8k --weights caffe --views 4 --grid",
+        "showtell train --dataset flickr8k --features resnet50-caffe "
+        "--preset adaptive-attention --seed 0 --run flickr8k-0",
         "showtell eval --run flickr8k-0 --preset consensus --split val",
     ]
     places = [commands.index(stage) for stage in stages]
@@ -78,6 +80,6 @@ def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(
     (tmp_path / "runs/flickr8k-1/last.safetensors").touch()
     commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
     for seed in range(3):
-        assert f"--preset views --seed {seed} --run flickr8k-{seed}" in commands
+        assert f"--preset adaptive-attention --seed {seed} --run flickr8k-{seed}" in commands
     assert commands.count("--resume") == 1
     assert "eval --run flickr8k-0 --run flickr8k-1 --run flickr8k-2 --preset consensus" in commands
