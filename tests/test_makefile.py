@@ -67,8 +67,7 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
     stages = [
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
         "showtell features --dataset flickr8k --weights caffe --views 4 --grid",
-        "showtell train --dataset flickr8k --features resnet50-caffe "
-        "--preset adaptive-attention --seed 0 --run flickr8k-0",
+        "--features resnet50-caffe --preset adaptive-attention --seed 0 --run flickr8k-0",
         "showtell eval --run flickr8k-0 --preset consensus --split val",
     ]
     places = [commands.index(stage) for stage in stages]
