@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("pipeline", "features", "model")
+ROOMS = ("pipeline", "features", "model", "bench")
 SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + [
     ROOT / "cli.py",
     ROOT / "__init__.py",
@@ -17,7 +17,7 @@ SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + [
 
 # Library → the files that may import it.
 HOMES = {
-    "torch": {"features/*", "model/*"},
+    "torch": {"features/*", "model/*", "bench/*"},
     "torchvision": {"features/weights.py"},
     "h5py": {"features/shards.py"},
     "pyarrow": {"features/shards.py", "pipeline/captions.py", "pipeline/tables.py"},
@@ -105,7 +105,7 @@ def test_pipeline_needs_no_torch() -> None:
 
 
 def test_every_test_module_is_named_after_what_it_tests() -> None:
-    wholes = {"architecture", "makefile", "pipeline"}
+    wholes = {"architecture", "bench", "makefile", "pipeline"}
     subjects = {path.stem for path in SOURCES} | wholes
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert tested <= subjects

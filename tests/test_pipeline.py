@@ -134,7 +134,7 @@ BAD_COMMANDS = [
     (("train", "--dataset", "scenes", "--cell", "tree"), "cell must be one of"),
     (("train", "--dataset", "scenes", "--device", "cuda:77"), "cuda:77"),
     (("eval", "--run", "never"), "no run 'never'"),
-    (("eval", "--beam", 0), "beam_size must be at least 1, got 0"),
+    (("eval", "--beam", 0), "beam must be at least 1, got 0"),
     (("caption", "{tmp}/nosuch.jpg", "--run", "never"), "no run 'never'"),
 ]
 
