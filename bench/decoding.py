@@ -50,7 +50,7 @@ def bench_decode(config: BenchConfig) -> Figures:
     rate = count * len(rows) / seconds
     alone = len(rows[:NUM_ALONE]) / seconds_for(rows[:NUM_ALONE], 1)
     shapes = products_of(decoder.config, BATCH_SIZE * BEAM)
-    limit_rows = BATCH_SIZE * BEAM / time_products(shapes, precision.device)
+    limit_rows = BATCH_SIZE * BEAM / time_products(shapes, precision.device, precision.dtype)
     compute = num_rows / limit_rows / (seconds / count)
     return Figures(
         throughput=rate,

@@ -24,15 +24,18 @@ def repeat_for(seconds: float, work: Callable[[], None]) -> float:
     return (time.perf_counter() - started) / count
 
 
-def time_products(shapes: Iterable[Shape], device: torch.device, seconds: float = 2.0) -> float:
-    """Seconds that these float32 matrix products take, one after the other.
+def time_products(
+    shapes: Iterable[Shape], device: torch.device, dtype: torch.dtype, seconds: float = 2.0
+) -> float:
+    """Seconds that these matrix products take, one after the other, in the precision of the stage.
 
     Into aligned rows, which is what makes them fast.
     """
     operands = []
     for rows, inner, columns in shapes:
-        left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns)
-        operands.append((left, right.to(device), empty_rows(left, rows, columns)))
+        left = torch.randn(rows, inner, device=device).to(dtype)
+        right = torch.randn(inner, columns, device=device).to(dtype)
+        operands.append((left, right, empty_rows(left, rows, columns)))
 
     def work() -> None:
         for left, right, result in operands:

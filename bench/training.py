@@ -53,7 +53,8 @@ def bench_train(config: BenchConfig) -> Figures:
     validation = time.perf_counter() - started
     epoch = len(trainer.batches) * seconds / num_steps
     captions_per_token = num_captions / num_tokens
-    limit = tokens_of_shapes * captions_per_token / time_products(shapes, device)
+    spent = time_products(shapes, device, trainer.precision.dtype)
+    limit = tokens_of_shapes * captions_per_token / spent
     return Figures(
         throughput=num_captions / seconds,
         unit="captions/s",
@@ -81,7 +82,7 @@ def bench_epoch(config: BenchConfig) -> Figures:
     lengths = batch.lengths.tolist()
     shapes = products_of(trainer.decoder.config, len(lengths), lengths)
     num_captions = manifest.counts["num_captions"]
-    limit = len(lengths) / time_products(shapes, trainer.precision.device)
+    limit = len(lengths) / time_products(shapes, trainer.precision.device, trainer.precision.dtype)
     return Figures(
         throughput=num_captions / manifest.seconds,
         unit="captions/s",

@@ -107,8 +107,8 @@ def test_dataset_with_most_captions_is_taken(scenes, tmp_path) -> None:
 
 def test_limits_are_times(tmp_path) -> None:
     small, large = ([(size, size, size)] for size in (16, 400))
-    cpu = torch.device("cpu")
-    assert 0 < time_products(small, cpu, 0.02) < time_products(large, cpu, 0.02)
+    of_cpu = (torch.device("cpu"), torch.float32, 0.02)
+    assert 0 < time_products(small, *of_cpu) < time_products(large, *of_cpu)
     (tmp_path / "a").write_bytes(b"x" * 10**7)
     assert time_reading([tmp_path / "a"]) > 0 and time_reading([]) == 0
     assert peak_memory() > 10**7
