@@ -2,6 +2,9 @@
 
 Letters in shapes: N images, S draws of each, R = N·S rows, T words, V vocabulary.
 
+The end of a caption counts as its last word, in draws and references alike: otherwise one that
+stops in "with a" would lose nothing.
+
 Source: Rennie et al. 2017, arXiv:1612.00563; the mean of the other draws as the baseline after Luo
 2020, arXiv:2003.09971.
 """
@@ -14,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pipeline.config import DecodingOptions, TrainConfig
-from ..pipeline.vocab import BOS, EOS, PAD, Vocab
+from ..pipeline.vocab import BOS, EOS, PAD, SPECIALS, Vocab
 from .batches import CaptionBatch
 from .constraints import FORBIDDEN, next_log_probs
 from .decoder import Decoder
@@ -41,7 +44,7 @@ class SelfCriticalLoss:
         vocab: Vocab,
         config: TrainConfig,
     ) -> None:
-        self.scorer = CaptionScorer(references)
+        self.scorer = CaptionScorer({i: [*map(ended, texts)] for i, texts in references.items()})
         self.image_ids, self.vocab, self.config = image_ids, vocab, config
         self.rules = DecodingOptions().for_unit(vocab.unit)  # what may be written, as in decoding
         self.seen: list[float] = []  # mean reward of each batch since the last `take_reward`
@@ -78,12 +81,22 @@ class SelfCriticalLoss:
         return reward
 
     def rewards(self, rows: Tensor, token_ids: Tensor) -> Tensor:
-        """CIDEr-D of captions, (R,) float32 from (R, T) words of the (N,) images in turn."""
+        """CIDEr-D of captions, (R,) float32 from (R, T) words of the (N,) images in turn.
+
+        A caption that was cut at the limit has no end.
+        """
         image_ids = [self.image_ids[row] for row in rows.tolist()]
         image_ids = np.repeat(image_ids, len(token_ids) // len(image_ids)).tolist()
+        cut = (token_ids[:, self.rules.length_limit :] == EOS).any(1).tolist()
         captions = [self.vocab.decode(words) for words in token_ids.tolist()]
+        captions = [text if c else ended(text) for text, c in zip(captions, cut, strict=True)]
         rewards = self.scorer.cider_d(image_ids, captions)
         return torch.from_numpy(rewards).float().to(token_ids.device)
+
+
+def ended(caption: str) -> str:
+    """The caption with its end as a word."""
+    return f"{caption} {SPECIALS[EOS]}"
 
 
 def mean_of_others(rewards: Tensor) -> Tensor:

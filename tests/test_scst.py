@@ -83,6 +83,21 @@ def drawn_by(decoder: Decoder, batch: CaptionBatch, *, greedy: bool, samples: in
         return owners, draw_captions(decoder, state, RULES, greedy=greedy)
 
 
+def rewards_of(captions: list[list[str]], rows: torch.Tensor, length: int) -> torch.Tensor:
+    ids = [[*VOCAB.encode(words), EOS] for words in captions]
+    return make_loss().rewards(
+        rows, torch.tensor([[*words, *[PAD] * (length - len(words))] for words in ids])
+    )
+
+
+def cider_d(image_id: int, caption: str) -> float:
+    """pycocoevalcap's, with the end of each reference as a word."""
+    references = {i: [f"{text} END" for text in texts] for i, texts in REFERENCES.items()}
+    others = {i: texts[:1] for i, texts in references.items()}
+    _, scores = Cider().compute_score(references, others | {image_id: [caption]})
+    return float(scores[list(REFERENCES).index(image_id)])
+
+
 def test_reward_is_pycocoevalcaps_cider_d() -> None:
     draw, rows = random.Random(1), torch.tensor([4, 0, 2])
     image_ids = [IMAGE_IDS[row] for row in rows.repeat_interleave(3).tolist()]
@@ -90,14 +105,16 @@ def test_reward_is_pycocoevalcaps_cider_d() -> None:
         [*draw.choice(REFERENCES[image_id]).split()[:4], *draw.choices(WORDS, k=2)]
         for image_id in image_ids
     ]
-    ids = [VOCAB.encode(words) for words in captions]
-    drawn = torch.tensor([[*words, EOS, *[PAD] * (8 - len(words))] for words in ids])
-    rewards = make_loss().rewards(rows, drawn)
+    rewards = rewards_of(captions, rows, 9)
     for reward, image_id, words in zip(rewards, image_ids, captions, strict=True):
-        others = {i: [texts[0]] for i, texts in REFERENCES.items()}
-        _, scores = Cider().compute_score(REFERENCES, others | {image_id: [" ".join(words)]})
-        assert reward.item() == pytest.approx(scores[list(REFERENCES).index(image_id)])
+        assert reward.item() == pytest.approx(cider_d(image_id, " ".join([*words, "END"])))
     assert rewards.dtype == torch.float32 and rewards.unique().numel() > 3
+
+
+def test_reward_of_a_caption_that_was_cut_has_no_end() -> None:
+    words = (REFERENCES[IMAGE_IDS[1]][0].split() * MAX_LENGTH)[:MAX_LENGTH]
+    (reward,) = rewards_of([words], torch.tensor([1]), MAX_LENGTH + 1)
+    assert reward.item() == pytest.approx(cider_d(IMAGE_IDS[1], " ".join(words)))
 
 
 def test_mean_of_others_by_hand() -> None:
