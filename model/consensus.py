@@ -26,10 +26,11 @@ from torch import Tensor
 from ..features.store import FeatureStore
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.errors import MissingArtifactError
+from ..pipeline.ragged import Ints
 from ..pipeline.vocab import Vocab
 from .hypothesis import Hypothesis
 from .metrics import CaptionScorer
-from .ngrams import Floats, Ints
+from .ngrams import Floats
 
 # Chosen on Flickr8k's dev images: docs/results.md has what other values give.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..pipeline.errors import MissingArtifactError
 from ..pipeline.manifest import atomic_path
+from ..pipeline.ragged import Ints
 from .meteor import meteor_of_counts
 from .metrics import BLEU_NAMES, BleuCounts
-from .ngrams import Floats, Ints
+from .ngrams import Floats
 
 SCORES_NAME = "scores.npz"
 BLEU_FIELDS = tuple(field.name for field in fields(BleuCounts))

@@ -13,17 +13,16 @@ from itertools import chain, pairwise
 import numpy as np
 
 from ..pipeline.errors import DatasetError, MismatchError
+from ..pipeline.ragged import Ints, to_offsets
 from .ngrams import (
     MAX_ORDER,
     Floats,
     FoundNgrams,
-    Ints,
     Pairs,
     ReferenceNgrams,
     WeightedImages,
     Words,
     join,
-    offsets_of,
     split,
 )
 
@@ -116,7 +115,7 @@ class CaptionScorer:
         require_references(references)
         captions = list(chain.from_iterable(references.values()))
         self.rows = {image_id: row for row, image_id in enumerate(references)}
-        self.offsets = offsets_of(np.array([len(captions) for captions in references.values()]))
+        self.offsets = to_offsets(np.array([len(captions) for captions in references.values()]))
         self.word_ids: dict[str, int] = {}
         self.words = Words.read([text.split() for text in captions], self.word_ids)
         self.rouge_words = Words.read([text.split(" ") for text in captions], self.word_ids)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from ..pipeline.ragged import Ints, ranges, take_rows, to_offsets
+
 Floats = NDArray[np.float64]
 
 MAX_ORDER = 4  # n-grams of 1 to 4 words
@@ -36,12 +37,11 @@ class Words:
         """Number the words of the captions, adding new ones to `word_ids`."""
         ids = [word_ids.setdefault(word, len(word_ids)) for words in captions for word in words]
         lengths = np.array([len(words) for words in captions], np.int64)
-        return cls(np.array(ids, np.int64), offsets_of(lengths))
+        return cls(np.array(ids, np.int64), to_offsets(lengths))
 
     def take(self, index: Ints) -> "Words":
         """Pick captions, (K,) int64, some perhaps several times."""
-        lengths = self.lengths[index]
-        return Words(self.ids[ranges(self.offsets[index], lengths)], offsets_of(lengths))
+        return Words(*take_rows(self.ids, self.offsets, index))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,7 +80,7 @@ class Pairs:
         """
         counts = np.diff(image_offsets)[rows]
         owners = np.repeat(np.arange(len(rows)), counts)
-        return cls(owners, ranges(image_offsets[rows], counts), offsets_of(counts))
+        return cls(owners, ranges(image_offsets[rows], counts), to_offsets(counts))
 
 
 @dataclass(frozen=True)
@@ -322,17 +322,6 @@ def join(high: Ints, low: Ints) -> Ints:
 def split(keys: Ints) -> tuple[Ints, Ints]:
     """The two numbers of each key."""
     return keys >> BITS, keys & ((1 << BITS) - 1)
-
-
-def offsets_of(counts: Ints) -> Ints:
-    """Where each of several runs begins, and the last ends: (n,) counts → (n + 1,) int64."""
-    return np.append(0, np.cumsum(counts))
-
-
-def ranges(first: Ints, counts: Ints) -> Ints:
-    """The numbers first[i], first[i] + 1, …, counts[i] of them, for each i in turn."""
-    shifts = first - offsets_of(counts)[:-1]
-    return np.repeat(shifts, counts) + np.arange(counts.sum())
 
 
 def norms_of(weights: Floats, owners: Ints, num_owners: int) -> Floats:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from .datasets import ImageRecord
 from .errors import MismatchError, MissingArtifactError
 from .manifest import atomic_path
+from .ragged import to_offsets
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -96,11 +97,6 @@ class EncodedCaptions:
         )
 
 
-def to_offsets(lengths: npt.ArrayLike) -> Int64Array:
-    """(M,) lengths → (M + 1,) int64 offsets that begin with 0."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
 def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
     """Write images.parquet."""
     columns = {
@@ -112,22 +108,22 @@ def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
 
 
 def write_captions(
-    path: Path, encoded: EncodedCaptions, captions: Sequence[str], words: Sequence[str]
+    path: Path, encoded: EncodedCaptions, captions: pa.Array, words: pa.Array
 ) -> None:
     """Write captions.parquet.
 
     Args:
         path: of the file.
         encoded: M captions.
-        captions: (M,) as written.
-        words: (M,) tokens joined by one space.
+        captions: (M,) string, as written.
+        words: (M,) string, tokens joined by one space.
     """
     offsets = pa.array(encoded.offsets.astype(np.int32))
     columns = {
         "caption_id": pa.array(encoded.caption_ids),
         "image_id": pa.array(encoded.image_ids),
-        "caption": pa.array(captions, pa.string()),
-        "words": pa.array(words, pa.string()),
+        "caption": captions,
+        "words": words,
         "token_ids": pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens)),
     }
     _write_table(path, columns)

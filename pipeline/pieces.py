@@ -52,11 +52,11 @@ class WordCutter(dict[str, tuple[str, ...]]):
         return pieces
 
 
-def train_bpe(token_lists: Sequence[Sequence[str]], num_pieces: int = DEFAULT_NUM_PIECES) -> str:
+def train_bpe(captions: Sequence[str], num_pieces: int = DEFAULT_NUM_PIECES) -> str:
     """Train a byte-pair encoding that joins letters inside words only.
 
     Args:
-        token_lists: the words of each caption of the train split, and of no other.
+        captions: of the train split and of no other, their words joined by one space each.
         num_pieces: at most this many, the single letters included.
 
     Returns:
@@ -69,7 +69,7 @@ def train_bpe(token_lists: Sequence[Sequence[str]], num_pieces: int = DEFAULT_NU
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    words = set(chain.from_iterable(token_lists))
+    words = set(chain.from_iterable(caption.split(" ") for caption in captions))
     letters = {word[0] for word in words} | {CONTINUES + x for word in words for x in word[1:]}
     if num_pieces < len(letters):
         raise ConfigError(
@@ -86,7 +86,7 @@ def train_bpe(token_lists: Sequence[Sequence[str]], num_pieces: int = DEFAULT_NU
         # Numbered here: the trainer would do it in an order, and break ties, by chance.
         special_tokens=sorted(letters),
     )
-    tokenizer.train_from_iterator((" ".join(tokens) for tokens in token_lists), trainer)
+    tokenizer.train_from_iterator(captions, trainer)
     value = json.loads(tokenizer.to_str())
     value["added_tokens"] = []  # the letters are ordinary pieces from here on
     return json.dumps(value, ensure_ascii=False)

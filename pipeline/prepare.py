@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from .captions import EncodedCaptions, read_images, to_offsets, write_captions, write_images
+from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
 from .console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .datasets import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
@@ -24,7 +25,7 @@ from .errors import ShowTellError
 from .imagefiles import ImageFiles
 from .manifest import MANIFEST_NAME, Manifest, Stopwatch, atomic_path, hash_file, hash_json, locked
 from .pieces import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
-from .tokenizer import tokenize_all
+from .tokenized import TokenizedCaptions, tokenize_all
 from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
@@ -39,8 +40,8 @@ class Prepared:
 
     Attributes:
         records: N images, without those that have no words in any caption.
-        captions: (M,) as written.
-        words: (M,) tokens joined by one space.
+        captions: (M,) string, as written.
+        words: (M,) string, tokens joined by one space.
         encoded: M captions.
         splits: (M,) str, the split of each caption.
         vocab: the words of train, or their pieces.
@@ -48,8 +49,8 @@ class Prepared:
     """
 
     records: list[ImageRecord]
-    captions: list[str]
-    words: list[str]
+    captions: pa.Array
+    words: pa.Array
     encoded: EncodedCaptions
     splits: npt.NDArray[np.str_]
     vocab: Vocab
@@ -145,46 +146,48 @@ def _encode(
 ) -> Prepared:
     """Tokenize, count the vocabulary on train, and turn words into ids."""
     with stopwatch.part("tokenize"):
-        token_lists = tokenize_all(chain.from_iterable(record.captions for record in records))
-    worded, wordless = _drop_wordless(records, token_lists)
-    token_lists = [tokens for tokens in token_lists if tokens]
-    per_image = [len(record.captions) for record in worded]
-    splits = np.repeat([record.split for record in worded], per_image)
+        texts = chain.from_iterable(record.captions for record in records)
+        captions = pa.array(texts, pa.string())
+        tokenized = tokenize_all(captions)
+        worded = tokenized.lengths > 0
+        records, wordless = _drop_wordless(records, worded)
+        captions, tokenized = captions.filter(pa.array(worded)), tokenized.select(worded)
+    per_image = [len(record.captions) for record in records]
+    splits = np.repeat([record.split for record in records], per_image)
     with stopwatch.part("vocabulary"):
-        train = list(compress(token_lists, (splits == "train").tolist()))
-        vocab = _choose_vocab(config, tokenizer, train)
+        vocab = _choose_vocab(config, tokenizer, tokenized.select(splits == "train"))
     with stopwatch.part("encode"):
-        token_ids = [vocab.encode(tokens) for tokens in token_lists]
+        tokens, offsets = tokenized.encode([vocab.encode([word]) for word in tokenized.words])
         encoded = EncodedCaptions(
-            caption_ids=np.arange(len(token_lists)),
-            image_ids=np.repeat([record.image_id for record in worded], per_image),
-            tokens=np.fromiter(chain.from_iterable(token_ids), dtype=np.int32),
-            offsets=to_offsets([len(ids) for ids in token_ids]),
+            caption_ids=np.arange(len(tokenized)),
+            image_ids=np.repeat([record.image_id for record in records], per_image),
+            tokens=tokens,
+            offsets=offsets,
         )
-        captions = list(chain.from_iterable(record.captions for record in worded))
-        words = [" ".join(tokens) for tokens in token_lists]
-    return Prepared(worded, captions, words, encoded, splits, vocab, wordless)
+        words = tokenized.texts()
+    return Prepared(records, captions, words, encoded, splits, vocab, wordless)
 
 
-def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: list[list[str]]) -> Vocab:
+def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
     """The vocabulary that the options mean, counted on the captions of train."""
     if config.vocab == "bpe":
-        tokenizer = train_bpe(train, config.vocab_size or DEFAULT_NUM_PIECES)
+        captions = train.texts().to_pylist()
+        tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
     if tokenizer is not None:
-        return build_piece_vocab(train, tokenizer)
-    return build_vocab(train, min_count=config.min_count, vocab_size=config.vocab_size)
+        return build_piece_vocab(train.count(), tokenizer)
+    return build_vocab(train.count(), min_count=config.min_count, vocab_size=config.vocab_size)
 
 
 def _drop_wordless(
-    records: list[ImageRecord], token_lists: list[list[str]]
+    records: list[ImageRecord], worded: npt.NDArray[np.bool_]
 ) -> tuple[list[ImageRecord], tuple[tuple[str, str], ...]]:
-    """Leave out captions of nothing but punctuation, and images that have no other."""
-    if all(token_lists):
+    """Leave out captions of nothing but punctuation, (M,) false, and images that have no other."""
+    if worded.all():
         return records, ()
-    print_warning(f"{token_lists.count([]):,} captions without a word left out.")
-    tokens = iter(token_lists)
+    print_warning(f"{(~worded).sum():,} captions without a word left out.")
+    has_word = iter(worded.tolist())
     stripped = [
-        replace(record, captions=tuple(text for text in record.captions if next(tokens)))
+        replace(record, captions=tuple(text for text in record.captions if next(has_word)))
         for record in records
     ]
     empty = [record.file_name for record in stripped if not record.captions]

@@ -29,7 +29,6 @@ Source: Marcus et al. 1993, Penn Treebank; the rules of Stanford CoreNLP 3.4.1, 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 # What pycocoevalcap drops, and the plain double quote, which the lexer spells `` or ''. Its list
 # has -LRB- and kin too, but tokens are in lower case by then.
@@ -335,33 +334,32 @@ def _lex(text: str, following: str = _NEXT_CAPTION) -> list[str]:
     return [token for token in line.split(" ") if token and token not in PUNCTUATION]
 
 
-class _DependsOnNextWordError(Exception):
-    """A chunk that cannot be read by itself: what "B." is depends on the word after it."""
-
-
-class _Chunks(dict[str, list[str]]):
-    """Chunk between spaces → its tokens; captions repeat their words, so most are met once."""
-
-    MAX_SIZE = 1 << 18
-
-    def __missing__(self, chunk: str) -> list[str]:
-        tokens = _lex(chunk)
-        if chunk[-1] == "." and any(_lex(chunk, word) != tokens for word in (" a ", " ltd ")):
-            raise _DependsOnNextWordError
-        if len(self) >= self.MAX_SIZE:
-            self.clear()
-        self[chunk] = tokens
-        return tokens
-
-
-_CHUNKS = _Chunks()
-
 # Where a token, or the context it needs, may reach across a space: markup, numbers in several
-# parts, spaced dots, "no. 5"; and the rare characters, for some of them are spaces. All begin
-# with one class, which lets the search skip ordinary text quickly.
-_REACHES_ACROSS = re.compile(
-    r"[^ -(*-\-/:;=-~](?:(?<=[^ -;=-~])|(?<=[0-9)]) +[0-9]|(?<=\.) +[.0-9])"
+# parts, spaced dots, "no. 5"; and the rare characters, for some of them are spaces. Of the syntax
+# that RE2, pyarrow's, has in common with `re`.
+REACHES_ACROSS = r"[^ -;=-~]|[0-9)] +[0-9]|\. +[.0-9]"
+
+# Words that are two, and those that keep their period: all others of letters alone are themselves.
+_NOT_AS_WRITTEN = re.compile(
+    r"(?i:cannot|gonna|wanna|gotta|lemme|gimme)[.,]?"
+    rf"|{ABBREVIATION}|{TITLE}|[A-Za-z]\.|(?i:ca|figs?|prop|nos?|art|bldg|pp|op|pty|pte|co)\."
 )
+
+
+def read_chunk(chunk: str) -> list[str] | None:
+    """Read what stands between two spaces of a caption in which `REACHES_ACROSS` finds nothing.
+
+    Returns:
+        Its words, lowercased, without punctuation; None where they depend on the word after it, as
+        those of "B." do.
+    """
+    word = chunk[:-1] if chunk[-1:] in (".", ",") else chunk
+    if word.isalpha() and not _NOT_AS_WRITTEN.fullmatch(chunk):
+        return [word.lower()]
+    tokens = _lex(chunk)
+    if chunk[-1:] == "." and any(_lex(chunk, word) != tokens for word in (" a ", " ltd ")):
+        return None
+    return tokens
 
 
 def tokenize(caption: str) -> list[str]:
@@ -373,15 +371,4 @@ def tokenize(caption: str) -> list[str]:
     Returns:
         Lowercased tokens without punctuation; empty for a caption of only punctuation.
     """
-    caption = caption.replace("\n", " ")
-    if not _REACHES_ACROSS.search(caption):
-        try:
-            return list(chain.from_iterable(map(_CHUNKS.__getitem__, caption.split())))
-        except _DependsOnNextWordError:
-            pass
-    return _lex(caption)
-
-
-def tokenize_all(captions: Iterable[str]) -> list[list[str]]:
-    """Tokenize many captions; the same words as `tokenize` gives for each."""
-    return [tokenize(caption) for caption in captions]
+    return _lex(caption.replace("\n", " "))

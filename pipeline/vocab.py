@@ -19,7 +19,7 @@ The id of a word is its place: the four specials come first, then `words` in the
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
@@ -137,7 +137,7 @@ class Vocab:
 
 
 def build_vocab(
-    token_lists: Iterable[Sequence[str]],
+    counts: Mapping[str, int],
     *,
     min_count: int | None = None,
     vocab_size: int | None = None,
@@ -145,7 +145,7 @@ def build_vocab(
     """Choose the words to know, most frequent first, equally frequent ones by the alphabet.
 
     Args:
-        token_lists: the words of each caption of the train split, and of no other.
+        counts: word → occurrences in the captions of the train split, and of no other.
         min_count: keep words that occur at least this often; 5 where neither option is given.
         vocab_size: keep this many words instead, the specials not counted.
 
@@ -155,10 +155,8 @@ def build_vocab(
     """
     if min_count is not None and vocab_size is not None:
         raise ConfigError("--min-count and --vocab-size exclude each other; give one.")
-    counts = Counter(chain.from_iterable(token_lists))
-    for special in SPECIALS:
-        counts.pop(special, None)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordinary = [item for item in counts.items() if item[0] not in SPECIALS]
+    ranked = sorted(ordinary, key=lambda item: (-item[1], item[0]))
     least = 1 if vocab_size is not None else min_count or DEFAULT_MIN_COUNT
     kept = [(word, count) for word, count in ranked[:vocab_size] if count >= least]
     if not kept:
@@ -170,19 +168,22 @@ def build_vocab(
     return Vocab(SPECIALS + words, (0,) * len(SPECIALS) + occurrences)
 
 
-def build_piece_vocab(token_lists: Iterable[Sequence[str]], tokenizer: str) -> Vocab:
-    """Know the pieces that a tokenizer cuts the captions of train into, and no others.
+def build_piece_vocab(counts: Mapping[str, int], tokenizer: str) -> Vocab:
+    """Know the pieces that a tokenizer cuts the words of train into, and no others.
 
     Args:
-        token_lists: as for `build_vocab`.
+        counts: as for `build_vocab`.
         tokenizer: the text of its `tokenizer.json`.
 
     Raises:
         DatasetError: it can spell no word of train.
     """
     cutter = WordCutter(tokenizer)
-    pieces = [list(chain.from_iterable(map(cutter.__getitem__, words))) for words in token_lists]
-    if not set(chain.from_iterable(pieces)).difference(SPECIALS):
+    pieces: Counter[str] = Counter()
+    for word, count in counts.items():
+        for piece in cutter[word]:
+            pieces[piece] += count
+    if not pieces.keys() - SPECIALS:
         raise DatasetError(
             "the tokenizer knows no word of train: is it one of another language? "
             "Give another tokenizer.json, or --vocab bpe."

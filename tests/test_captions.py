@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -7,17 +8,17 @@ from showtell.pipeline.captions import (
     read_captions,
     read_images,
     read_references,
-    to_offsets,
     write_captions,
     write_images,
 )
 from showtell.pipeline.datasets import ImageRecord
 from showtell.pipeline.errors import MismatchError, MissingArtifactError
+from showtell.pipeline.ragged import to_offsets
 
 TOKENS = [[4, 5, 6], [7], [4, 4], [], [9, 8, 7, 6]]
 IMAGES = [30, 30, 2**40, 7, 7]
-TEXTS = ["A dog runs", "dogs", "näh näh", "!", "a b c d"]
-WORDS = ["a dog runs", "dogs", "näh näh", "", "2\u00a01/2 b c d"]
+TEXTS = pa.array(["A dog runs", "dogs", "näh näh", "!", "a b c d"])
+WORDS = pa.array(["a dog runs", "dogs", "näh näh", "", "2\u00a01/2 b c d"])
 
 
 def encode(token_lists=TOKENS, image_ids=IMAGES):
@@ -64,7 +65,7 @@ def test_captions_roundtrip_over_many_row_groups(tmp_path):
     tokens = [rng.integers(4, 99, size=rng.integers(0, 20)).tolist() for _ in range(3000)]
     path = tmp_path / "captions.parquet"
     encoded = encode(tokens, rng.integers(0, 500, size=3000))
-    write_captions(path, encoded, ["x"] * 3000, ["x"] * 3000)
+    write_captions(path, encoded, *[pa.array(["x"] * 3000)] * 2)
     pq.write_table(pq.read_table(path), path, row_group_size=97)
     again = read_captions(path)
     assert listed(again) == tokens
@@ -73,7 +74,7 @@ def test_captions_roundtrip_over_many_row_groups(tmp_path):
 
 def test_no_captions_roundtrip_too(tmp_path):
     path = tmp_path / "captions.parquet"
-    write_captions(path, encode([], []), [], [])
+    write_captions(path, encode([], []), *[pa.array([], pa.string())] * 2)
     again = read_captions(path)
     assert (len(again), again.offsets.tolist(), again.tokens.tolist()) == (0, [0], [])
 

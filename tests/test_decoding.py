@@ -25,7 +25,9 @@ def make_store(features: torch.Tensor) -> SimpleNamespace:
 
 
 def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) -> None:
-    vocab = build_vocab([["a", "dog", "runs", "on", "grass", "and", "sand", "fast"]], min_count=1)
+    vocab = build_vocab(
+        dict.fromkeys(["a", "dog", "runs", "on", "grass", "and", "sand", "fast"], 1), min_count=1
+    )
     decoder = random_decoder(vocab_size=len(vocab)).train()
     options, rows = DecodingOptions(beam=2), torch.tensor([5, 2, 9, 9, 0, 1, 7])
     features = iterate_features(decoder, store, rows, batch_size=3)

@@ -23,7 +23,7 @@ from showtell.pipeline.config import EvalConfig, PrepareConfig, TrainConfig
 from showtell.pipeline.errors import ConfigError, DatasetError, MissingArtifactError
 from showtell.pipeline.pieces import WordCutter, read_tokenizer, train_bpe
 from showtell.pipeline.prepare import prepare, up_to_date
-from showtell.pipeline.tokenizer import tokenize_all
+from showtell.pipeline.tokenizer import tokenize
 from showtell.pipeline.vocab import EOS, SPECIALS, UNK, Vocab, build_piece_vocab
 
 TEXTS = [
@@ -34,9 +34,12 @@ TEXTS = [
     "Señor Müller's dog runs and runs to the 日本 sign.",
     "A man runs and a woman runs, running and skating.",
 ]
-CAPTIONS = tokenize_all(TEXTS)
+CAPTIONS = [tokenize(text) for text in TEXTS]
+COUNTS = Counter(chain.from_iterable(CAPTIONS))
 LINES = [" ".join(words) for words in CAPTIONS]
-UNSEEN = tokenize_all(["A runner skates with the dogs", "The woman's boarder isn't red"])
+UNSEEN = [
+    tokenize(text) for text in ("A runner skates with the dogs", "The woman's boarder isn't red")
+]
 MARKERS = ("Ġ", "##", "▁", "[CLS]", "[SEP]", "[UNK]", "<unk>", "<|endoftext|>")
 
 
@@ -85,7 +88,7 @@ def library_tokens(path: Path, line: str) -> list[str]:
 
 
 def test_bpe_gives_back_every_caption_and_spells_unseen_words() -> None:
-    vocab = build_piece_vocab(CAPTIONS, train_bpe(CAPTIONS, 100))
+    vocab = build_piece_vocab(COUNTS, train_bpe(LINES, 100))
     assert [vocab.decode(vocab.encode(words)) for words in CAPTIONS] == LINES
     new = ["skating", "skates", "skaters", "ins", "runs"]  # of letters that train leaves unjoined
     ids = vocab.encode(new)
@@ -94,7 +97,7 @@ def test_bpe_gives_back_every_caption_and_spells_unseen_words() -> None:
 
 
 def test_bpe_cuts_as_the_library_does() -> None:
-    text = train_bpe(CAPTIONS, 120)
+    text = train_bpe(LINES, 120)
     tokenizer, cutter = Tokenizer.from_str(text), WordCutter(text)
     for words in [*CAPTIONS, *UNSEEN]:
         ours = [piece for word in words for piece in cutter[word]]
@@ -108,26 +111,26 @@ def test_bpe_cuts_as_the_library_does() -> None:
 
 
 def test_bpe_has_the_same_bytes_every_time_and_at_most_the_pieces_asked_for() -> None:
-    texts = {train_bpe(CAPTIONS, 130) for _ in range(5)}
+    texts = {train_bpe(LINES, 130) for _ in range(5)}
     assert len(texts) == 1
     for num_pieces in (80, 130):
-        text = train_bpe(CAPTIONS, num_pieces)
-        assert len(build_piece_vocab(CAPTIONS, text)) <= num_pieces + len(SPECIALS)
+        text = train_bpe(LINES, num_pieces)
+        assert len(build_piece_vocab(COUNTS, text)) <= num_pieces + len(SPECIALS)
     # With room for all, every word is whole and nothing is joined across a space.
-    largest = build_piece_vocab(CAPTIONS, train_bpe(CAPTIONS, 1000))
+    largest = build_piece_vocab(COUNTS, train_bpe(LINES, 1000))
     assert set(largest.words[4:]) == {f" {word}" for word in chain.from_iterable(CAPTIONS)}
 
 
 def test_bpe_smaller_than_the_alphabet_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--vocab-size 5 is less than the 7 letters of train"):
-        train_bpe([["abc", "ca", "b"], ["da"]], 5)  # a b c d begin words; a b c stand inside
-    train_bpe([["abc", "ca", "b"], ["da"]], 7)
+        train_bpe(["abc ca b", "da"], 5)  # a b c d begin words; a b c stand inside
+    train_bpe(["abc ca b", "da"], 7)
 
 
 @pytest.mark.parametrize("save", [save_gpt2_style, save_bert_style])
 def test_tokenizer_json_decodes_to_clean_ptb_words(tmp_path, save) -> None:
     path = save(tmp_path / "tokenizer.json")
-    vocab = build_piece_vocab(CAPTIONS, read_tokenizer(path))
+    vocab = build_piece_vocab(COUNTS, read_tokenizer(path))
     known = 0
     for words in [*CAPTIONS, *UNSEEN]:
         ids = vocab.encode(words)
@@ -147,7 +150,7 @@ def test_tokenizer_json_decodes_to_clean_ptb_words(tmp_path, save) -> None:
 def test_tokenizer_keeps_only_the_pieces_of_train(tmp_path) -> None:
     path = save_gpt2_style(tmp_path / "tokenizer.json")
     cutter = WordCutter(read_tokenizer(path))
-    vocab = build_piece_vocab(CAPTIONS[:2], read_tokenizer(path))
+    vocab = build_piece_vocab(Counter(chain(*CAPTIONS[:2])), read_tokenizer(path))
     counts = Counter(piece for words in CAPTIONS[:2] for word in words for piece in cutter[word])
     assert dict(zip(vocab.words[4:], vocab.counts[4:], strict=True)) == counts
     assert len(vocab) < Tokenizer.from_file(str(path)).get_vocab_size() / 2
@@ -156,17 +159,17 @@ def test_tokenizer_keeps_only_the_pieces_of_train(tmp_path) -> None:
 
 def test_word_that_the_tokenizer_cannot_spell_is_one_unknown(tmp_path) -> None:
     path = save_bert_style(tmp_path / "tokenizer.json")
-    vocab = build_piece_vocab(CAPTIONS, read_tokenizer(path))
+    vocab = build_piece_vocab(COUNTS, read_tokenizer(path))
     assert vocab.encode(["日本"]) == [UNK]
     ids = vocab.encode(["a", "日本", "sign"])
     assert vocab.decode(ids) == "a <unk> sign"
     with pytest.raises(DatasetError, match="knows no word of train"):
-        build_piece_vocab([["日本", "人"]], read_tokenizer(path))
+        build_piece_vocab({"日本": 1, "人": 1}, read_tokenizer(path))
 
 
 def test_piece_vocab_roundtrips_through_its_file_alone(tmp_path) -> None:
     tokenizer = save_gpt2_style(tmp_path / "tokenizer.json")
-    vocab = build_piece_vocab(CAPTIONS, read_tokenizer(tokenizer))
+    vocab = build_piece_vocab(COUNTS, read_tokenizer(tokenizer))
     vocab.write(tmp_path / "vocab.json")
     tokenizer.unlink()
     again = Vocab.read(tmp_path / "vocab.json")

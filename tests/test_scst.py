@@ -1,5 +1,7 @@
 import random
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def make_references() -> dict[int, list[str]]:
 
 
 REFERENCES = make_references()
-VOCAB = build_vocab([text.split() for texts in REFERENCES.values() for text in texts], min_count=1)
+VOCAB = build_vocab(Counter(" ".join(chain(*REFERENCES.values())).split()), min_count=1)
 
 
 def make_loss(**options: object) -> SelfCriticalLoss:

@@ -8,7 +8,7 @@ from showtell.model.wordvectors import read_word_vectors, set_word_vectors
 from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError
 from showtell.pipeline.vocab import build_vocab
 
-VOCAB = build_vocab([["a", "dog", "runs", "1/2"]], min_count=1)
+VOCAB = build_vocab(dict.fromkeys(["a", "dog", "runs", "1/2"], 1), min_count=1)
 VECTORS = {"dog": [0.5, -1.0, 2.0], "cat": [1.0, 1.0, 1.0], "1/2": [0.25, 0.0, -3e-2]}
 
 
