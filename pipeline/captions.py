@@ -28,9 +28,8 @@ import pyarrow.parquet as pq
 from .datasets import ImageRecord
 from .errors import MismatchError, MissingArtifactError
 from .manifest import atomic_path
-from .ragged import to_offsets
+from .ragged import Ints, to_offsets
 
-Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 
 
@@ -44,16 +43,16 @@ class ImageTable:
         splits: (N,) "train", "val" or "test".
     """
 
-    image_ids: Int64Array
+    image_ids: Ints
     file_names: list[str]
     splits: list[str]
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def select(self, split: str) -> Int64Array:
+    def select(self, split: str) -> Ints:
         """(n,) int64, ids of the images in `split`; none where there is no such split."""
-        selected: Int64Array = self.image_ids[[name == split for name in self.splits]]
+        selected: Ints = self.image_ids[[name == split for name in self.splits]]
         return selected
 
 
@@ -68,16 +67,16 @@ class EncodedCaptions:
         offsets: (M + 1,) int64.
     """
 
-    caption_ids: Int64Array
-    image_ids: Int64Array
+    caption_ids: Ints
+    image_ids: Ints
     tokens: Int32Array
-    offsets: Int64Array
+    offsets: Ints
 
     def __len__(self) -> int:
         return len(self.caption_ids)
 
     @property
-    def lengths(self) -> Int64Array:
+    def lengths(self) -> Ints:
         """(M,) int64, words in each caption."""
         return np.diff(self.offsets)
 

