@@ -14,6 +14,7 @@ from ..pipeline.vocab import BOS
 from .aligned import inference_linear
 from .attention import AdaptiveAttention, Attention
 from .dropout import Dropout
+from .recurrence import run_layer
 from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -219,7 +220,7 @@ class Decoder(nn.Module):
             owners = torch.arange(len(state), device=inputs.device)
         words = self.dropout(self.embedding(inputs))
         if self.config.attention == "none":
-            outputs = self._run(words, state.take(owners).hidden, lengths)[0]
+            outputs = self._read(words, state.take(owners).hidden, lengths)
         elif self.config.attention == "adaptive" and self.config.cell != "lstm":
             outputs = self._read_then_look(words, state, owners, lengths)
         else:
@@ -262,7 +263,7 @@ class Decoder(nn.Module):
         keys, values, image = state.memory
         (start,) = replace(state, memory=()).take(owners).hidden
         inputs = words + image[owners, None]
-        outputs, _ = self._run(inputs, (start,), lengths)
+        outputs = self._read(inputs, (start,), lengths)
         previous = torch.cat([start[-1][:, None], outputs[:, :-1]], 1)
         # The words alone, in one line: an image's captions have many lengths, and half a batch
         # would be padding.
@@ -323,18 +324,25 @@ class Decoder(nn.Module):
         """(R, X) → (N, K, X), the rows of each image together."""
         return rows.view(-1, state.num_beams, rows.shape[1])
 
-    def _run(
-        self, inputs: Tensor, hidden: Hidden | None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Hidden]:
+    def _run(self, inputs: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Run the fused cell, (B, T, E) → (B, T, H); the state is a tuple for every cell."""
         start = hidden if hidden is None or self.config.cell == "lstm" else hidden[0]
-        if lengths is None:
-            outputs, end = self.cell(inputs, start)
-        else:
-            packed = pack_padded_sequence(inputs, lengths, batch_first=True)
-            packed, end = self.cell(packed, start)
-            outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])
+        outputs, end = self.cell(inputs, start)
         return outputs, end if self.config.cell == "lstm" else (end,)
+
+    def _read(self, inputs: Tensor, hidden: Hidden, lengths: Tensor | None) -> Tensor:
+        """Run the cell over captions of these lengths, (B, T, E) → (B, T, H)."""
+        if lengths is None:
+            return self._run(inputs, hidden)[0]
+        packed = pack_padded_sequence(inputs, lengths, batch_first=True)
+        if inputs.device.type == "cpu" and torch.is_grad_enabled():
+            for layer in range(self.config.num_layers):
+                if layer:
+                    packed = packed._replace(data=self.dropout(packed.data))
+                packed = run_layer(self.cell, layer, packed, tuple(part[layer] for part in hidden))
+        else:
+            packed, _ = self.cell(packed, hidden if self.config.cell == "lstm" else hidden[0])
+        return pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])[0]
 
 
 def _real_positions(shape: torch.Size, lengths: Tensor | None) -> Tensor:

@@ -1,0 +1,186 @@
+"""Training of recurrent layers on the CPU: the numbers of torch's GRU, LSTM and RNN, sooner.
+
+torch leaves each step of these layers to autograd. On a CPU the gradient of every step is then an
+array as large as the whole batch, mostly zeros, and the recurrent matrix gets its gradient step by
+step. Here one loop goes back through the steps, and one product makes the matrix's gradient.
+
+Letters in shapes: B captions, W words of all captions, H hidden, G gates of H each, n captions that
+go on at a step. The words lie as in a PackedSequence: the first of all captions, then the second of
+those that have two, and so on.
+
+Source: backpropagation through time, Werbos 1990; the cells as torch.nn documents them.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import PackedSequence
+
+# The state of n captions: (h,) of GRU and RNN, (h, c) of LSTM; each (n, H).
+State = tuple[Tensor, ...]
+
+
+def run_layer(cell: nn.RNNBase, layer: int, words: PackedSequence, start: State) -> PackedSequence:
+    """Run a layer of a cell over captions.
+
+    Args:
+        cell: an nn.GRU, an nn.LSTM, or an nn.RNN of tanh; of one direction.
+        layer: which of its layers.
+        words: its inputs, (W, E), the longest caption first.
+        start: the state before the first words, (B, H) each.
+
+    Returns:
+        The outputs, (W, H); under autocast in its type, the steps between in it too.
+    """
+    weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
+    inputs = F.linear(
+        words.data, getattr(cell, f"weight_ih_l{layer}"), getattr(cell, f"bias_ih_l{layer}")
+    )
+    outputs: Tensor = _Run.apply(
+        STEPS[type(cell)],
+        words.batch_sizes.tolist(),
+        inputs,
+        *(x.to(inputs.dtype) for x in (weight, bias, *start)),
+    )
+    return words._replace(data=outputs)
+
+
+class _GruStep:
+    """One step of n captions, forward and back."""
+
+    def __init__(self, inputs: Tensor, product: Tensor, state: State) -> None:
+        """Take the step.
+
+        Args:
+            inputs: (n, G · H), what the words say to the gates.
+            product: (n, G · H), what the state says to them.
+            state: before the step.
+        """
+        (before,) = state
+        size = before.shape[1]
+        gates = torch.sigmoid(inputs[:, : 2 * size] + product[:, : 2 * size])
+        self.reset, self.update = gates.split(size, 1)
+        self.recalled = product[:, 2 * size :]
+        self.new = torch.addcmul(inputs[:, 2 * size :], self.reset, self.recalled).tanh_()
+        self.before = before
+        self.state = (torch.lerp(self.new, before, self.update),)
+
+    def go_back(self, grads: State, inputs_grad: Tensor, product_grad: Tensor) -> State:
+        """Go back over the step.
+
+        Args:
+            grads: of `state`.
+            inputs_grad: (n, G · H), filled with the gradient of the inputs.
+            product_grad: (n, G · H), likewise of the product.
+
+        Returns:
+            The gradients of the state before, but for what goes through the product.
+        """
+        (grad,) = grads
+        size = grad.shape[1]
+        reset_grad, update_grad, new_grad = inputs_grad.split(size, 1)
+        kept = grad * self.update
+        torch.mul(grad - kept, 1 - self.new.square(), out=new_grad)
+        torch.mul(kept * (1 - self.update), self.before - self.new, out=update_grad)
+        through_reset = new_grad * self.reset
+        torch.mul(through_reset * (1 - self.reset), self.recalled, out=reset_grad)
+        product_grad[:, : 2 * size] = inputs_grad[:, : 2 * size]
+        product_grad[:, 2 * size :] = through_reset
+        return (kept,)
+
+
+class _LstmStep:
+    """As `_GruStep`."""
+
+    def __init__(self, inputs: Tensor, product: Tensor, state: State) -> None:
+        _, self.before = state
+        size = self.before.shape[1]
+        gates = inputs + product
+        self.open, self.forget, self.new, self.output = gates.split(size, 1)
+        gates[:, : 2 * size].sigmoid_()
+        self.new.tanh_()
+        self.output.sigmoid_()
+        memory = torch.addcmul(self.open * self.new, self.forget, self.before)
+        self.told = memory.tanh()
+        self.state = (self.output * self.told, memory)
+
+    def go_back(self, grads: State, inputs_grad: Tensor, product_grad: Tensor) -> State:
+        grad, memory_grad = grads
+        size = grad.shape[1]
+        open_grad, forget_grad, new_grad, output_grad = inputs_grad.split(size, 1)
+        through_output = grad * self.output
+        memory_grad = torch.addcmul(memory_grad, through_output, 1 - self.told.square())
+        torch.mul(through_output * (1 - self.output), self.told, out=output_grad)
+        opened, kept = memory_grad * self.open, memory_grad * self.forget
+        torch.mul(opened, 1 - self.new.square(), out=new_grad)
+        torch.mul(opened * (1 - self.open), self.new, out=open_grad)
+        torch.mul(kept * (1 - self.forget), self.before, out=forget_grad)
+        product_grad.copy_(inputs_grad)
+        return torch.zeros_like(grad), kept
+
+
+class _RnnStep:
+    """As `_GruStep`."""
+
+    def __init__(self, inputs: Tensor, product: Tensor, state: State) -> None:
+        self.state = ((inputs + product).tanh_(),)
+
+    def go_back(self, grads: State, inputs_grad: Tensor, product_grad: Tensor) -> State:
+        (grad,), (output,) = grads, self.state
+        torch.mul(grad, 1 - output.square(), out=inputs_grad)
+        product_grad.copy_(inputs_grad)
+        return (torch.zeros_like(grad),)
+
+
+AnyStep = _GruStep | _LstmStep | _RnnStep
+STEPS: dict[type[nn.RNNBase], type[AnyStep]] = {
+    nn.GRU: _GruStep,
+    nn.LSTM: _LstmStep,
+    nn.RNN: _RnnStep,
+}
+
+
+class _Run(torch.autograd.Function):
+    """All steps of a layer; can be differentiated once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        step_type: type[AnyStep],
+        sizes: Sequence[int],
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *state: Tensor,
+    ) -> Tensor:
+        ctx.weight, ctx.spans = weight, [*pairwise(accumulate(sizes, initial=0))]
+        ctx.steps, ctx.before = [], []
+        for first, end in ctx.spans:
+            state = tuple(part[: end - first] for part in state)
+            ctx.before.append(state[0])
+            step = step_type(inputs[first:end], torch.addmm(bias, state[0], weight.T), state)
+            ctx.steps.append(step)
+            state = step.state
+        return torch.cat([step.state[0] for step in ctx.steps])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outputs_grad: Tensor) -> tuple[Any, ...]:
+        shape = (len(outputs_grad), len(ctx.weight))
+        inputs_grad, product_grad = (outputs_grad.new_empty(shape) for _ in range(2))
+        later: State = tuple(part[:0] for part in ctx.steps[-1].state)
+        for (first, end), step in zip(reversed(ctx.spans), reversed(ctx.steps), strict=True):
+            # Captions that end here are not in the later steps.
+            ended = (0, 0, 0, end - first - len(later[0]))
+            grads = [F.pad(part, ended) for part in later]
+            grads[0] += outputs_grad[first:end]
+            own = product_grad[first:end]
+            later = step.go_back(tuple(grads), inputs_grad[first:end], own)
+            later[0].addmm_(own, ctx.weight)
+        weight_grad = product_grad.T @ torch.cat(ctx.before)
+        return None, None, inputs_grad, weight_grad, product_grad.sum(0), *later
