@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.ragged import Ints, ranges, take_rows, to_offsets
+from ..pipeline.ragged import Ints, ranges, to_offsets
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +41,8 @@ class Words:
 
     def take(self, index: Ints) -> "Words":
         """Pick captions, (K,) int64, some perhaps several times."""
-        return Words(*take_rows(self.ids, self.offsets, index))
+        lengths = self.lengths[index]
+        return Words(self.ids[ranges(self.offsets[index], lengths)], to_offsets(lengths))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

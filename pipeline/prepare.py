@@ -5,9 +5,10 @@ whose details hold the absolute `source`, the out-of-vocabulary rate of each spl
 its words) and what was left out and why.
 """
 
+import gc
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -73,7 +74,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     find_recipe(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
-    with locked(directory):
+    with locked(directory), without_collections():
         if done := up_to_date(config):
             print_note(f"prepare: {directory} is up to date")
             return done
@@ -91,6 +92,18 @@ def prepare(config: PrepareConfig) -> Manifest:
         manifest.write(directory)
     _report(manifest, directory)
     return manifest
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Let the garbage collector rest: it would walk millions of strings again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def up_to_date(config: PrepareConfig) -> Manifest | None:

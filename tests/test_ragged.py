@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from showtell.pipeline.ragged import ranges, take_rows, to_offsets
+from showtell.pipeline.ragged import ranges, to_offsets
 
 ROWS = [[5, 6], [], [7], [], [1, 2, 3]]
 VALUES, OFFSETS = (
@@ -21,11 +21,3 @@ def test_rows_are_found_by_their_offsets() -> None:
 def test_ranges_follow_one_another() -> None:
     assert ranges(np.array([7, 3, 0]), np.array([2, 0, 3])).tolist() == [7, 8, 0, 1, 2]
     assert ranges(np.array([], np.int64), np.array([], np.int64)).tolist() == []
-
-
-def test_rows_are_taken_in_any_order_and_again() -> None:
-    for index in ([4, 0, 0, 1, 2], [3], [1, 3], []):
-        values, offsets = take_rows(VALUES, OFFSETS, np.array(index, np.int64))
-        expected = [ROWS[i] for i in index]
-        assert [values[a:b].tolist() for a, b in pairwise(offsets)] == expected
-        assert values.dtype == np.int32
