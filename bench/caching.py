@@ -2,32 +2,63 @@
 
 import tempfile
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
 
 from ..features.backbone import load_backbone
 from ..features.device import choose_device, keep_freed_memory
-from ..features.images import read_batches
+from ..features.images import ImageBatch, read_batches
 from ..features.plan import ImageList, list_images, plan_shards
 from ..features.runner import compute_shards, measure_bare_rate
 from ..features.store import FeatureStore, find_features, mending_command
+from ..features.transform import Transform, caffe_transform
 from ..pipeline.config import BenchConfig, FeaturesConfig
+from ..pipeline.errors import MissingArtifactError
+from ..pipeline.imagefiles import ImageFiles
 from ..pipeline.manifest import Manifest, Stopwatch
 from .figures import Figures
 from .limits import time_reading
 
 SHARD_SIZE = 256
+FULL_SIZE = ("coco2017", "coco2014")  # datasets of photographs about 640 pixels wide
+NUM_DECODED, NUM_ZIPPED = 1024, 256
 
 
 def bench_features(config: BenchConfig) -> Figures:
     """The features stage over some images, beside the network alone and the decoding alone."""
+    return measure_features(config, config.dataset)
+
+
+def bench_features_coco(config: BenchConfig) -> Figures:
+    """The same on COCO's photographs, in their full size, and how fast they come out of a zip.
+
+    Raises:
+        MissingArtifactError: no dataset of COCO is prepared.
+    """
+    for dataset in FULL_SIZE:
+        if Manifest.read(config.data / dataset / "captions") is not None:
+            figures = measure_features(config, dataset)
+            images = list_images(FeaturesConfig(data=config.data, dataset=dataset))
+            return replace(figures, details=figures.details | compare_sources(images))
+    raise MissingArtifactError(
+        f"{config.data} holds no photographs of COCO. Run 'showtell prepare --dataset coco2017' "
+        f"with --source DIR, or after 'showtell download --dataset coco2017'."
+    )
+
+
+def measure_features(config: BenchConfig, dataset: str) -> Figures:
+    """The features stage over images of a dataset, with the network of `config.dataset`."""
     keep_freed_memory()
     device = choose_device("auto")
     directory = find_features(config.dataset_dir, config.features)
     done = Manifest.require(directory, mending_command(directory))
     options = FeaturesConfig(
         data=config.data,
-        dataset=config.dataset,
+        dataset=dataset,
         encoder=done.config["encoder"],
         weights=done.details["weights"],
         image_size=done.config["image_size"],
@@ -37,21 +68,12 @@ def bench_features(config: BenchConfig) -> Figures:
         options.encoder, options.weights, options.image_size, device, options.precision
     )
     images = list_images(options)
-    reader = read_batches(
-        images.files, images.image_ids, images.file_names, backbone.transform, options.batch_size
-    )
-    batch = next(reader)
-    reader.close()
+    warm = repeat_images(images, options.batch_size)
+    batch = next(read_some(warm, backbone.transform, options.batch_size))
     bare = measure_bare_rate(backbone, batch.pixels.to(device), config.seconds)
-    num_images = min(len(images), SHARD_SIZE * max(1, round(config.seconds * bare / SHARD_SIZE)))
-    some = first_images(images, num_images)
-
-    started = time.perf_counter()
-    for _ in read_batches(
-        some.files, some.image_ids, some.file_names, backbone.transform, options.batch_size
-    ):
-        pass
-    decoding = num_images / (time.perf_counter() - started)
+    num_images = SHARD_SIZE * max(1, round(config.seconds * bare / SHARD_SIZE))
+    some = repeat_images(images, num_images)
+    decoding = measure_decoding(some, backbone.transform)
 
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as work:
@@ -65,17 +87,60 @@ def bench_features(config: BenchConfig) -> Figures:
         limit=min(bare, decoding),
         limited_by="the network alone" if bare < decoding else "the decoding of JPEGs alone",
         shares=shares,
-        details={"network_alone": bare, "decoding_alone": decoding, "num_images": num_images},
+        details={
+            "network_alone": bare,
+            "decoding_alone": decoding,
+            "num_images": num_images,
+            "num_files": min(num_images, len(images)),
+        },
     )
 
 
-def first_images(images: ImageList, count: int) -> ImageList:
-    """The first so many of a list."""
+def compare_sources(images: ImageList) -> dict[str, float]:
+    """Images/s decoded from a folder and from a zip, of the first files of a list."""
+    names = images.file_names[:NUM_ZIPPED]
+    rates = {}
+    with tempfile.TemporaryDirectory() as work:
+        for kind in ("folder", "zip"):
+            root = Path(work) / kind
+            root.mkdir()
+            for name in names:
+                content, top = images.files.read(name), name.partition("/")[0]
+                if kind == "folder":
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    (root / name).write_bytes(content)
+                else:
+                    with ZipFile(root / f"{top}.zip", "a") as archive:
+                        archive.writestr(name, content)
+            same = replace(images, files=ImageFiles(root), file_names=names)
+            same = repeat_images(same, NUM_DECODED)
+            rates[f"decoding_from_{kind}"] = measure_decoding(same, caffe_transform())
+    return rates
+
+
+def measure_decoding(images: ImageList, transform: Transform) -> float:
+    """Images per second that are read, decoded and scaled, with no network behind."""
+    started = time.perf_counter()
+    for _ in read_some(images, transform, 64):
+        pass
+    return len(images) / (time.perf_counter() - started)
+
+
+def read_some(
+    images: ImageList, transform: Transform, batch_size: int
+) -> Generator[ImageBatch, None, None]:
+    """Read a list's images in batches."""
+    return read_batches(images.files, images.image_ids, images.file_names, transform, batch_size)
+
+
+def repeat_images(images: ImageList, count: int) -> ImageList:
+    """So many images of a list, from its first on and round again; their ids are new."""
+    places = [place % len(images.file_names) for place in range(count)]
     return replace(
         images,
-        image_ids=images.image_ids[:count],
-        file_names=images.file_names[:count],
-        stamps=images.stamps[:count],
+        image_ids=np.arange(count),
+        file_names=[images.file_names[place] for place in places],
+        stamps=[images.stamps[place] for place in places],
     )
 
 

@@ -180,7 +180,7 @@ class _Run(torch.autograd.Function):
             grads = [F.pad(part, ended) for part in later]
             grads[0] += outputs_grad[first:end]
             own = product_grad[first:end]
-            later = step.go_back(tuple(grads), inputs_grad[first:end], own)
-            later[0].addmm_(own, ctx.weight)
+            kept, *rest = step.go_back(tuple(grads), inputs_grad[first:end], own)
+            later = (torch.addmm(kept, own, ctx.weight), *rest)
         weight_grad = product_grad.T @ torch.cat(ctx.before)
         return None, None, inputs_grad, weight_grad, product_grad.sum(0), *later

@@ -510,6 +510,7 @@ class CompareConfig(StageConfig):
 BENCH_STAGES = {
     "prepare": "captions:bench_prepare",
     "features": "caching:bench_features",
+    "features-coco": "caching:bench_features_coco",
     "shards": "caching:bench_shards",
     "train": "training:bench_train",
     "decode": "decoding:bench_decode",

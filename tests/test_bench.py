@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from showtell.bench import coco_scale, decoding, training
@@ -18,9 +19,16 @@ from showtell.model.objective import caption_loss
 from showtell.model.train import train
 from showtell.model.training_data import decoder_config, load_training_data
 from showtell.pipeline.captions import read_captions
-from showtell.pipeline.config import BENCH_STAGES, COCO_SCALE_STAGES, BenchConfig, TrainConfig
+from showtell.pipeline.config import (
+    BENCH_STAGES,
+    COCO_SCALE_STAGES,
+    BenchConfig,
+    PrepareConfig,
+    TrainConfig,
+)
 from showtell.pipeline.errors import MissingArtifactError
 from showtell.pipeline.manifest import Manifest
+from showtell.pipeline.prepare import prepare
 
 
 @pytest.fixture
@@ -71,6 +79,24 @@ def test_features_are_measured_beside_the_network_and_the_decoding(trained) -> N
     assert set(figures.shares) == {"read", "model", "write"}
     limits = figures.details["network_alone"], figures.details["decoding_alone"]
     assert figures.limit == min(limits)
+
+
+def test_photographs_of_coco_are_read_from_folder_and_zip(trained, tmp_path) -> None:
+    images, annotations = [], []
+    for folder in ("annotations", "train2017"):
+        (tmp_path / folder).mkdir()
+    for image_id in range(1, 13):
+        name = f"{image_id:012}.jpg"
+        Image.new("RGB", (640, 480), (20 * image_id, 80, 90)).save(tmp_path / "train2017" / name)
+        images.append({"id": image_id, "file_name": name})
+        annotations += [{"image_id": image_id, "caption": "A dog runs."}] * 5
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "annotations/captions_train2017.json").write_text(json.dumps(content))
+    prepare(PrepareConfig(data=trained, dataset="coco2017", source=tmp_path))
+    figures = measure("features-coco", BenchConfig(data=trained, dataset="scenes", seconds=0.05))
+    assert isinstance(figures, Figures)
+    assert figures.details["num_files"] < figures.details["num_images"]
+    assert figures.details["decoding_from_folder"] > 0 and figures.details["decoding_from_zip"] > 0
 
 
 def test_command_shows_a_table_and_adds_to_the_summary(trained, showtell) -> None:
