@@ -10,22 +10,25 @@ from showtell.model.official import Meteor
 WORDS = ("the", "a", "dog", "dogs", "runs", "running", "fast", "on", "of", "grass", "lawn", ",")
 
 
-@functools.cache
-def ask_jar():
-    """Captions' lines of counts, and how to have the jar score any choice of them."""
-    rng = random.Random(0)
+def draw_captions(rng: random.Random) -> tuple[list[list[str]], list[str]]:
+    """References and hypotheses of 60 images."""
     draw = lambda: " ".join(rng.choices(WORDS, k=rng.randint(0, 12)))  # noqa: E731
     references = [[draw() for _ in range(rng.randint(1, 5))] for _ in range(60)]
     hypotheses = [draw() for _ in references]
     hypotheses[:9] = [texts[0] for texts in references[:9]]  # matched whole
+    return references, hypotheses
+
+
+@functools.cache
+def ask_jar():
+    """Captions' lines of counts, and how to have the jar score any choice of them."""
+    rng = random.Random(0)
+    references, hypotheses = draw_captions(rng)
     rows = [np.arange(60), np.arange(12), *(np.array(rng.choices(range(60), k=60)) for _ in "abc")]
     with Meteor() as meteor:
         _, each, lines = meteor.score(references, hypotheses)
-        chosen = [
-            meteor.ask([" ||| ".join(("EVAL", *(lines[i] for i in drawn)))], len(drawn) + 1)[-1]
-            for drawn in rows
-        ]
-    return each, lines, rows, [float(score) for score in chosen]
+        chosen = [meteor.sum_up([lines[i] for i in drawn])[0] for drawn in rows]
+    return each, lines, rows, chosen
 
 
 def test_score_of_each_caption_equals_the_jars():
@@ -45,3 +48,13 @@ def test_score_of_any_choice_of_captions_equals_the_jars():
 
 def test_captions_without_a_match_score_zero():
     assert meteor_of_counts(np.zeros((2, 23))).tolist() == [0, 0]
+
+
+def test_processes_share_the_captions_and_the_score_is_the_same_to_the_last_digit():
+    references, hypotheses = draw_captions(random.Random(1))
+    with Meteor(1) as one, Meteor(3) as three:
+        assert len(three.processes) == 3
+        for count in (60, 59, 2):
+            whole = one.score(references[:count], hypotheses[:count])
+            assert three.score(references[:count], hypotheses[:count]) == whole
+            assert len(whole[1]) == len(whole[2]) == count
