@@ -520,6 +520,7 @@ BENCH_STAGES = {
 COCO_SCALE_STAGES = {
     "draw": "coco_scale:bench_draw",
     "prepare": "captions:bench_prepare",
+    "memory": "memory:bench_memory",
     "epoch": "training:bench_epoch",
     "decode": "decoding:bench_decode",
 }
@@ -535,7 +536,7 @@ class BenchConfig(DatasetConfig):
     run: str | None = option(None, "Run to decode with; default the newest without attention.")
     seconds: float = option(10.0, "Roughly how long each stage is measured.")
     coco_scale: bool = option(
-        False, "Draw captions and features of COCO's size; prepare, train an epoch, decode 5,000."
+        False, "Draw captions and features of COCO's size: prepare, memory, epoch, decode 5,000."
     )
 
     @property

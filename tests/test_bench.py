@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from showtell.bench import coco_scale, decoding, training
+from showtell.bench import coco_scale, decoding, memory, training
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
 from showtell.bench.run import choose_dataset, measure
@@ -146,6 +146,8 @@ def test_drawn_coco_has_its_statistics_and_goes_through_all_stages(tmp_path, mon
     monkeypatch.setattr(coco_scale, "VAL_IMAGES", 20)
     monkeypatch.setattr(coco_scale, "VAL_CAPTIONS", 100)
     monkeypatch.setattr(coco_scale, "FEATURE_DIM", 32)
+    monkeypatch.setattr(memory, "FEW", 100)
+    monkeypatch.setattr(memory, "MANY", 300)
     config = BenchConfig(data=tmp_path, dataset="coco-scale", coco_scale=True, seconds=0.05)
     for stage in COCO_SCALE_STAGES:
         assert isinstance(measure(stage, config), Figures), stage
