@@ -1,4 +1,4 @@
-"""Training of recurrent layers on the CPU: the numbers of torch's GRU, LSTM and RNN, sooner.
+"""Training of recurrent layers on the CPU: as torch's GRU, LSTM and RNN, and sooner.
 
 torch leaves each step of these layers to autograd. On a CPU the gradient of every step is then an
 array as large as the whole batch, mostly zeros, and the recurrent matrix gets its gradient step by
@@ -6,7 +6,8 @@ step. Here one loop goes back through the steps, and one product makes the matri
 
 Letters in shapes: B captions, W words of all captions, H hidden, G gates of H each, n captions that
 go on at a step. The words lie as in a PackedSequence: the first of all captions, then the second of
-those that have two, and so on.
+those that have two, and so on. Under autocast the products are in its type, and all
+that adds up from step to step is in float32.
 
 Source: backpropagation through time, Werbos 1990; the cells as torch.nn documents them.
 """
@@ -35,7 +36,7 @@ def run_layer(cell: nn.RNNBase, layer: int, words: PackedSequence, start: State)
         start: the state before the first words, (B, H) each.
 
     Returns:
-        The outputs, (W, H); under autocast in its type, the steps between in it too.
+        The outputs, (W, H), of the type of `start`.
     """
     weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
     inputs = F.linear(
@@ -45,7 +46,9 @@ def run_layer(cell: nn.RNNBase, layer: int, words: PackedSequence, start: State)
         STEPS[type(cell)],
         words.batch_sizes.tolist(),
         inputs,
-        *(x.to(inputs.dtype) for x in (weight, bias, *start)),
+        weight.to(inputs.dtype),
+        bias.to(inputs.dtype),
+        *start,
     )
     return words._replace(data=outputs)
 
@@ -158,29 +161,37 @@ class _Run(torch.autograd.Function):
         bias: Tensor,
         *state: Tensor,
     ) -> Tensor:
-        ctx.weight, ctx.spans = weight, [*pairwise(accumulate(sizes, initial=0))]
-        ctx.steps, ctx.before = [], []
+        ctx.save_for_backward(weight)
+        ctx.dtype, ctx.spans = inputs.dtype, [*pairwise(accumulate(sizes, initial=0))]
+        ctx.steps, before = [], []
         for first, end in ctx.spans:
             state = tuple(part[: end - first] for part in state)
-            ctx.before.append(state[0])
-            step = step_type(inputs[first:end], torch.addmm(bias, state[0], weight.T), state)
+            before.append(state[0].to(inputs.dtype))
+            product = torch.addmm(bias, before[-1], weight.T)
+            # What adds up from step to step is in float32.
+            step = step_type(
+                inputs[first:end].to(state[0].dtype), product.to(state[0].dtype), state
+            )
             ctx.steps.append(step)
             state = step.state
+        ctx.before = torch.cat(before)
         return torch.cat([step.state[0] for step in ctx.steps])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs_grad: Tensor) -> tuple[Any, ...]:
-        shape = (len(outputs_grad), len(ctx.weight))
-        inputs_grad, product_grad = (outputs_grad.new_empty(shape) for _ in range(2))
+        (weight,) = ctx.saved_tensors
+        shape = (len(outputs_grad), len(weight))
+        inputs_grad, product_grad = (outputs_grad.new_empty(shape, dtype=ctx.dtype) for _ in "ab")
         later: State = tuple(part[:0] for part in ctx.steps[-1].state)
-        for (first, end), step in zip(reversed(ctx.spans), reversed(ctx.steps), strict=True):
+        for first, end in reversed(ctx.spans):
             # Captions that end here are not in the later steps.
             ended = (0, 0, 0, end - first - len(later[0]))
             grads = [F.pad(part, ended) for part in later]
             grads[0] += outputs_grad[first:end]
             own = product_grad[first:end]
-            kept, *rest = step.go_back(tuple(grads), inputs_grad[first:end], own)
-            later = (torch.addmm(kept, own, ctx.weight), *rest)
-        weight_grad = product_grad.T @ torch.cat(ctx.before)
+            # What a step has kept is not needed again.
+            kept, *rest = ctx.steps.pop().go_back(tuple(grads), inputs_grad[first:end], own)
+            later = (kept + torch.mm(own, weight), *rest)
+        weight_grad = product_grad.T @ ctx.before
         return None, None, inputs_grad, weight_grad, product_grad.sum(0), *later
