@@ -17,14 +17,18 @@ from ..features.runner import compute_shards, measure_bare_rate
 from ..features.store import FeatureStore, find_features, mending_command
 from ..features.transform import Transform, caffe_transform
 from ..pipeline.config import BenchConfig, FeaturesConfig
-from ..pipeline.errors import MissingArtifactError
+from ..pipeline.errors import DatasetError, MissingArtifactError
 from ..pipeline.imagefiles import ImageFiles
 from ..pipeline.manifest import Manifest, Stopwatch
 from .figures import Figures
 from .limits import time_reading
 
 SHARD_SIZE = 256
-FULL_SIZE = ("coco2017", "coco2014")  # datasets of photographs about 640 pixels wide
+FULL_SIZE = (
+    "coco2017",
+    "coco2014",
+    "coco-karpathy",
+)  # datasets of photographs about 640 pixels wide
 NUM_DECODED, NUM_ZIPPED = 1024, 256
 
 
@@ -41,12 +45,13 @@ def bench_features_coco(config: BenchConfig) -> Figures:
     """
     for dataset in FULL_SIZE:
         if Manifest.read(config.data / dataset / "captions") is not None:
+            images = present_images(FeaturesConfig(data=config.data, dataset=dataset))
+            rates = compare_sources(images)
             figures = measure_features(config, dataset)
-            images = list_images(FeaturesConfig(data=config.data, dataset=dataset))
-            return replace(figures, details=figures.details | compare_sources(images))
+            return replace(figures, details=figures.details | rates)
     raise MissingArtifactError(
-        f"{config.data} holds no photographs of COCO. Run 'showtell prepare --dataset coco2017' "
-        f"with --source DIR, or after 'showtell download --dataset coco2017'."
+        f"{config.data} holds no prepared dataset of COCO. Run 'showtell prepare --dataset "
+        f"coco2017' with --source DIR, or after 'showtell download --dataset coco2017'."
     )
 
 
@@ -67,7 +72,7 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
     backbone = load_backbone(
         options.encoder, options.weights, options.image_size, device, options.precision
     )
-    images = list_images(options)
+    images = present_images(options)
     warm = repeat_images(images, options.batch_size)
     batch = next(read_some(warm, backbone.transform, options.batch_size))
     bare = measure_bare_rate(backbone, batch.pixels.to(device), config.seconds)
@@ -96,8 +101,29 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
     )
 
 
+def present_images(options: FeaturesConfig) -> ImageList:
+    """The images of a dataset whose files are still there.
+
+    Raises:
+        MissingArtifactError: none is.
+    """
+    images = list_images(options)
+    there = [place for place, stamp in enumerate(images.stamps) if stamp is not None]
+    if not there:
+        raise MissingArtifactError(
+            f"none of the {len(images):,} images of {options.dataset} is under {images.source} any "
+            f"more. Bring them back, or bench the other stages by their names."
+        )
+    return replace(
+        images,
+        image_ids=images.image_ids[there],
+        file_names=[images.file_names[place] for place in there],
+        stamps=[images.stamps[place] for place in there],
+    )
+
+
 def compare_sources(images: ImageList) -> dict[str, float]:
-    """Images/s decoded from a folder and from a zip, of the first files of a list."""
+    """Images/s decoded from a folder and from a zip for 224×224, of the first files of a list."""
     names = images.file_names[:NUM_ZIPPED]
     rates = {}
     with tempfile.TemporaryDirectory() as work:
@@ -119,10 +145,15 @@ def compare_sources(images: ImageList) -> dict[str, float]:
 
 
 def measure_decoding(images: ImageList, transform: Transform) -> float:
-    """Images per second that are read, decoded and scaled, with no network behind."""
+    """Images per second that are read, decoded and scaled, with no network behind.
+
+    Raises:
+        DatasetError: one of them cannot be read.
+    """
     started = time.perf_counter()
-    for _ in read_some(images, transform, 64):
-        pass
+    for batch in read_some(images, transform, 64):
+        for _, reason in batch.skipped:
+            raise DatasetError(f"an image of {images.source} cannot be measured: it {reason}.")
     return len(images) / (time.perf_counter() - started)
 
 

@@ -31,6 +31,8 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
         config = replace(config, data=config.data / "bench" / "coco-scale", dataset=DATASET)
     else:
         config = replace(config, dataset=choose_dataset(config))
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    prefix = "coco-scale " if config.coco_scale else ""
     found: dict[str, Figures] = {}
     for stage in config.stages or config.known_stages:
         print_note(f"bench: {stage} …")
@@ -39,10 +41,9 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
             print_note(f"bench: {stage} is left out: {result}")
         else:
             found[stage] = result
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    prefix = "coco-scale " if config.coco_scale else ""
-    summary = known | {prefix + stage: figures.as_json() for stage, figures in found.items()}
-    write_json(path, summary | {"machine": describe_machine()})
+            known[prefix + stage] = result.as_json()
+        # After each stage: what comes after it may take long, and be stopped.
+        write_json(path, known | {"machine": describe_machine()})
     rows = [describe(stage, figures) for stage, figures in found.items()]
     if rows:
         print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
@@ -85,7 +86,7 @@ def measure(stage: str, config: BenchConfig) -> Figures | str:
     )
     try:
         figures = run(config)
-    except ShowTellError as error:
+    except (ShowTellError, OSError) as error:
         return str(error)
     return replace(figures, peak_bytes=peak_memory())
 

@@ -118,10 +118,11 @@ def products_of(config: DecoderConfig, num_images: int, lengths: list[int]) -> l
     width = gates * hidden_size
     # Nothing asks for the gradient of the features, nor of the state before the image.
     ends = [(num_images, config.feature_dim, embed_size), (num_images, hidden_size, width)]
-    inner = [(num_images + num_tokens, embed_size, width)]
-    inner += [(rows, hidden_size, width) for rows in going]
-    inner += [(num_tokens, embed_size, config.vocab_size)]
-    forward = ends + inner
-    of_weights = [(depth, rows, columns) for rows, depth, columns in forward]
-    of_inputs = [(rows, columns, depth) for rows, depth, columns in inner]
-    return forward + of_weights + of_inputs
+    whole = [(num_images + num_tokens, embed_size, width)]
+    whole += [(num_tokens, embed_size, config.vocab_size)]
+    steps = [(rows, hidden_size, width) for rows in going]
+    # The recurrent matrix gets its gradient from all steps in one product.
+    together = [(num_tokens, hidden_size, width)]
+    of_weights = [(depth, rows, columns) for rows, depth, columns in ends + whole + together]
+    of_inputs = [(rows, columns, depth) for rows, depth, columns in whole + steps]
+    return ends + whole + steps + of_weights + of_inputs

@@ -97,8 +97,7 @@ class OfficialScorer:
         with ExitStack() as stack:
             # METEOR is entered last and so ended first: nothing waits for it after an error.
             self._pool = stack.enter_context(ThreadPoolExecutor(1))
-            share = -(-len(self.references) // METEOR_IMAGES)
-            num_processes = min(share, count_cores(), METEOR_PROCESSES)
+            num_processes = choose_num_processes(len(self.references))
             self._meteor = stack.enter_context(Meteor(num_processes, self.timeout_s))
             self._tokenized: Future[dict[int, list[str]]] = self._pool.submit(
                 tokenize_references, self.references, self.timeout_s
@@ -149,6 +148,11 @@ class OfficialScorer:
         )
 
 
+def choose_num_processes(num_images: int) -> int:
+    """How many processes of METEOR pay for so many images on this machine."""
+    return max(1, min(-(-num_images // METEOR_IMAGES), count_cores(), METEOR_PROCESSES))
+
+
 class Meteor:
     """METEOR 1.5, started once for any number of captions, in as many processes as are wanted."""
 
@@ -189,7 +193,7 @@ class Meteor:
             " ||| ".join(("SCORE", *map(_without_bars, captions), _without_bars(hypothesis)))
             for captions, hypothesis in zip(references, hypotheses, strict=True)
         ]
-        size = -(-len(questions) // len(self.processes))
+        size = max(1, -(-len(questions) // len(self.processes)))
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
         answers = self._pool.map(JavaProcess.ask, self.processes, parts, map(len, parts))
         statistics = [*chain.from_iterable(answers)]

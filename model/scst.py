@@ -27,7 +27,7 @@ from .state import DecoderState
 
 
 class SelfCriticalLoss:
-    """Policy gradient of CIDEr-D, against a baseline, and if wanted some cross-entropy beside it.
+    """Policy gradient of CIDEr-D with ends against a baseline, beside some cross-entropy or none.
 
     Args:
         references: image_id → captions as words joined by spaces, of all images of training: the
@@ -75,13 +75,13 @@ class SelfCriticalLoss:
         return loss
 
     def take_reward(self) -> float:
-        """Mean CIDEr-D of the draws since the last call; nan where there were none."""
+        """Mean reward of the draws since the last call; nan where there were none."""
         reward = float(np.mean(self.seen)) if self.seen else float("nan")
         self.seen.clear()
         return reward
 
     def rewards(self, rows: Tensor, token_ids: Tensor) -> Tensor:
-        """CIDEr-D of captions, (R,) float32 from (R, T) words of the (N,) images in turn.
+        """CIDEr-D with ends, (R,) float32 from (R, T) words of the (N,) images in turn.
 
         A caption that was cut at the limit has no end.
         """

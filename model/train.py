@@ -251,6 +251,7 @@ class Trainer:
                 progress.seconds = before_s + watch.seconds
                 num_tokens += len(batch.real)
                 losses.append(loss.detach())
+                del loss  # and all that it still holds of the step
                 speed = num_tokens / watch.seconds
                 if progress.step % LOG_EVERY_STEPS == 0:
                     self._log_steps(log, losses, lr=lr, tokens_per_second=speed)

@@ -28,9 +28,7 @@ import pyarrow.parquet as pq
 from .datasets import ImageRecord
 from .errors import MismatchError, MissingArtifactError
 from .manifest import atomic_path
-from .ragged import Ints, to_offsets
-
-Int32Array = npt.NDArray[np.int32]
+from .ragged import Int32Array, Ints, select_rows, to_offsets
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,10 @@ class EncodedCaptions:
             image_ids: (n,) int64, in any order.
         """
         kept = np.isin(self.image_ids, np.asarray(image_ids, dtype=np.int64))
-        lengths = self.lengths
         return EncodedCaptions(
             self.caption_ids[kept],
             self.image_ids[kept],
-            self.tokens[np.repeat(kept, lengths)],
-            to_offsets(lengths[kept]),
+            *select_rows(self.tokens, self.offsets, kept),
         )
 
 

@@ -69,7 +69,7 @@ def train_bpe(captions: Sequence[str], num_pieces: int = DEFAULT_NUM_PIECES) -> 
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    words = set(chain.from_iterable(caption.split(" ") for caption in captions))
+    words = set(chain.from_iterable(caption.split(" ") for caption in captions)) - {""}
     letters = {word[0] for word in words} | {CONTINUES + x for word in words for x in word[1:]}
     if num_pieces < len(letters):
         raise ConfigError(

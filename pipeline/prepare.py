@@ -26,6 +26,7 @@ from .errors import ShowTellError
 from .imagefiles import ImageFiles
 from .manifest import MANIFEST_NAME, Manifest, Stopwatch, atomic_path, hash_file, hash_json, locked
 from .pieces import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
+from .ragged import select_rows
 from .tokenized import TokenizedCaptions, tokenize_all
 from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
@@ -242,7 +243,7 @@ def _describe(
     oov = {}
     for split in SPLITS:
         in_split = prepared.splits == split
-        tokens = encoded.tokens[np.repeat(in_split, encoded.lengths)]
+        tokens, _ = select_rows(encoded.tokens, encoded.offsets, in_split)
         counts[f"num_{split}_images"] = images[split]
         counts[f"num_{split}_captions"] = int(in_split.sum())
         counts[f"num_{split}_tokens"] = len(tokens)

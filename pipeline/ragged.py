@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 
 
 def to_offsets(lengths: npt.ArrayLike) -> Ints:
@@ -15,3 +16,11 @@ def ranges(first: Ints, counts: Ints) -> Ints:
     """The numbers first[i], first[i] + 1, …, counts[i] of them, for each i in turn."""
     offsets = to_offsets(counts)
     return np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1])
+
+
+def select_rows(
+    values: Int32Array, offsets: Ints, wanted: npt.NDArray[np.bool_]
+) -> tuple[Int32Array, Ints]:
+    """The rows of a (n,) mask: their values, and where each of them begins."""
+    lengths = np.diff(offsets)
+    return values[np.repeat(wanted, lengths)], to_offsets(lengths[wanted])

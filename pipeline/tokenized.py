@@ -6,7 +6,7 @@ looked up for all captions at once.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ragged import Ints, to_offsets
+from .ragged import Int32Array, Ints, select_rows, to_offsets
 from .tokenizer import REACHES_ACROSS, read_chunk, tokenize
 
-Int32Array = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -46,8 +45,7 @@ class TokenizedCaptions:
 
     def select(self, wanted: Mask) -> "TokenizedCaptions":
         """The captions of a (M,) mask."""
-        numbers = self.numbers[np.repeat(wanted, self.lengths)]
-        return replace(self, numbers=numbers, offsets=to_offsets(self.lengths[wanted]))
+        return TokenizedCaptions(self.words, *select_rows(self.numbers, self.offsets, wanted))
 
     def count(self) -> Counter[str]:
         """How often each word occurs; those that do not are left out."""

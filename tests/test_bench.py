@@ -37,6 +37,23 @@ def trained(scenes) -> Path:
     return scenes
 
 
+@pytest.fixture
+def coco(trained, tmp_path) -> Path:
+    """A dozen photographs in COCO's layout, prepared."""
+    images, annotations = [], []
+    for folder in ("annotations", "train2017"):
+        (tmp_path / folder).mkdir()
+    for image_id in range(1, 13):
+        name = f"{image_id:012}.jpg"
+        Image.new("RGB", (640, 480), (20 * image_id, 80, 90)).save(tmp_path / "train2017" / name)
+        images.append({"id": image_id, "file_name": name})
+        annotations += [{"image_id": image_id, "caption": "A dog runs."}] * 5
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "annotations/captions_train2017.json").write_text(json.dumps(content))
+    prepare(PrepareConfig(data=trained, dataset="coco2017", source=tmp_path))
+    return tmp_path
+
+
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
 def test_products_of_a_training_step_are_those_that_torch_counts(scenes, cell: str) -> None:
     config = TrainConfig(data=scenes, dataset="scenes", cell=cell, hidden_size=24, embed_size=16)
@@ -81,22 +98,27 @@ def test_features_are_measured_beside_the_network_and_the_decoding(trained) -> N
     assert figures.limit == min(limits)
 
 
-def test_photographs_of_coco_are_read_from_folder_and_zip(trained, tmp_path) -> None:
-    images, annotations = [], []
-    for folder in ("annotations", "train2017"):
-        (tmp_path / folder).mkdir()
-    for image_id in range(1, 13):
-        name = f"{image_id:012}.jpg"
-        Image.new("RGB", (640, 480), (20 * image_id, 80, 90)).save(tmp_path / "train2017" / name)
-        images.append({"id": image_id, "file_name": name})
-        annotations += [{"image_id": image_id, "caption": "A dog runs."}] * 5
-    content = {"images": images, "annotations": annotations}
-    (tmp_path / "annotations/captions_train2017.json").write_text(json.dumps(content))
-    prepare(PrepareConfig(data=trained, dataset="coco2017", source=tmp_path))
+def test_photographs_of_coco_are_read_from_folder_and_zip(trained, coco) -> None:
     figures = measure("features-coco", BenchConfig(data=trained, dataset="scenes", seconds=0.05))
     assert isinstance(figures, Figures)
     assert figures.details["num_files"] < figures.details["num_images"]
     assert figures.details["decoding_from_folder"] > 0 and figures.details["decoding_from_zip"] > 0
+
+
+def test_photographs_that_are_gone_leave_the_other_stages(trained, coco, showtell) -> None:
+    options = ("--dataset", "scenes", "--data", str(trained), "--seconds", "0.05")
+    for image in (coco / "train2017").iterdir():
+        image.unlink()
+    code, shown = showtell("bench", "features-coco", "shards", *options)
+    assert code == 0 and "none of the 12 images of coco2017" in " ".join(shown.split())
+    summary = json.loads((trained / "bench/summary.json").read_text())
+    assert set(summary) == {"shards", "machine"}
+
+
+def test_photographs_that_cannot_be_read_are_not_measured(trained, coco) -> None:
+    next((coco / "train2017").iterdir()).write_bytes(b"no picture")
+    figures = measure("features-coco", BenchConfig(data=trained, dataset="scenes", seconds=0.05))
+    assert isinstance(figures, str) and "cannot be measured" in figures
 
 
 def test_command_shows_a_table_and_adds_to_the_summary(trained, showtell) -> None:

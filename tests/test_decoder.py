@@ -243,6 +243,17 @@ def test_tied_decoder_has_one_matrix_for_words() -> None:
     assert count(untied) - count(tied) == 20 * 8
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_dropout_acts_between_layers_too(cell: str) -> None:
+    decoder = make_decoder(cell=cell, num_layers=2, hidden_size=12, dropout=0.5).train()
+    seen: list[tuple[int, ...]] = []
+    decoder.dropout.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
+    lengths = torch.tensor([5, 4, 2])
+    decoder(torch.randn(3, 6), torch.randint(0, 20, (3, 5)), lengths=lengths)
+    words, outputs = (3, 5, 8), (3, 5, 12)
+    assert seen == [(3, 8), words, (11, 12), outputs]  # image, words, between layers, outputs
+
+
 def test_dropout_acts_in_training_only() -> None:
     decoder = make_decoder(cell="gru", dropout=0.5)
     features, inputs = torch.randn(2, 6), torch.randint(0, 20, (2, 5))

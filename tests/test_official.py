@@ -238,6 +238,13 @@ def test_killed_meteor_is_an_error():
                 meteor.score([["a dog"]], ["a dog"])
 
 
+def test_one_killed_meteor_of_several_is_an_error():
+    with official.Meteor(2) as meteor:
+        meteor.processes[1]._process.kill()
+        with pytest.raises(ScorerError, match=r"METEOR ended with exit code -9, after 0 of 1"):
+            meteor.score([["a dog"]] * 2, ["a dog"] * 2)
+
+
 def test_meteor_is_gone_after_an_error_in_the_block():
     with pytest.raises(ZeroDivisionError), OfficialScorer(REFERENCES) as scorer:
         process = scorer._meteor.processes[0]._process

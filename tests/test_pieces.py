@@ -124,7 +124,7 @@ def test_bpe_has_the_same_bytes_every_time_and_at_most_the_pieces_asked_for() ->
 def test_bpe_smaller_than_the_alphabet_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--vocab-size 5 is less than the 7 letters of train"):
         train_bpe(["abc ca b", "da"], 5)  # a b c d begin words; a b c stand inside
-    train_bpe(["abc ca b", "da"], 7)
+    train_bpe(["abc ca b", "", "da"], 7)
 
 
 @pytest.mark.parametrize("save", [save_gpt2_style, save_bert_style])

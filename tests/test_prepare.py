@@ -1,3 +1,4 @@
+import gc
 import json
 from collections import Counter
 from pathlib import Path
@@ -194,6 +195,7 @@ def test_prepare_that_fails_while_writing_keeps_what_is_there(tmp_path, monkeypa
     monkeypatch.setattr(Vocab, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         prepare(make_config(tmp_path, min_count=2))
+    assert gc.isenabled()
     assert snapshot(config) == before
     assert sorted(p.name for p in config.captions_dir.iterdir()) == sorted([*OUTPUTS, ".lock"])
     assert up_to_date(config) is not None
