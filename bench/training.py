@@ -12,7 +12,7 @@ from ..model.decoder import DecoderConfig
 from ..model.train import Trainer, train
 from ..model.training_data import load_training_data
 from ..pipeline.config import BenchConfig, TrainConfig
-from .figures import Figures
+from .figures import Figures, peak_memory
 from .limits import Shape, count_flops, time_products
 
 WARM_UP_STEPS = 5
@@ -25,7 +25,7 @@ def bench_train(config: BenchConfig) -> Figures:
     device, decoder = trainer.precision.device, trainer.decoder.train()
     parts = dict.fromkeys(("gather", "forward", "backward", "optimizer"), 0.0)
     num_steps, num_captions, num_tokens = 0, 0, 0
-    shapes, tokens_of_shapes = list[Shape](), 1
+    shapes, tokens_of_shapes, of_one_step = list[Shape](), 1, 1
     epochs = (trainer.batches.plan_epoch(epoch) for epoch in count())
     for step, positions in enumerate(chain.from_iterable(epochs)):
         if step == WARM_UP_STEPS:
@@ -43,11 +43,13 @@ def bench_train(config: BenchConfig) -> Figures:
         num_captions += len(positions)
         num_tokens += len(batch.real)
         if step == WARM_UP_STEPS:
+            # Features, tokens, weights, optimizer, and what a step needs, in a fresh process.
+            of_one_step = peak_memory()
             shapes = products_of(decoder.config, len(positions), batch.lengths.tolist())
             tokens_of_shapes = len(batch.real)
         if step >= WARM_UP_STEPS and sum(parts.values()) > config.seconds:
             break
-    seconds = sum(parts.values())
+    seconds, in_the_end = sum(parts.values()), peak_memory()
     started = time.perf_counter()
     trainer.decode_validation()
     validation = time.perf_counter() - started
@@ -64,6 +66,8 @@ def bench_train(config: BenchConfig) -> Figures:
         details={
             "seconds_per_step": seconds / num_steps,
             "validation_share_of_epoch": validation / (epoch + validation),
+            "peak_bytes_of_first_steps": of_one_step,
+            "peak_growth_after_them": in_the_end / of_one_step - 1,
             "flops_per_caption": count_flops(shapes) / tokens_of_shapes / captions_per_token,
         },
     )
