@@ -225,7 +225,8 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Dec
             f"trained with {config.decoder.vocab_size:,} and {config.vocab_sha256[:12]}. "
             f"Put the run's own vocabulary back, or train again."
         )
-    decoder = Decoder(config.decoder)
+    with torch.device("meta"):  # no weights are drawn that the run's own replace
+        decoder = Decoder(config.decoder)
     tensors, _ = _read_tensors(run_dir / BEST_NAME)
     expected = {name: value.shape for name, value in decoder.state_dict().items()}
     got = {name: value.shape for name, value in tensors.items()}
@@ -235,7 +236,7 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Dec
             f"{run_dir / BEST_NAME}: {name!r} is {got.get(name, 'missing')}, "
             f"expected {expected.get(name, 'nothing')} by {CONFIG_NAME}. Train the run again."
         )
-    decoder.load_state_dict(tensors)
+    decoder.load_state_dict(tensors, assign=True)
     return config, vocab, decoder.to(device).eval()
 
 
