@@ -194,4 +194,4 @@ def _last_words(stderr: bytes) -> str:
     lines = stderr.decode(errors="replace").split("\n")
     text = " / ".join(line.strip() for line in lines if line.strip())
     said = f"Its last words: {text[-LAST_WORDS_LENGTH:]!r}." if text else "It gave no reason."
-    return f"{said} Each Java may need 2 GB of memory: free some, then run the same command again."
+    return f"{said} Java may need 2 GB of memory: free some, then run the same command again."

@@ -21,7 +21,6 @@ from pycocoevalcap.meteor import meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from ..features.images import count_cores
 from ..pipeline.errors import DatasetError, ScorerError
 from .imagescores import ImageScores
 from .java import JavaProcess, find_java, run_java
@@ -34,8 +33,6 @@ METEOR_JAR = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
 SPICE_DIR = METEOR_JAR.parents[1] / "spice"
 TOKENIZER_JAR = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))  # all that Java knows
-# Each process of METEOR takes seconds to start and up to 2 GB: few, and none for a few images.
-METEOR_PROCESSES, METEOR_IMAGES = 4, 300
 TIMEOUT_S = 300.0  # METEOR loads 60 MB of paraphrases before its first answer
 
 
@@ -97,8 +94,7 @@ class OfficialScorer:
         with ExitStack() as stack:
             # METEOR is entered last and so ended first: nothing waits for it after an error.
             self._pool = stack.enter_context(ThreadPoolExecutor(1))
-            num_processes = choose_num_processes(len(self.references))
-            self._meteor = stack.enter_context(Meteor(num_processes, self.timeout_s))
+            self._meteor = stack.enter_context(Meteor(self.timeout_s))
             self._tokenized: Future[dict[int, list[str]]] = self._pool.submit(
                 tokenize_references, self.references, self.timeout_s
             )
@@ -148,34 +144,17 @@ class OfficialScorer:
         )
 
 
-def choose_num_processes(num_images: int) -> int:
-    """How many processes of METEOR pay for so many images on this machine."""
-    return max(1, min(-(-num_images // METEOR_IMAGES), count_cores(), METEOR_PROCESSES))
+class Meteor(JavaProcess):
+    """METEOR 1.5, started once for any number of captions."""
 
-
-class Meteor:
-    """METEOR 1.5, started once for any number of captions, in as many processes as are wanted."""
-
-    def __init__(self, num_processes: int = 1, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         arguments = ("-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
-        self.processes = [JavaProcess("METEOR", arguments, timeout_s) for _ in range(num_processes)]
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            # Ended last: a thread waits for its process no longer than that lives.
-            self._pool = stack.enter_context(ThreadPoolExecutor(len(self.processes)))
-            for process in self.processes:
-                stack.enter_context(process)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        super().__init__("METEOR", arguments, timeout_s)
 
     def score(
         self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]
     ) -> tuple[float, list[float], list[str]]:
-        """Score N captions; the processes share the alignments, one makes the scores of all.
+        """Score N captions.
 
         Args:
             references: N lists of captions, as words joined by single spaces.
@@ -187,22 +166,19 @@ class Meteor:
             statistics: the N lines of counts behind them.
 
         Raises:
-            ScorerError: a program died, or was silent for too long.
+            ScorerError: the program died, or was silent for too long.
         """
         questions = [
             " ||| ".join(("SCORE", *map(_without_bars, captions), _without_bars(hypothesis)))
             for captions, hypothesis in zip(references, hypotheses, strict=True)
         ]
-        size = max(1, -(-len(questions) // len(self.processes)))
-        parts = [questions[start : start + size] for start in range(0, len(questions), size)]
-        answers = self._pool.map(JavaProcess.ask, self.processes, parts, map(len, parts))
-        statistics = [*chain.from_iterable(answers)]
+        statistics = self.ask(questions, len(questions))
         return *self.sum_up(statistics), statistics
 
     def sum_up(self, statistics: Sequence[str]) -> tuple[float, list[float]]:
         """The scores that N captions of these counts have: of all together, and of each."""
         question = " ||| ".join(("EVAL", *statistics))
-        *scores, score = self.processes[0].ask([question], len(statistics) + 1)
+        *scores, score = self.ask([question], len(statistics) + 1)
         return float(score), [float(value) for value in scores]
 
 

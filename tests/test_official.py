@@ -223,31 +223,17 @@ def test_find_java_reports_a_runtime_for_another_machine(monkeypatch, tmp_path):
 # --- programs that die, hang or overflow -----------------------------------------------------
 
 
-def test_many_images_have_more_than_one_meteor(monkeypatch):
-    monkeypatch.setattr(official, "METEOR_IMAGES", 2)
-    monkeypatch.setattr(official, "count_cores", lambda: 2)
-    with OfficialScorer(REFERENCES) as scorer:
-        assert len(scorer._meteor.processes) == 2
-
-
 def test_killed_meteor_is_an_error():
     with official.Meteor() as meteor:
-        meteor.processes[0]._process.kill()
+        meteor._process.kill()
         for _ in range(2):  # asked again, it does not wait either
             with pytest.raises(ScorerError, match=r"METEOR ended with exit code -9, after 0 of 1"):
                 meteor.score([["a dog"]], ["a dog"])
 
 
-def test_one_killed_meteor_of_several_is_an_error():
-    with official.Meteor(2) as meteor:
-        meteor.processes[1]._process.kill()
-        with pytest.raises(ScorerError, match=r"METEOR ended with exit code -9, after 0 of 1"):
-            meteor.score([["a dog"]] * 2, ["a dog"] * 2)
-
-
 def test_meteor_is_gone_after_an_error_in_the_block():
     with pytest.raises(ZeroDivisionError), OfficialScorer(REFERENCES) as scorer:
-        process = scorer._meteor.processes[0]._process
+        process = scorer._meteor._process
         raise ZeroDivisionError
     assert process.returncode is not None
 
