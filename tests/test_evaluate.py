@@ -449,7 +449,7 @@ def test_views_are_averaged_as_members_of_an_ensemble(
     for attention in ("none", "adaptive"):
         run = f"r-{attention}"
         train(TrainConfig(data=data, dataset="scenes", run=run, attention=attention, **sizes))
-        config = EvalConfig(data=data, run=run, views=2, beam=2)
+        config = EvalConfig(data=data, run=run, views=2, beam=2, precision="fp32")
         evaluate(config)
         folder = data / f"runs/{run}/eval/test-beam2-views2"
         captions = json.loads((folder / "captions.json").read_text("utf-8"))
