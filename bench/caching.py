@@ -24,11 +24,7 @@ from .figures import Figures
 from .limits import time_reading
 
 SHARD_SIZE = 256
-FULL_SIZE = (
-    "coco2017",
-    "coco2014",
-    "coco-karpathy",
-)  # datasets of photographs about 640 pixels wide
+FULL_SIZE = ("coco2017", "coco2014", "coco-karpathy")  # photographs about 640 pixels wide
 NUM_DECODED, NUM_ZIPPED = 1024, 256
 
 

@@ -93,8 +93,5 @@ def bench_scorers(config: BenchConfig) -> Figures:
         limit=len(hypotheses) / alone,
         limited_by="METEOR's Java alone",
         shares={"METEOR": min(1.0, alone / seconds), "the others": max(0.0, 1 - alone / seconds)},
-        details={
-            "seconds": seconds,
-            "seconds_of_native_bleu_rouge_cider": again,
-        },
+        details={"seconds": seconds, "seconds_of_native_bleu_rouge_cider": again},
     )

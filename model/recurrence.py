@@ -6,8 +6,8 @@ step. Here one loop goes back through the steps, and one product makes the matri
 
 Letters in shapes: B captions, W words of all captions, H hidden, G gates of H each, n captions that
 go on at a step. The words lie as in a PackedSequence: the first of all captions, then the second of
-those that have two, and so on. Under autocast the products are in its type, and all
-that adds up from step to step is in float32.
+those that have two, and so on. Under autocast the products are in its type, and all that adds up
+from step to step is in float32.
 
 Source: backpropagation through time, Werbos 1990; the cells as torch.nn documents them.
 """
