@@ -31,7 +31,8 @@ def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) 
     """
     length, ngram = token_ids.shape[1], options.no_repeat_ngram
     logits = logits.float()
-    logits[:, FORBIDDEN] = -torch.inf
+    for word in FORBIDDEN:  # one by one: a list would be copied to the GPU, which waits
+        logits[:, word] = -torch.inf
     log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))  # softmax would copy aligned rows
     if length >= options.length_limit:
         log_probs[:, :EOS] = log_probs[:, EOS + 1 :] = -torch.inf

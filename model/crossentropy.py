@@ -6,13 +6,14 @@ Letters in shapes: R rows, H width, V classes.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .aligned import empty_rows
+from .aligned import pad_rows
 
 # Rows whose logits exist at a time: few enough for a CPU's cache, many enough to fill a GPU.
-CPU_ROWS, GPU_ROWS = 512, 8192
+CPU_ROWS, GPU_ROWS = 512, 16384
 
 
 def linear_cross_entropy(
@@ -52,34 +53,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         num_classes = len(weight)
         rows = CPU_ROWS if inputs.device.type == "cpu" else GPU_ROWS
-        products = empty_rows(inputs, min(rows, len(inputs)), num_classes, dtype)
+        # The classes that fill up the last aligned block have no probability.
+        cast = pad_rows(weight, 0.0).to(dtype)
+        padded_bias = pad_rows(bias, -torch.inf).to(dtype)
         inputs_grad = torch.empty_like(inputs, dtype=dtype)
-        weight_grad, bias_grad = torch.zeros_like(weight), torch.zeros_like(bias)
-        loss = torch.zeros_like(bias[0])
-        cast = weight.to(dtype)
+        weight_grad = weight.new_zeros(cast.shape)
+        bias_grad = bias.new_zeros(len(cast))
+        loss = bias.new_zeros(())
         with torch.autocast(inputs.device.type, enabled=False):
             for start in range(0, len(inputs), rows):
                 chunk = inputs[start : start + rows].to(dtype)
                 target = targets[start : start + rows, None]
-                logits = torch.mm(chunk, cast.T, out=products[: len(chunk)]).to(bias.dtype)
-                logits += bias
-                loss -= (1 - label_smoothing) * logits.gather(1, target).sum()
-                loss -= label_smoothing / num_classes * logits.sum()
-                most = logits.amax(1, keepdim=True)
-                probabilities = logits.sub_(most).exp_()
-                total = probabilities.sum(1, keepdim=True)
-                loss += (total.log() + most).sum()
+                logits = torch.addmm(padded_bias, chunk, cast.T)
+                log_probs = F.log_softmax(logits, 1, dtype=bias.dtype)
+                chosen = log_probs.gather(1, target)
+                loss -= (1 - label_smoothing) * chosen.sum()
+                difference = torch.exp(log_probs, out=logits)
+                if label_smoothing:
+                    loss -= label_smoothing / num_classes * log_probs[:, :num_classes].sum()
+                    difference.sub_(label_smoothing / num_classes)
+                share = 1 - label_smoothing + label_smoothing / num_classes
+                difference.scatter_(1, target, chosen.exp_().sub_(share).to(dtype))
 
-                difference = probabilities.div_(total).sub_(label_smoothing / num_classes)
-                share = difference.new_full(target.shape, label_smoothing - 1)
-                difference.scatter_add_(1, target, share)
-                bias_grad += difference.sum(0)
-                difference = difference.to(dtype)
+                bias_grad += difference.sum(0, dtype=bias.dtype)
                 torch.mm(difference, cast, out=inputs_grad[start : start + len(chunk)])
                 if dtype == weight.dtype:
                     weight_grad.addmm_(difference.T, chunk)
                 else:
                     weight_grad += difference.T @ chunk
+        weight_grad, bias_grad = weight_grad[:num_classes], bias_grad[:num_classes]
         ctx.save_for_backward(inputs_grad, weight_grad, bias_grad)
         ctx.inputs_dtype = inputs.dtype
         return loss / len(inputs)

@@ -4,6 +4,7 @@ Letters in shapes: B batch, T tokens, D feature width, E embedding, H hidden, L 
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -324,16 +325,26 @@ class Decoder(nn.Module):
         """(R, X) → (N, K, X), the rows of each image together."""
         return rows.view(-1, state.num_beams, rows.shape[1])
 
-    def _run(self, inputs: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """Run the fused cell, (B, T, E) → (B, T, H); the state is a tuple for every cell."""
-        start = hidden if hidden is None or self.config.cell == "lstm" else hidden[0]
-        outputs, end = self.cell(inputs, start)
-        return outputs, end if self.config.cell == "lstm" else (end,)
+    def _run(self, inputs: Any, hidden: Hidden | None) -> tuple[Any, Hidden]:
+        """Run torch's cell over (B, T, E) or a PackedSequence; the state is a tuple for every cell.
+
+        On a GPU autocast would take float16, also where bfloat16 is asked for, in which gradients
+        of a mean over thousands of words vanish. There the cell is left in float32 (as TF32).
+        """
+        has_one_state = self.config.cell != "lstm"
+        if self.output_bias.is_cuda:
+            dtype = self.output_bias.dtype
+            inputs = inputs.to(dtype)
+            hidden = hidden and tuple(part.to(dtype) for part in hidden)
+        with torch.autocast("cuda", enabled=False):
+            outputs, end = self.cell(inputs, hidden[0] if hidden and has_one_state else hidden)
+        return outputs, (end,) if has_one_state else end
 
     def _read(self, inputs: Tensor, hidden: Hidden, lengths: Tensor | None) -> Tensor:
         """Run the cell over captions of these lengths, (B, T, E) → (B, T, H)."""
         if lengths is None:
-            return self._run(inputs, hidden)[0]
+            outputs: Tensor = self._run(inputs, hidden)[0]
+            return outputs
         packed = pack_padded_sequence(inputs, lengths, batch_first=True)
         if inputs.device.type == "cpu" and torch.is_grad_enabled():
             for layer in range(self.config.num_layers):
@@ -341,7 +352,7 @@ class Decoder(nn.Module):
                     packed = packed._replace(data=self.dropout(packed.data))
                 packed = run_layer(self.cell, layer, packed, tuple(part[layer] for part in hidden))
         else:
-            packed, _ = self.cell(packed, hidden if self.config.cell == "lstm" else hidden[0])
+            packed, _ = self._run(packed, hidden)
         return pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])[0]
 
 

@@ -44,7 +44,8 @@ def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBat
     chosen = torch.rand(inputs.shape, device=inputs.device) < rate
     for position in range(inputs.shape[1] - 1):
         logits, state = decoder.step(inputs[:, position], state)
-        logits[:, [*FORBIDDEN, EOS]] = -torch.inf  # what is never the word before another
+        for word in (*FORBIDDEN, EOS):  # what is never the word before another
+            logits[:, word] = -torch.inf
         drawn = torch.multinomial(logits.float().softmax(1), 1)[:, 0]
         following = inputs[:, position + 1]
         replaced = chosen[:, position + 1] & (following != PAD)

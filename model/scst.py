@@ -165,7 +165,8 @@ def policy_loss(
     real = targets != PAD
     logits = decoder.logits(outputs[real]).float()  # (words, V)
     forbidden = torch.zeros_like(logits, dtype=torch.bool)
-    forbidden[:, list(FORBIDDEN)] = True
+    for word in FORBIDDEN:
+        forbidden[:, word] = True
     positions = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)[real]
     forbidden[:, EOS] = positions < rules.min_length
     log_probs = -F.cross_entropy(

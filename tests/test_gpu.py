@@ -1,0 +1,96 @@
+"""What a GPU computes, against the same on the CPU in float64; skipped where there is no GPU."""
+
+import copy
+
+import pytest
+import torch
+
+from showtell.model.beam import beam_search
+from showtell.model.crossentropy import linear_cross_entropy
+from showtell.model.decoder import CELLS
+from showtell.pipeline.config import DecodingOptions
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+PRECISIONS = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+def loss_and_gradients(decoder, batch, dtype=None, scale=1.0):
+    """The mean loss of a batch as `caption_loss` has it, and the gradient of each weight."""
+    device = decoder.output_bias.device
+    features, inputs, targets, lengths = batch
+    features, inputs, targets = (x.to(device) for x in (features, inputs, targets))
+    decoder.zero_grad()
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (None, torch.float32)):
+        outputs = decoder(features, inputs, lengths=lengths)
+        real = torch.arange(inputs.shape[1], device=device) < lengths.to(device)[:, None]
+        words = decoder.project(outputs[real])
+        loss = linear_cross_entropy(
+            words, decoder.word_weight, decoder.output_bias, targets[real], 0.1
+        )
+    (loss * scale).backward()
+    named = decoder.named_parameters()
+    return loss.detach().double().cpu(), {
+        name: weight.grad.double().cpu() / scale for name, weight in named
+    }
+
+
+def make_batch(attention, size=512, num_steps=12, num_words=1000):
+    torch.manual_seed(1)
+    shape = (size, 4, 32) if attention != "none" else (size, 32)
+    words = torch.randint(4, num_words, (size, num_steps + 1))
+    lengths = torch.randint(5, num_steps + 1, (size,)).sort(descending=True).values
+    lengths[0] = num_steps
+    return torch.rand(shape).half(), words[:, :-1], words[:, 1:], lengths
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_those_of_float64(random_decoder, cell, attention, dtype):
+    """Of a mean over thousands of words: far below what float16 can hold without a scale."""
+    exact = random_decoder(
+        cell=cell, attention=attention, feature_dim=32, vocab_size=1000,
+        embed_size=64, hidden_size=64, dropout=0.0,
+    ).train()  # fmt: skip
+    batch = make_batch(attention)
+    loss, gradients = loss_and_gradients(exact, batch)
+    on_gpu = copy.deepcopy(exact).float().to(GPU)
+    scale = 2.0**12 if dtype == torch.float16 else 1.0
+    found_loss, found = loss_and_gradients(on_gpu, batch, dtype, scale)
+    assert abs(found_loss - loss) < PRECISIONS[dtype] * loss
+    whole = torch.cat([gradients[name].flatten() for name in gradients])
+    ours = torch.cat([found[name].flatten() for name in gradients])
+    assert torch.dist(ours, whole) < PRECISIONS[dtype] * whole.norm()
+    # The matrices of the cell by themselves: the embedding's gradient is much the largest.
+    for name in ("cell.weight_hh_l0", "cell.weight_ih_l0"):
+        difference = torch.dist(found[name], gradients[name])
+        assert difference < 5 * PRECISIONS[dtype] * gradients[name].norm(), name
+
+
+@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_beam_search_finds_the_same(random_decoder, cell, attention):
+    decoder = random_decoder(cell=cell, attention=attention)
+    features = torch.rand((7, 4, 6) if attention != "none" else (7, 6), dtype=torch.float64)
+    options = DecodingOptions(beam=5, max_length=8)
+    expected = beam_search(decoder, decoder.init_state(features), options)
+    decoder = decoder.to(GPU)
+    found = beam_search(decoder, decoder.init_state(features.to(GPU)), options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h.token_ids for h in ours] == [h.token_ids for h in theirs]
+        assert [h.log_prob for h in ours] == pytest.approx([h.log_prob for h in theirs], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_goes_on_where_it_was_stopped(showtell, scenes, precision):
+    """From features on, on the GPU that `auto` takes: train, resume and decode."""
+    train = ("train", "--data", scenes, "--dataset", "scenes", "--run", "r", "--seed", 1)
+    sizes = ("--hidden-size", 32, "--embed-size", 32, "--batch-size", 16, "--precision", precision)
+    status, output = showtell(*train, *sizes, "--epochs", 3)
+    assert status == 0, output
+    status, output = showtell(*train, "--resume")
+    assert status == 0, output
+    status, output = showtell("eval", "--data", scenes, "--run", "r", "--split", "val")
+    assert status == 0 or "Java" in output, output
