@@ -163,20 +163,9 @@ class Decoder(nn.Module):
         Returns:
             The state before BOS, one row an image.
         """
-        # In the weights' precision: the squares of 2,048 float16 values would not fit into float16.
-        features = features.to(self.image.weight.dtype)
-        memory: tuple[Tensor, ...] = ()
-        if self.config.attention != "none":
-            places = F.normalize(features, dim=-1) - self.grid_mean
-            values = F.relu(self.place(places * self.feature_norm))
-            memory = self.attention.remember(self.dropout(values))
-            features = features.mean(1)
-        directions = self.feature_norm * (F.normalize(features, dim=-1) - self.feature_mean)
-        if self.config.attention == "adaptive":
-            memory = (*memory, self.dropout(self.everywhere(directions)))
-        image = self.image(directions)
+        image, memory = self._look(features)
         if self.config.image_as == "first-input":
-            return DecoderState(self._run(self.dropout(image)[:, None], None)[1], memory)
+            return DecoderState(self._run(image[:, None], None)[1], memory)
         # (N, S·L·H) → S states of (L, N, H), which must look like states: within ±1.
         shape = (len(image), -1, self.config.num_layers, self.config.hidden_size)
         hidden = image.tanh().view(shape).permute(1, 2, 0, 3).contiguous().unbind(0)
@@ -216,16 +205,20 @@ class Decoder(nn.Module):
             (B, T, H) outputs before the vocabulary, for `logits`: the caller drops the padding
             first, so that no product is spent on it.
         """
-        state = self.init_state(features)
         if owners is None:
-            owners = torch.arange(len(state), device=inputs.device)
+            owners = torch.arange(len(features), device=inputs.device)
         words = self.dropout(self.embedding(inputs))
-        if self.config.attention == "none":
-            outputs = self._read(words, state.take(owners).hidden, lengths)
+        if self.config.attention == "none" and self.config.image_as == "first-input":
+            # As the word before BOS, in the same run: a step of its own would cost a GPU as much.
+            image = self._look(features)[0].index_select(0, owners)
+            words = torch.cat([image[:, None], words], 1)
+            outputs = self._read(words, None, None if lengths is None else lengths + 1)[:, 1:]
+        elif self.config.attention == "none":
+            outputs = self._read(words, self.init_state(features).take(owners).hidden, lengths)
         elif self.config.attention == "adaptive" and self.config.cell != "lstm":
-            outputs = self._read_then_look(words, state, owners, lengths)
+            outputs = self._read_then_look(words, self.init_state(features), owners, lengths)
         else:
-            outputs = self._read_looking(words, state.take(owners), lengths)
+            outputs = self._read_looking(words, self.init_state(features).take(owners), lengths)
         dropped: Tensor = self.dropout(outputs)
         return dropped
 
@@ -250,6 +243,22 @@ class Decoder(nn.Module):
     def start_tokens(self, batch_size: int) -> Tensor:
         """(B,) int64, BOS for every image, on the decoder's device."""
         return torch.full((batch_size,), BOS, device=self.embedding.weight.device)
+
+    def _look(self, features: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See the images: (N, E) first inputs or (N, S·L·H) states, and what attention looks at."""
+        # In the weights' precision: the squares of 2,048 float16 values would not fit into float16.
+        features = features.to(self.image.weight.dtype)
+        memory: tuple[Tensor, ...] = ()
+        if self.config.attention != "none":
+            places = F.normalize(features, dim=-1) - self.grid_mean
+            values = F.relu(self.place(places * self.feature_norm))
+            memory = self.attention.remember(self.dropout(values))
+            features = features.mean(1)
+        directions = self.feature_norm * (F.normalize(features, dim=-1) - self.feature_mean)
+        if self.config.attention == "adaptive":
+            memory = (*memory, self.dropout(self.everywhere(directions)))
+        image = self.image(directions)
+        return self.dropout(image) if self.config.image_as == "first-input" else image, memory
 
     def _read_then_look(
         self, words: Tensor, state: DecoderState, owners: Tensor, lengths: Tensor | None
@@ -340,8 +349,11 @@ class Decoder(nn.Module):
             outputs, end = self.cell(inputs, hidden[0] if hidden and has_one_state else hidden)
         return outputs, (end,) if has_one_state else end
 
-    def _read(self, inputs: Tensor, hidden: Hidden, lengths: Tensor | None) -> Tensor:
-        """Run the cell over captions of these lengths, (B, T, E) → (B, T, H)."""
+    def _read(self, inputs: Tensor, hidden: Hidden | None, lengths: Tensor | None) -> Tensor:
+        """Run the cell over captions of these lengths, (B, T, E) → (B, T, H).
+
+        No hidden state is that of nothing read yet, 0.
+        """
         if lengths is None:
             outputs: Tensor = self._run(inputs, hidden)[0]
             return outputs
@@ -350,7 +362,8 @@ class Decoder(nn.Module):
             for layer in range(self.config.num_layers):
                 if layer:
                     packed = packed._replace(data=self.dropout(packed.data))
-                packed = run_layer(self.cell, layer, packed, tuple(part[layer] for part in hidden))
+                start = None if hidden is None else tuple(part[layer] for part in hidden)
+                packed = run_layer(self.cell, layer, packed, start)
         else:
             packed, _ = self._run(packed, hidden)
         return pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])[0]

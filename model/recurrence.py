@@ -26,18 +26,23 @@ from torch.nn.utils.rnn import PackedSequence
 State = tuple[Tensor, ...]
 
 
-def run_layer(cell: nn.RNNBase, layer: int, words: PackedSequence, start: State) -> PackedSequence:
+def run_layer(
+    cell: nn.RNNBase, layer: int, words: PackedSequence, start: State | None = None
+) -> PackedSequence:
     """Run a layer of a cell over captions.
 
     Args:
         cell: an nn.GRU, an nn.LSTM, or an nn.RNN of tanh; of one direction.
         layer: which of its layers.
         words: its inputs, (W, E), the longest caption first.
-        start: the state before the first words, (B, H) each.
+        start: the state before the first words, (B, H) each; default 0, of the weights' type.
 
     Returns:
         The outputs, (W, H), of the type of `start`.
     """
+    if start is None:
+        shape = (int(words.batch_sizes[0]), cell.hidden_size)
+        start = (cell.all_weights[0][0].new_zeros(shape),) * (2 if cell.mode == "LSTM" else 1)
     weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
     inputs = F.linear(
         words.data, getattr(cell, f"weight_ih_l{layer}"), getattr(cell, f"bias_ih_l{layer}")
@@ -192,6 +197,8 @@ class _Run(torch.autograd.Function):
             own = product_grad[first:end]
             # What a step has kept is not needed again.
             kept, *rest = ctx.steps.pop().go_back(tuple(grads), inputs_grad[first:end], own)
-            later = (kept + torch.mm(own, weight), *rest)
+            if first or any(ctx.needs_input_grad[5:]):  # nobody asks what comes before nothing
+                kept = kept + torch.mm(own, weight)
+            later = (kept, *rest)
         weight_grad = product_grad.T @ ctx.before
         return None, None, inputs_grad, weight_grad, product_grad.sum(0), *later

@@ -250,8 +250,9 @@ def test_dropout_acts_between_layers_too(cell: str) -> None:
     decoder.dropout.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     lengths = torch.tensor([5, 4, 2])
     decoder(torch.randn(3, 6), torch.randint(0, 20, (3, 5)), lengths=lengths)
-    words, outputs = (3, 5, 8), (3, 5, 12)
-    assert seen == [(3, 8), words, (11, 12), outputs]  # image, words, between layers, outputs
+    words, image, outputs = (3, 5, 8), (3, 8), (3, 5, 12)
+    between = (11 + 3, 12)  # the image is read as one more word
+    assert seen == [words, image, between, outputs]
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -40,6 +40,18 @@ def test_outputs_and_gradients_are_those_of_torch(cell_type: type[nn.RNNBase]) -
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
+def test_it_starts_from_nothing_where_no_state_is_given(cell_type: type[nn.RNNBase]) -> None:
+    cell, words, _ = random_case(cell_type)
+    packed = pack_padded_sequence(words, LENGTHS, batch_first=True)
+    factors = torch.randn(14, 6, dtype=torch.float64)
+    leaves = [words, *cell.parameters()]
+    outputs, expected = run_layer(cell, 0, packed).data, cell(packed)[0].data
+    torch.testing.assert_close(outputs, expected)
+    found = torch.autograd.grad((outputs * factors).sum(), leaves, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * factors).sum(), leaves))
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
 def test_upper_layers_have_matrices_of_their_own(cell_type: type[nn.RNNBase]) -> None:
     _, words, start = random_case(cell_type)
     deep = cell_type(7, 6, num_layers=2, batch_first=True).double()
