@@ -81,15 +81,24 @@ flickr8k-features: install
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
 	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4 --grid
 
-flickr8k: flickr8k-0
-	$(SHOWTELL) eval --run flickr8k-0 --preset consensus $(ARGS)
+flickr8k: flickr8k-sc-0
+	$(SHOWTELL) eval --run flickr8k-sc-0 --preset consensus $(ARGS)
 
-flickr8k-ensemble: flickr8k-0 flickr8k-1 flickr8k-2
+flickr8k-ensemble: flickr8k-sc-0 flickr8k-sc-1 flickr8k-sc-2
 	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus $(ARGS)
 
-flickr8k-%: flickr8k-features
+.SECONDARY:
+
+# --resume where there is something to go on from.
+resume = $(if $(wildcard $(DATA)/runs/$(1)/last.safetensors),--resume)
+
+flickr8k-sc-%: flickr8k-xe-%
+	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset self-critical \
+	  --init flickr8k-xe-$* --seed $* --run $@ $(call resume,$@)
+
+flickr8k-xe-%: flickr8k-features
 	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset adaptive-attention \
-	  --seed $* --run flickr8k-$* $(if $(wildcard $(DATA)/runs/flickr8k-$*/last.safetensors),--resume)
+	  --seed $* --run $@ $(call resume,$@)
 
 test: lint types
 	$(BIN)/python -m pytest

@@ -32,7 +32,7 @@ TRAIN_PRESETS: Presets = {
         "scst": True,
         "views": 4,
         "ema": 0.998,
-        "epochs": 6,
+        "epochs": 3,
         "learning_rate": 1e-4,
         "schedule": "cosine",
         "xe_weight": 0.2,

@@ -67,18 +67,21 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
     stages = [
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
         "showtell features --dataset flickr8k --weights caffe --views 4 --grid",
-        "--features resnet50-caffe --preset adaptive-attention --seed 0 --run flickr8k-0",
-        "showtell eval --run flickr8k-0 --preset consensus --split val",
+        "--features resnet50-caffe --preset adaptive-attention --seed 0 --run flickr8k-xe-0",
+        "--preset self-critical --init flickr8k-xe-0 --seed 0 --run flickr8k-sc-0",
+        "showtell eval --run flickr8k-sc-0 --preset consensus --split val",
     ]
     places = [commands.index(stage) for stage in stages]
     assert places == sorted(places) and "--resume" not in commands
 
 
 def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(tmp_path) -> None:
-    (tmp_path / "runs/flickr8k-1").mkdir(parents=True)
-    (tmp_path / "runs/flickr8k-1/last.safetensors").touch()
+    (tmp_path / "runs/flickr8k-xe-1").mkdir(parents=True)
+    (tmp_path / "runs/flickr8k-xe-1/last.safetensors").touch()
     commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
     for seed in range(3):
-        assert f"--preset adaptive-attention --seed {seed} --run flickr8k-{seed}" in commands
+        assert f"--preset adaptive-attention --seed {seed} --run flickr8k-xe-{seed}" in commands
+        assert f"--init flickr8k-xe-{seed} --seed {seed} --run flickr8k-sc-{seed}" in commands
     assert commands.count("--resume") == 1
-    assert "eval --run flickr8k-0 --run flickr8k-1 --run flickr8k-2 --preset consensus" in commands
+    runs = " ".join(f"--run flickr8k-sc-{seed}" for seed in range(3))
+    assert f"eval {runs} --preset consensus" in commands
