@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
+import torch
 
 from ..features.backbone import load_backbone
 from ..features.device import choose_device, keep_freed_memory
@@ -156,8 +157,15 @@ def measure_decoding(images: ImageList, transform: Transform) -> float:
 def read_some(
     images: ImageList, transform: Transform, batch_size: int
 ) -> Generator[ImageBatch, None, None]:
-    """Read a list's images in batches."""
-    return read_batches(images.files, images.image_ids, images.file_names, transform, batch_size)
+    """Read a list's images in batches, as the features stage does on this machine."""
+    return read_batches(
+        images.files,
+        images.image_ids,
+        images.file_names,
+        transform,
+        batch_size,
+        for_gpu=torch.cuda.is_available(),
+    )
 
 
 def repeat_images(images: ImageList, count: int) -> ImageList:

@@ -14,7 +14,7 @@ from ..pipeline.errors import BadShardError
 from ..pipeline.imagefiles import ImageFiles
 from ..pipeline.manifest import Manifest, hash_file, hash_json
 from .grids import grid_name, open_grid
-from .images import MISSING, UNREAD
+from .pictures import MISSING, UNREAD
 from .shards import SUFFIXES, read_fingerprint, read_shard
 
 RETRY = "retry"  # in place of the fingerprint, where a file could not be read this time

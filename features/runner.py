@@ -31,7 +31,7 @@ def compute_shards(
     directory: Path,
     watch: Stopwatch,
 ) -> Iterator[tuple[ShardJob, Skipped]]:
-    """Compute and write shards: threads decode ahead, also across shards, and another one writes.
+    """Compute and write shards: pictures are decoded ahead, across shards too, and a thread writes.
 
     Memory stays flat: only pooled features wait for the end of their shard, grids are written batch
     by batch.
@@ -56,7 +56,7 @@ def compute_shards(
         backbone.transform,
         [span for job in jobs for span in job.batches(batch_size)],
         config.num_workers,
-        pin_memory=device.type == "cuda",
+        for_gpu=device.type == "cuda",
         num_views=config.views,
     )
     done = len(images) - sum(len(job) for job in jobs)

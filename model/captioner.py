@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..features.backbone import Backbone, load_backbone
 from ..features.device import choose_device, keep_freed_memory
-from ..features.images import UnreadableImageError, open_picture, to_rgb, upright
+from ..features.pictures import UnreadableImageError, open_picture, to_rgb, upright
 from ..features.store import require_views
 from ..features.transform import VIEWS
 from ..pipeline.config import DecodingOptions

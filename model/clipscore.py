@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..features.images import BROKEN_PICTURE, to_rgb, upright
+from ..features.pictures import BROKEN_PICTURE, to_rgb, upright
 from ..pipeline.captions import read_images
 from ..pipeline.console import ProgressLine
 from ..pipeline.errors import DatasetError, MissingArtifactError, ScorerError

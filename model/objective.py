@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 def average_weights(decoder: Decoder, decay: float) -> AveragedModel:
     """A running mean of the weights, `decay` of it kept at every step."""
     average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.module.cell.flatten_parameters()  # a copy's are scattered, which cuDNN minds
+    copy = cast(Decoder, average.module)
+    copy.cell.flatten_parameters()  # they are scattered, which cuDNN minds
     return average.eval()
 
 

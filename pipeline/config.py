@@ -211,7 +211,9 @@ class FeaturesConfig(DatasetConfig):
     format: str = option("hdf5", "Shard format: hdf5 or parquet.")
     shard_size: int = option(1024, "Images in one shard, the unit of work that a resume keeps.")
     batch_size: int = option(64, "Images in one pass of the network; each view counts as one.")
-    num_workers: int | None = option(None, "Threads that decode images; default one for each core.")
+    num_workers: int | None = option(
+        None, "Threads, or beside a GPU processes, that decode images; default one a core."
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto takes bf16 where it is fast.")
 

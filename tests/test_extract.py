@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from showtell.features import extract as stage
-from showtell.features import images, plan, runner
+from showtell.features import pictures, plan, runner
 from showtell.features.extract import extract, features_dir
 from showtell.features.grids import grid_name
-from showtell.features.images import open_picture
+from showtell.features.pictures import open_picture
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.transform import VIEWS, Transform
 from showtell.pipeline.captions import read_images, write_images
@@ -240,7 +240,7 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(stage, "load_backbone", fail)
     monkeypatch.setattr(plan, "read_shard", fail)
     monkeypatch.setattr(runner, "write_shard", fail)
-    monkeypatch.setattr(images, "open_picture", fail)
+    monkeypatch.setattr(pictures, "open_picture", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
     assert extract(config) == first
