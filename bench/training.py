@@ -101,6 +101,7 @@ def bench_epoch(config: BenchConfig) -> Figures:
         limited_by="its matrix products alone",
         shares={"epoch": manifest.seconds / whole, "start": 1 - manifest.seconds / whole},
         details={
+            "batch_size": options.batch_size,
             "seconds": whole,
             "seconds_of_epoch": manifest.seconds,
             "seconds_of_validation": read_validation_seconds(config.data / "runs" / "epoch"),

@@ -137,7 +137,7 @@ class Captioner:
             store = load_run_features(self.data, self.run)
             require_views(store, options.views)
             captions_dir = self.data / self.run.dataset / "captions"
-            self._consensus = wanted, Consensus.load(captions_dir, store, *wanted)
+            self._consensus = wanted, Consensus.load(captions_dir, [store], *wanted)
         return self._consensus[1]
 
     def pixels(self, image: str | Path | Image.Image, num_views: int = 1) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def find_differences(a: ImageScores, b: ImageScores, num_draws: int, seed: int) 
 def find_evaluation(data: Path, name: str) -> Path:
     """The folder of an evaluation: a path, or `RUN/val-beam3` or `RUN`, under `data`.
 
-    `A+B` is the ensemble of the runs A and B.
+    `A+B` is the ensemble of the runs A and B, in any order.
 
     Raises:
         MissingArtifactError: there is none, or the run has several.
@@ -82,6 +82,7 @@ def find_evaluation(data: Path, name: str) -> Path:
     if Manifest.read(Path(name)) is not None and Path(name).parent.name == "eval":
         return Path(name)
     run, _, evaluation = name.rstrip("/").partition("/")
+    run = "+".join(sorted(run.split("+")))
     folder = data / ("ensembles" if "+" in run else "runs") / run / "eval"
     there = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if evaluation in there or (not evaluation and len(there) == 1):

@@ -66,29 +66,33 @@ class Consensus:
 
     @classmethod
     def load(
-        cls, captions_dir: Path, store: FeatureStore, num_views: int, num_neighbors: int
+        cls,
+        captions_dir: Path,
+        stores: Sequence[FeatureStore],
+        num_views: int,
+        num_neighbors: int,
     ) -> "Consensus":
         """Take the train split of a prepared dataset.
 
         Args:
             captions_dir: of the prepare stage.
-            store: features of the dataset's images.
-            num_views: an image is the mean of its first so many cached views.
+            stores: features of the dataset's images; see `appearance`.
+            num_views: likewise.
             num_neighbors: as above.
 
         Raises:
             MissingArtifactError: no train image has features.
         """
         image_ids = read_images(captions_dir / "images.parquet").select("train")
-        image_ids = image_ids[store.has(image_ids).numpy()]
+        image_ids = image_ids[torch.stack([s.has(image_ids) for s in stores]).all(0).numpy()]
         if not len(image_ids):
             raise MissingArtifactError(
-                f"{store.directory} has features of no train image, which --consensus compares "
+                f"{stores[0].directory} has features of no train image, which --consensus compares "
                 f"with. Decode without --consensus, or run 'showtell features' again."
             )
         return cls(
             image_ids.tolist(),
-            mean_of_views(store, store.rows(image_ids), num_views),
+            appearance(stores, image_ids, num_views),
             read_references(captions_dir / "captions.parquet", "words", image_ids),
             num_neighbors,
         )
@@ -166,6 +170,12 @@ def _kernel(cosines: Tensor) -> Tensor:
     return ((cosines - 1) / WIDTH).exp()
 
 
-def mean_of_views(store: FeatureStore, rows: Tensor, num_views: int) -> Tensor:
-    """What images look like on the whole: (N, D) float32, the mean of their first views."""
-    return store.views[rows, :num_views].float().mean(1)
+def appearance(stores: Sequence[FeatureStore], image_ids: Ints, num_views: int) -> Tensor:
+    """What images look like on the whole: (n, D) float32, the mean of their first views.
+
+    Of several different features, those of an ensemble's members, each counts alike: D is then the
+    sum of their widths.
+    """
+    different = {store.sha256: store for store in stores}.values()
+    seen = [s.views[s.rows(image_ids), :num_views].float().mean(1) for s in different]
+    return torch.cat([F.normalize(vectors, dim=1) for vectors in seen], 1)

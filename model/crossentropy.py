@@ -22,8 +22,9 @@ def linear_cross_entropy(
     """Equal to `F.cross_entropy(F.linear(inputs, weight, bias), targets, label_smoothing=…)`.
 
     Args:
-        inputs: (R, H) of any float type. Under autocast the products are in its type; softmax and
-            sums are in the weights' type.
+        inputs: (R, H) of any float type. Under autocast the products, with the bias, and the
+            gradients of the logits are in its type, as torch's are; softmax and sums are in the
+            weights' type.
         weight: (V, H).
         bias: (V,).
         targets: (R,) int64.

@@ -39,7 +39,7 @@ from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_js
 from ..pipeline.vocab import Vocab
 from .bootstrap import intervals
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
-from .consensus import Consensus, mean_of_views
+from .consensus import Consensus, appearance
 from .decoder import Decoder
 from .decoding import CaptionModel, Features, decode, iterate_members
 from .ensemble import join_decoders
@@ -65,8 +65,8 @@ def evaluate(config: EvalConfig) -> Manifest:
             not share them.
         ScorerError: Java cannot run the tokenizer or METEOR.
     """
-    members = [Member.load(config.data, name) for name in sorted(config.run or [])]
-    members = members or [Member.load(config.data, None, config.dataset)]
+    runs = sorted(config.run) if config.run else [None]
+    members = [Member.load(config.data, run, config.dataset) for run in runs]
     check_members(members)
     for member in members:
         require_views(member.store, config.views)
@@ -283,13 +283,13 @@ def _decode(
         batches = (features for (features,) in batches)
     consensus = None
     if config.consensus:
-        consensus = Consensus.load(captions_dir, stores[0], config.views, config.consensus)
+        consensus = Consensus.load(captions_dir, stores, config.views, config.consensus)
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
         for batch in decode(model, batches, precision, config.for_unit(vocab.unit)):
             if consensus is not None:
                 ids = image_ids[len(found) : len(found) + len(batch)]
-                seen = mean_of_views(stores[0], stores[0].rows(ids), config.views)
+                seen = appearance(stores, ids, config.views)
                 batch = consensus.rank(seen, batch, vocab, ids)
             found += [hypotheses[: config.n_best] for hypotheses in batch]
             line.advance(len(batch))

@@ -34,7 +34,7 @@ def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBat
     was made behind earlier inputs mixed in the same way.
 
     Args:
-        decoder: in train mode, whose dropout then acts on the predictions too.
+        decoder: in train mode; its dropout acts on what the predictions know of the image.
         batch: its targets stay.
         rate: 0 changes nothing, 1 replaces every word.
 

@@ -35,15 +35,16 @@ def run_layer(
         cell: an nn.GRU, an nn.LSTM, or an nn.RNN of tanh; of one direction.
         layer: which of its layers.
         words: its inputs, (W, E), the longest caption first.
-        start: the state before the first words, (B, H) each; default 0, of the weights' type.
+        start: the state before the first words, (B, H) each; default 0.
 
     Returns:
-        The outputs, (W, H), of the type of `start`.
+        The outputs, (W, H), of the type of the weights, as is all that adds up on the way.
     """
+    weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
     if start is None:
         shape = (int(words.batch_sizes[0]), cell.hidden_size)
-        start = (cell.all_weights[0][0].new_zeros(shape),) * (2 if cell.mode == "LSTM" else 1)
-    weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
+        start = (weight.new_zeros(shape),) * (2 if cell.mode == "LSTM" else 1)
+    start = tuple(part.to(weight.dtype) for part in start)
     inputs = F.linear(
         words.data, getattr(cell, f"weight_ih_l{layer}"), getattr(cell, f"bias_ih_l{layer}")
     )

@@ -91,6 +91,7 @@ def set_word_vectors(embedding: Tensor, vectors: dict[int, Tensor]) -> None:
     """
     token_ids = torch.tensor(list(vectors))
     values = torch.stack(list(vectors.values()))
-    values = values - values.mean(0)
+    if len(values) > 2:  # of one or two nothing would be left, or opposites
+        values = values - values.mean(0)
     values *= embedding.std() / values.std().clamp(min=1e-12)
     embedding[token_ids.to(embedding.device)] = values.to(embedding)

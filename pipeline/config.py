@@ -4,6 +4,7 @@ They stand together, and away from torch, so that the command line can read them
 of any command at once.
 """
 
+import math
 import re
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -72,9 +73,21 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def require_at_least(least: float, **values: float | None) -> None:
-    """Refuse each given value below `least`; None passes."""
+    """Refuse each given value below `least` or infinite; None passes."""
     for name, value in values.items():
-        require(value is None or value >= least, f"{name} must be at least {least:g}, got {value}.")
+        require(
+            value is None or least <= value < math.inf,
+            f"{name} must be at least {least:g}{' and finite' * (value == math.inf)}, got {value}.",
+        )
+
+
+def require_above_0(**values: float) -> None:
+    """Refuse each given value that is not above 0, or infinite."""
+    for name, value in values.items():
+        require(
+            0 < value < math.inf,
+            f"{name} must be above 0{' and finite' * (value == math.inf)}, got {value}.",
+        )
 
 
 def require_fraction(**values: float) -> None:
@@ -235,7 +248,10 @@ class FeaturesConfig(DatasetConfig):
 class TrainConfig(DatasetConfig):
     """Options of `showtell train`."""
 
-    run: str | None = option(None, "Name of the run; default <dataset>-<cell>.")
+    run: str | None = option(
+        None,
+        "Name of the run; default <dataset>-<cell>, and -<attention>; of --init its name and more.",
+    )
     features: str | None = option(
         None, "Cached features to train on, e.g. resnet50-caffe; default the newest."
     )
@@ -343,12 +359,16 @@ class TrainConfig(DatasetConfig):
             save_every_s=self.save_every_s,
         )
         require_seed(self.seed)
-        require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}.")
+        require_above_0(learning_rate=self.learning_rate)
         require_fraction(dropout=self.dropout, label_smoothing=self.label_smoothing, ema=self.ema)
         require_fraction(scheduled_sampling=self.scheduled_sampling)
         require(
             self.run is None or bool(re.fullmatch(PLAIN_NAME, self.run)),
             f"run must be a plain name, got {self.run!r}.",
+        )
+        require(
+            self.run is None or "+" not in self.run,
+            f"run must have no '+', which joins the names of an ensemble's runs, got {self.run!r}.",
         )
 
 
@@ -394,7 +414,7 @@ class DecodingOptions:
             consensus=self.consensus,
         )
         require_seed(self.seed)
-        require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}.")
+        require_above_0(temperature=self.temperature)
         require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
         self._check_combinations()
 
@@ -463,7 +483,7 @@ class EvalConfig(DecodingOptions, StageConfig):
     run: list[str] | None = option(
         None, "Run to evaluate; default the newest. Give several to average their predictions."
     )
-    dataset: str | None = option(None, "Without --run: take the newest run of this dataset.")
+    dataset: str | None = option(None, "Take runs of this dataset only: without --run its newest.")
     split: str | None = option(
         None, "train, val or test; default test where the dataset has one, else val."
     )
@@ -477,6 +497,10 @@ class EvalConfig(DecodingOptions, StageConfig):
         super().__post_init__()
         if isinstance(self.run, str):
             object.__setattr__(self, "run", [self.run])
+        twice = {run for run in self.run or () if (self.run or []).count(run) > 1}
+        require(
+            not twice, f"--run {', '.join(sorted(twice))} is given twice: it would count twice."
+        )
         if self.split is not None:
             require_choice("split", self.split, ("train", "val", "test"))
         require_at_least(1, batch_size=self.batch_size)

@@ -142,7 +142,7 @@ def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
 
 def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showtell) -> None:
     folder = write_ensemble(data, make_images(2, better=0.4))
-    for name in ("a+b", "a+b/val-beam3", str(folder)):
+    for name in ("a+b", "b+a", "b+a/val-beam3", str(folder)):
         assert find_evaluation(data, name) == folder
     code, shown = showtell("compare", "a", "a+b", "--data", str(data))
     assert code == 0 and "CIDEr" in shown

@@ -88,6 +88,7 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     *at_least(TrainConfig, 0, "grad_clip", "patience", "weight_decay"),
     (TrainConfig, {"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0."),
     (TrainConfig, {"learning_rate": math.nan}, "learning_rate must be above 0, got nan."),
+    (TrainConfig, {"learning_rate": math.inf}, "must be above 0 and finite, got inf."),
     (TrainConfig, {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0."),
     (TrainConfig, {"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1."),
     (
@@ -97,7 +98,11 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     ),
     (TrainConfig, {"run": ""}, "run must be a plain name, got ''."),
     (TrainConfig, {"run": "../r"}, "run must be a plain name, got '../r'."),
+    (TrainConfig, {"run": "x+y"}, "joins the names of an ensemble's runs, got 'x+y'."),
     # eval
+    (EvalConfig, {"run": ["a", "b", "a"]}, "--run a is given twice: it would count twice."),
+    (EvalConfig, {"diversity": math.inf}, "diversity must be at least 0 and finite, got inf."),
+    (EvalConfig, {"sample": True, "temperature": math.inf}, "above 0 and finite, got inf."),
     (EvalConfig, {"split": "dev"}, "split must be one of train, val, test, got 'dev'."),
     (EvalConfig, {"beam": 0}, "must be at least 1, got 0."),
     *at_least(EvalConfig, 1, "max_length", "min_length", "beam_groups", "n_best", "batch_size"),

@@ -1,13 +1,16 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pycocoevalcap.cider.cider import Cider
 
+from showtell.features.store import FeatureStore
 from showtell.model import consensus as consensus_module
-from showtell.model.consensus import CONFIDENCE, RIDGE, WIDTH, Consensus
+from showtell.model.consensus import CONFIDENCE, RIDGE, WIDTH, Consensus, appearance
 from showtell.model.hypothesis import Hypothesis
+from showtell.pipeline.manifest import Manifest
 from showtell.pipeline.vocab import SPECIALS, Vocab
 
 WORDS = ["a", "dog", "cat", "runs", "sleeps", "on", "grass", "the", "sofa"]
@@ -32,6 +35,12 @@ def make(num_neighbors: int = 4) -> Consensus:
     return Consensus([*REFERENCES], features.half(), REFERENCES, num_neighbors)
 
 
+def store_of(features: torch.Tensor) -> FeatureStore:
+    """The features of images 4 and 8."""
+    manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={}, counts={})
+    return FeatureStore(torch.tensor([4, 8]), features.half(), {}, manifest, Path("features"))
+
+
 def hypotheses(captions: list[str]) -> list[Hypothesis]:
     """Captions of which the first is the most probable, by a little."""
     return [
@@ -53,6 +62,14 @@ def directions_by_loop(angles: list[float]) -> np.ndarray:
     known = [unit(np.array(direction(angle)).astype(np.float16)) for angle in ANGLES.values()]
     mean = np.mean([vector.astype(np.float64) for vector in known], axis=0)
     return np.array([unit(unit(np.array(direction(angle))) - mean) for angle in angles])
+
+
+def test_of_an_ensemble_all_features_count_alike_and_each_once() -> None:
+    one = store_of(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+    other = store_of(torch.tensor([[0.0, 0.0, 100.0], [0.0, 100.0, 0.0]]))
+    seen = appearance([one, other, one], np.array([8, 4]), 1)
+    assert seen.tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 1]]
+    assert appearance([one], np.array([4]), 1).tolist() == [[1, 0]]
 
 
 def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None:

@@ -224,10 +224,16 @@ def test_newest_run_may_be_asked_for_of_a_dataset(data, scorers) -> None:
         evaluate(EvalConfig(data=data, dataset="flickr8k"))
 
 
+def test_run_of_another_dataset_than_named_is_refused(data, scorers) -> None:
+    with pytest.raises(MissingArtifactError, match="no run 'r' of nonsense with weights"):
+        evaluate(EvalConfig(data=data, run="r", dataset="nonsense"))
+
+
 def test_ensemble_of_a_run_with_itself_is_the_run(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r", precision="fp32"))
-    evaluate(EvalConfig(data=data, run=["r", "r"], precision="fp32"))
-    assert ensemble_captions(data, "r+r") == written(data, "test-beam3")
+    shutil.copytree(data / "runs/r", data / "runs/same")
+    evaluate(EvalConfig(data=data, run=["same", "r"], precision="fp32"))
+    assert ensemble_captions(data, "r+same") == written(data, "test-beam3")
 
 
 def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(

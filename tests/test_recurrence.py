@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from showtell.model import decoder
 from showtell.model.recurrence import run_layer
 
 CELLS = [nn.GRU, nn.LSTM, nn.RNN]
@@ -84,6 +85,25 @@ def test_under_autocast_it_is_as_exact_as_torch(cell_type: type[nn.RNNBase]) -> 
     exact = run(own=False, autocast=False)
     for true, ours, theirs in zip(exact, run(True, True), run(False, True), strict=True):
         assert 0 < (ours - true).norm() < 1.1 * (theirs - true).norm()
+
+
+@pytest.mark.parametrize("attention", ["none", "adaptive"])
+@pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
+def test_no_decoder_starts_it_in_half_precision(
+    random_decoder, monkeypatch, attention: str, image_as: str
+) -> None:
+    outputs: list[torch.Tensor] = []
+
+    def spy(*args: object) -> PackedSequence:
+        outputs.append((packed := run_layer(*args)).data)
+        return packed
+
+    monkeypatch.setattr(decoder, "run_layer", spy)
+    gru = random_decoder(attention=attention, image_as=image_as).float().train()
+    features = torch.rand((3, 4, 6) if attention != "none" else (3, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        gru(features, torch.randint(4, 12, (3, 5)), lengths=torch.tensor([5, 3, 2]))
+    assert [output.dtype for output in outputs] == [torch.float32]
 
 
 def test_a_matrix_changed_before_the_way_back_is_an_error() -> None:
