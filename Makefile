@@ -81,8 +81,8 @@ flickr8k-features: install
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
 	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4 --grid
 
-flickr8k: flickr8k-sc-0
-	$(SHOWTELL) eval --run flickr8k-sc-0 --preset consensus $(ARGS)
+flickr8k: flickr8k-soft-0
+	$(SHOWTELL) eval --run flickr8k-soft-0 --preset consensus $(ARGS)
 
 flickr8k-ensemble: flickr8k-sc-0 flickr8k-sc-1 flickr8k-sc-2
 	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus $(ARGS)
@@ -92,13 +92,17 @@ flickr8k-ensemble: flickr8k-sc-0 flickr8k-sc-1 flickr8k-sc-2
 # --resume where there is something to go on from.
 resume = $(if $(wildcard $(DATA)/runs/$(1)/last.safetensors),--resume)
 
-flickr8k-sc-%: flickr8k-xe-%
-	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset self-critical \
-	  --init flickr8k-xe-$* --seed $* --run $@ $(call resume,$@)
+train-flickr8k = $(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --run $@ --seed $* \
+  $(call resume,$@)
 
-flickr8k-xe-%: flickr8k-features
-	$(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --preset adaptive-attention \
-	  --seed $* --run $@ $(call resume,$@)
+flickr8k-soft-%: flickr8k-features
+	$(train-flickr8k) --preset soft-attention
+
+flickr8k-adaptive-%: flickr8k-features
+	$(train-flickr8k) --preset adaptive-attention
+
+flickr8k-sc-%: flickr8k-adaptive-%
+	$(train-flickr8k) --preset self-critical --init flickr8k-adaptive-$*
 
 test: lint types
 	$(BIN)/python -m pytest

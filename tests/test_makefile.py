@@ -23,7 +23,8 @@ def dry_run(*arguments: str, **environment: str) -> str:
         check=True,
         env={k: v for k, v in os.environ.items() if k != "SHOWTELL_DATA"} | environment,
     )
-    return re.sub(r"\s*\\\n\s*", " ", done.stdout)  # a command on several lines is one
+    # A command on several lines, or with an option left out, is one of single spaces.
+    return re.sub(r"\s*\\\n\s*|  +", " ", done.stdout)
 
 
 def test_machine_without_npm_gets_it_as_a_wheel(tmp_path) -> None:
@@ -67,21 +68,22 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
     stages = [
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
         "showtell features --dataset flickr8k --weights caffe --views 4 --grid",
-        "--features resnet50-caffe --preset adaptive-attention --seed 0 --run flickr8k-xe-0",
-        "--preset self-critical --init flickr8k-xe-0 --seed 0 --run flickr8k-sc-0",
-        "showtell eval --run flickr8k-sc-0 --preset consensus --split val",
+        "--features resnet50-caffe --run flickr8k-soft-0 --seed 0 --preset soft-attention",
+        "showtell eval --run flickr8k-soft-0 --preset consensus --split val",
     ]
     places = [commands.index(stage) for stage in stages]
     assert places == sorted(places) and "--resume" not in commands
 
 
 def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(tmp_path) -> None:
-    (tmp_path / "runs/flickr8k-xe-1").mkdir(parents=True)
-    (tmp_path / "runs/flickr8k-xe-1/last.safetensors").touch()
+    (tmp_path / "runs/flickr8k-adaptive-1").mkdir(parents=True)
+    (tmp_path / "runs/flickr8k-adaptive-1/last.safetensors").touch()
     commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
     for seed in range(3):
-        assert f"--preset adaptive-attention --seed {seed} --run flickr8k-xe-{seed}" in commands
-        assert f"--init flickr8k-xe-{seed} --seed {seed} --run flickr8k-sc-{seed}" in commands
+        run = f"flickr8k-adaptive-{seed}"
+        assert f"--run {run} --seed {seed}" in commands
+        assert f"--run flickr8k-sc-{seed} --seed {seed}" in commands
+        assert f"--preset self-critical --init {run}" in commands
     assert commands.count("--resume") == 1
     runs = " ".join(f"--run flickr8k-sc-{seed}" for seed in range(3))
     assert f"eval {runs} --preset consensus" in commands
