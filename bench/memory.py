@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..features.backbone import Backbone
+from ..features.device import keep_freed_memory
 from ..features.plan import ImageList, plan_shards
 from ..features.runner import compute_shards
 from ..features.transform import caffe_transform
@@ -41,6 +42,7 @@ def bench_memory(config: BenchConfig) -> Figures:
 
     What it holds of the network and of a batch does not depend on their number; all else is here.
     """
+    keep_freed_memory()  # as the stage does
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
         write_images(root)

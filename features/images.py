@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,13 @@ import torch
 
 from ..pipeline.errors import ShowTellError
 from ..pipeline.imagefiles import ImageFiles
-from .pictures import Decoded, PictureDecoder, decode_here, set_up_worker
+from .pictures import Decoded, PictureDecoder, Pixels, decode_here, set_up_worker
 from .transform import Transform
 
 # Batches that are decoded ahead of the network; more would only cost memory.
 LOOK_AHEAD = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ImageBatch:
     Attributes:
         image_ids: (B,) int64, of the pictures in `pixels`.
         pixels: (B·V, 3, H, W) uint8, RGB, in channels_last memory; the V views of a picture follow
-            each other; B may be 0.
+            each other; B may be 0. They are there until the next batch is read.
         skipped: (image_id, reason) of each picture of the batch that could not be read.
     """
 
@@ -95,88 +99,101 @@ def read_spans(
     generator early stops its workers.
     """
     decode = PictureDecoder(files, transform, num_views)
-    num_workers = num_workers or count_cores()
-    longest = max((stop - start for start, stop in spans), default=1)
-    pool, num_together = start_pool(decode, num_workers, longest, for_gpu)
-
-    def start(span: tuple[int, int]) -> "PendingBatch":
-        starts = range(*span, num_together)
-        ends = [*starts[1:], span[1]]
-        names = [file_names[first:end] for first, end in zip(starts, ends, strict=True)]
-        jobs = [
-            pool.submit(decode_here, some) if for_gpu else pool.submit(decode, some)
-            for some in names
-        ]
-        return PendingBatch(image_ids[slice(*span)], jobs)
-
-    waiting = iter(spans)
-    try:
-        pending = deque(start(span) for span in islice(waiting, LOOK_AHEAD))
-        while pending:
-            batch = pending.popleft().finish(pin_memory=for_gpu and torch.cuda.is_available())
-            pending.extend(start(span) for span in islice(waiting, 1))
-            yield batch
-    except BrokenProcessPool:
-        raise ShowTellError(
-            f"one of {num_workers} decoding processes was killed, most likely for want of memory. "
-            f"Run the stage again, which goes on where it was, with a smaller --num-workers."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    names = [file_names[start:stop] for start, stop in spans]
+    decode_all = decode_in_processes if for_gpu else decode_in_threads
+    with closing(decode_all(decode, names, num_workers or count_cores())) as decoded:
+        for (start, stop), (pixels, reasons) in zip(spans, decoded, strict=True):
+            yield drop_unreadable(image_ids[start:stop], pixels, reasons)
 
 
-@dataclass(frozen=True)
-class PendingBatch:
-    """A batch that is being decoded.
+def decode_in_threads(
+    decode: PictureDecoder, batches: Sequence[Sequence[str]], num_workers: int
+) -> Generator[Decoded, None, None]:
+    """Decode batches of names into buffers that are used again and again.
 
-    Attributes:
-        image_ids: (B,) int64.
-        jobs: what `PictureDecoder` gives for some of the pictures each, in their order.
+    Fresh ones would leave ever more holes in the memory of the process.
     """
+    most = max(map(len, batches), default=0)
+    free = deque(decode.empty(most) for _ in range(LOOK_AHEAD + 1))
+    with ending(ThreadPoolExecutor(num_workers, thread_name_prefix="decode")) as pool:
 
-    image_ids: npt.NDArray[np.int64]
-    jobs: list[Future[Decoded]]
+        def start(names: Sequence[str]) -> tuple[Pixels, list[Future[str | None]]]:
+            pixels = free.popleft()
+            return pixels, [pool.submit(decode, *job) for job in zip(names, pixels, strict=False)]
 
-    def finish(self, pin_memory: bool) -> ImageBatch:
-        """Wait for the workers and leave out unreadable pictures."""
-        parts = [job.result() for job in self.jobs]
-        reasons = [reason for _, of_part in parts for reason in of_part]
-        readable = np.array([reason is None for reason in reasons], bool)
-        skipped = tuple(
-            (int(image_id), reason)
-            for image_id, reason in zip(self.image_ids, reasons, strict=True)
-            if reason is not None
-        )
-        shape = (int(readable.sum()), *parts[0][0].shape[1:])
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-        kept = [
-            row
-            for rows, of_part in parts
-            for row, reason in zip(rows, of_part, strict=True)
-            if reason is None
-        ]
-        for place, row in zip(pixels.numpy(), kept, strict=True):
-            place[:] = row
-        pixels = pixels.flatten(0, 1).permute(0, 3, 1, 2)
-        return ImageBatch(self.image_ids[readable], pixels, skipped)
+        for pixels, jobs in ahead(start, batches):
+            yield pixels[: len(jobs)], [job.result() for job in jobs]
+            free.append(pixels)
 
 
-def start_pool(
-    decode: PictureDecoder, num_workers: int, batch_size: int, for_gpu: bool
-) -> tuple[Executor, int]:
-    """Start the workers.
+def decode_in_processes(
+    decode: PictureDecoder, batches: Sequence[Sequence[str]], num_workers: int
+) -> Generator[Decoded, None, None]:
+    """Decode batches of names beside Python's lock, into memory that a GPU can fetch from.
 
-    Returns:
-        The pool of threads or processes.
-        How many pictures to give to a worker at a time: to a process several, for each errand costs
-        a tenth of a millisecond, but no more than keeps all busy.
+    Raises:
+        ShowTellError: a process was killed.
     """
-    if not for_gpu:
-        return ThreadPoolExecutor(num_workers, thread_name_prefix="decode"), 1
+    most = max(map(len, batches), default=1)
+    # Each errand costs a tenth of a millisecond, but all workers are to be busy.
+    together = max(1, min(8, LOOK_AHEAD * most // (2 * num_workers)))
     pool = ProcessPoolExecutor(
         num_workers,
         multiprocessing.get_context("spawn"),  # a fork of a process that uses a GPU may hang
         initializer=set_up_worker,
         initargs=(decode,),
     )
-    return pool, max(1, min(8, LOOK_AHEAD * batch_size // (2 * num_workers)))
+    with ending(pool):
+
+        def start(names: Sequence[str]) -> tuple[int, list[Future[Decoded]]]:
+            parts = [names[i : i + together] for i in range(0, len(names), together)]
+            return len(names), [pool.submit(decode_here, part) for part in parts]
+
+        try:
+            for count, jobs in ahead(start, batches):
+                parts = [job.result() for job in jobs]
+                shape = (count, *decode.shape)
+                pixels = torch.empty(
+                    shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+                ).numpy()
+                np.concatenate([part for part, _ in parts], out=pixels)
+                yield pixels, [reason for _, reasons in parts for reason in reasons]
+        except BrokenProcessPool:
+            raise ShowTellError(
+                f"one of {num_workers} decoding processes was killed, most likely for want of "
+                f"memory. Run the stage again, which goes on where it was, with a smaller "
+                f"--num-workers."
+            ) from None
+
+
+def ahead(start: Callable[[Sequence[str]], T], batches: Iterable[Sequence[str]]) -> Iterator[T]:
+    """Yield what `start` gives for each batch, which was called for `LOOK_AHEAD` more before."""
+    waiting = iter(batches)
+    started = deque(map(start, islice(waiting, LOOK_AHEAD)))
+    while started:
+        first = started.popleft()
+        started.extend(map(start, islice(waiting, 1)))
+        yield first
+
+
+@contextmanager
+def ending(pool: Executor) -> Iterator[Executor]:
+    """Drop what the workers have not begun, and wait for them to end."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def drop_unreadable(
+    image_ids: npt.NDArray[np.int64], pixels: Pixels, reasons: Sequence[str | None]
+) -> ImageBatch:
+    """Make a batch of (B,) pictures, of which some perhaps cannot be read."""
+    readable = np.array([reason is None for reason in reasons], bool)
+    skipped = tuple(
+        (int(image_id), reason)
+        for image_id, reason in zip(image_ids, reasons, strict=True)
+        if reason is not None
+    )
+    kept = torch.from_numpy(pixels[readable] if skipped else pixels)
+    return ImageBatch(image_ids[readable], kept.flatten(0, 1).permute(0, 3, 1, 2), skipped)

@@ -44,8 +44,9 @@ BROKEN_PICTURE = (
 MISSING, UNREAD = "does not exist", "cannot be read"
 
 
-# Of n pictures: (n, V, H, W, 3) uint8 pixels, and n reasons why one cannot be read, or None.
-Decoded = tuple[npt.NDArray[np.uint8], list[str | None]]
+Pixels = npt.NDArray[np.uint8]  # (…, V, H, W, 3), the V views of each picture
+# Of n pictures: their pixels, undefined where one cannot be read, and n reasons why, or None.
+Decoded = tuple[Pixels, list[str | None]]
 
 
 class UnreadableImageError(DatasetError):
@@ -136,20 +137,30 @@ class PictureDecoder:
     transform: Transform
     num_views: int = 1
 
-    def __call__(self, file_names: Sequence[str]) -> Decoded:
-        """Decode n files.
-
-        Returns:
-            pixels: (n, V, H, W, 3) uint8; undefined where a file cannot be read.
-            reasons: n times why the file cannot be read, None where it can.
-        """
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(V, H, W, 3) of a picture."""
         size = self.transform.crop_size
-        pixels = np.empty((len(file_names), self.num_views, size, size, 3), np.uint8)
-        reasons = [
-            decode_into(rows, self.files, name, self.transform)
-            for rows, name in zip(pixels, file_names, strict=True)
-        ]
-        return pixels, reasons
+        return self.num_views, size, size, 3
+
+    def empty(self, count: int) -> Pixels:
+        """Room for so many pictures, (count, V, H, W, 3)."""
+        return np.empty((count, *self.shape), np.uint8)
+
+    def __call__(self, file_name: str, pixels: Pixels) -> str | None:
+        """Decode one file into (V, H, W, 3); returns why where it cannot be read."""
+        try:
+            picture = open_picture(self.files.read(file_name), self.transform)
+            for row, view in zip(pixels, VIEWS, strict=False):
+                row[:] = self.transform(picture, view).transpose(1, 2, 0)
+        except UnreadableImageError as error:
+            return str(error)
+        except FileNotFoundError:
+            return MISSING
+        except OSError as error:
+            # Without a number it is no word of the system's: the file itself is damaged.
+            return one_line(error) if error.errno is None else f"{UNREAD}: {one_line(error)}"
+        return None
 
 
 _decode: PictureDecoder | None = None  # of a worker process
@@ -164,9 +175,10 @@ def set_up_worker(decode: PictureDecoder) -> None:
 
 
 def decode_here(file_names: Sequence[str]) -> Decoded:
-    """Decode files by the decoder that this worker keeps."""
+    """Decode some files by the decoder that this worker keeps."""
     assert _decode is not None
-    return _decode(file_names)
+    pixels = _decode.empty(len(file_names))
+    return pixels, [_decode(name, rows) for name, rows in zip(file_names, pixels, strict=True)]
 
 
 def _end_with_parent() -> None:
@@ -175,21 +187,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def decode_into(
-    rows: npt.NDArray[np.uint8], files: ImageFiles, file_name: str, transform: Transform
-) -> str | None:
-    """Decode one file into `rows`, (V, H, W, 3) uint8; returns why where it cannot be read."""
-    try:
-        picture = open_picture(files.read(file_name), transform)
-        for row, view in zip(rows, VIEWS, strict=False):
-            row[:] = transform(picture, view).transpose(1, 2, 0)
-    except UnreadableImageError as error:
-        return str(error)
-    except FileNotFoundError:
-        return MISSING
-    except OSError as error:
-        # Without a number it is no word of the system's: the file itself is damaged.
-        return one_line(error) if error.errno is None else f"{UNREAD}: {one_line(error)}"
-    return None

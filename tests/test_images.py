@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ def write_images(folder: Path, count: int) -> list[str]:
 def read_all(root: Path, names: list[str], **options) -> list[images.ImageBatch]:
     settings = {"batch_size": 4, "num_workers": 2} | options
     ids = np.arange(100, 100 + len(names))
-    return list(read_batches(ImageFiles(root), ids, names, WHOLE, **settings))
+    batches = read_batches(ImageFiles(root), ids, names, WHOLE, **settings)
+    # The pixels are overwritten when the next batch is read.
+    return [replace(batch, pixels=batch.pixels.clone()) for batch in batches]
 
 
 @pytest.mark.parametrize("num_workers", [1, 3, None])
