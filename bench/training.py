@@ -32,7 +32,11 @@ def bench_train(config: BenchConfig) -> Figures:
     num_steps, num_captions, num_tokens = 0, 0, 0
     shapes, tokens_of_shapes, of_one_step = list[Shape](), 1, 1
     epochs = (trainer.batches.plan_epoch(epoch) for epoch in count())
-    for step, positions in enumerate(chain.from_iterable(epochs)):
+    # The largest step comes first: what memory grows by after it is not what a step needs.
+    largest = max(
+        trainer.batches.plan_epoch(0), key=lambda p: int(trainer.batches.lengths[p].sum())
+    )
+    for step, positions in enumerate(chain([largest], chain.from_iterable(epochs))):
         if step == WARM_UP_STEPS:
             parts = dict.fromkeys(parts, 0.0)
             num_steps, num_captions, num_tokens = 0, 0, 0
