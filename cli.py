@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .pipeline import config as configs
-from .pipeline.console import print_error
+from .pipeline.console import print_aside, print_error
 from .pipeline.errors import ShowTellError
 from .pipeline.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 
@@ -135,8 +135,13 @@ def compare(config: configs.CompareConfig) -> None:
 def caption(config: configs.CaptionConfig) -> None:
     """Caption photographs: one line each, the path and the caption."""
     from .model.captioner import caption_files, load
+    from .model.checkpoint import find_run
 
-    captioner = load(config.run, data=config.data, weights=config.weights, device=config.device)
+    run = config.run
+    if run is None:
+        run = find_run(config.data, None).name
+        print_aside(f"captions by the newest run, {run}; --run names another.")
+    captioner = load(run, data=config.data, weights=config.weights, device=config.device)
     if caption_files(captioner, config.images, config):
         raise typer.Exit(1)
 

@@ -198,11 +198,18 @@ def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
     runs = run_names(data, dataset)
     if run in runs or (run is None and runs):
         return data / "runs" / (run or runs[-1])
+    run_dir = data / "runs" / (run or "")
+    if (run_dir / LAST_NAME).exists() and not (run_dir / BEST_NAME).exists():
+        raise MissingArtifactError(
+            f"{run_dir} was stopped before its first epoch had ended: it has no "
+            f"weights yet. Run 'showtell train --run {run} --resume' first."
+        )
     what = "no run" if run is None else f"no run {run!r}"
     what += "" if dataset is None else f" of {dataset}"
     there = f"there are {', '.join(sorted(runs))}" if runs else "there is none"
     raise MissingArtifactError(
-        f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train' first."
+        f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train "
+        f"--dataset {dataset or 'NAME'}' first, or name another folder with --data."
     )
 
 

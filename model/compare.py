@@ -87,10 +87,14 @@ def find_evaluation(data: Path, name: str) -> Path:
     there = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if evaluation in there or (not evaluation and len(there) == 1):
         return folder / (evaluation or there[0])
-    known = f"{folder} holds {', '.join(there)}" if there else f"{folder} holds none"
+    if there:
+        raise MissingArtifactError(
+            f"{name!r} names none of the evaluations in {folder}: {', '.join(there)}. Give one, "
+            f"such as {run}/{there[0]}."
+        )
     raise MissingArtifactError(
-        f"{name!r} names no evaluation: {known}. Give a folder, or RUN/EVALUATION such as "
-        f"{run}/{there[0] if there else 'val-beam3'}, or run '{eval_command(run)}' first."
+        f"{name!r} names no evaluation: {folder} holds none. Give the folder of one, or run "
+        f"'{eval_command(run)}' first."
     )
 
 

@@ -7,7 +7,8 @@ data/ensembles/<run>+<run>+…/eval/<split>-<decoding>/  of several, in the orde
   scores.npz     what each image contributes, for `compare`
   captions.json  COCO's result format: [{"image_id": int, "caption": str}, …]
   nbest.json     with --n-best N, best first:
-                 [{"image_id": int, "captions": [{"caption": str, "log_prob": float}, …]}, …]
+                 [{"image_id": int, "captions": [{"caption": str, "log_prob": float,
+                 "score": float}, …]}, …], in the order of `score`
 
 <decoding> is `beam<K>` or `sample`, and each option that is not as by default: `beam5-ngram2`.
 """
@@ -302,7 +303,8 @@ def _describe_nbest(found: dict[int, list[Hypothesis]], vocab: Vocab) -> list[di
         {
             "image_id": image_id,
             "captions": [
-                {"caption": vocab.decode(h.token_ids), "log_prob": h.log_prob} for h in hypotheses
+                {"caption": vocab.decode(h.token_ids), "log_prob": h.log_prob, "score": h.score}
+                for h in hypotheses
             ],
         }
         for image_id, hypotheses in found.items()

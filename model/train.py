@@ -72,6 +72,8 @@ from .wordvectors import read_word_vectors, set_word_vectors
 VERSION = 1
 LOG_EVERY_STEPS = 50
 CENTER_IMAGES = 1000  # grids whose mean is the origin of all
+FEW_STEPS = 300
+LEARN_MORE = "A smaller --batch-size, or more --epochs, would teach the decoder more."
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -207,6 +209,8 @@ class Trainer:
             print_note(f"train: resuming {self.run_dir} at step {self.progress.step:,}.")
         else:
             self._describe_run()
+        if self.total_steps < FEW_STEPS and not config.scst:
+            print_warning(f"{self.total_steps} steps in all are few. {LEARN_MORE}")
         progress = self.progress
         with RunLog(self.run_dir, progress.step) as log, _deferred_signals() as stop:
             while progress.epoch < config.epochs and not self._out_of_patience():
@@ -310,10 +314,13 @@ class Trainer:
         left_s = (self.total_steps - progress.step) * progress.seconds / progress.step
         lr = learning_rate_at(progress.step, self.total_steps, self.config)
         return (
-            f"step {progress.step}/{self.total_steps} | loss {self.loss:.3f} | lr {lr:.1e} | "
+            f"step {progress.step}/{self.total_steps} | {self._describe_loss()}lr {lr:.1e} | "
             f"{tokens_per_second / 1000:.1f}k tok/s | data {watch.shares()['data']:.0%} | "
             f"eta {format_seconds(left_s)}"
         )
+
+    def _describe_loss(self) -> str:
+        return "" if math.isnan(self.loss) else f"loss {self.loss:.3f} | "
 
     def _validate(self, log: RunLog) -> None:
         """Decode the validation images, score them, and keep the weights if they are the best."""
@@ -328,9 +335,11 @@ class Trainer:
             val_seconds=round(watch.seconds, 3),
             seconds=round(progress.seconds, 3),
         )
-        best = scores[self.monitor] > progress.best_score
+        score = scores[self.monitor]
+        # While nothing scores, the latest weights are those that have learned the most.
+        best = score > progress.best_score or score == progress.best_score == 0
         if best:
-            progress.best_score, progress.best_epoch = scores[self.monitor], progress.epoch
+            progress.best_score, progress.best_epoch = score, progress.epoch
             save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
@@ -385,9 +394,11 @@ class Trainer:
             ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
             (f"best val {self.monitor}", f"{progress.best_score:.4f}"),
             ("speed", f"{trained / progress.seconds:,.0f} captions/s, validation included"),
-            ("seconds", format_seconds(progress.seconds)),
-            ("bytes", format_bytes(sum(manifest.outputs.values()))),
+            ("time", format_seconds(progress.seconds)),
+            ("size", format_bytes(sum(manifest.outputs.values()))),
             ("path", str(self.run_dir)),
         ]
         print_table("train", rows)
+        if progress.best_score == 0:
+            print_warning(f"no val caption has scored in {self.monitor}. {LEARN_MORE}")
         return manifest

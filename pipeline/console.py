@@ -128,6 +128,11 @@ def print_note(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
 
 
+def print_aside(text: str) -> None:
+    """Print one line beside the output, which other programs may read."""
+    error_console.print(text, soft_wrap=True, markup=False)
+
+
 def print_warning(text: str) -> None:
     """Print one yellow line: the stage goes on, but the user should know."""
     text = " ".join(text.splitlines())

@@ -95,6 +95,11 @@ def _find_table(source: Path, config: PrepareConfig) -> Path:
         raise DatasetError(f"{source} holds {names}; say which one counts with --table FILE.")
     if not found and config.dataset == "scenes":
         raise MissingArtifactError(f"{source} holds no captions.csv. {how_to_get('scenes')}")
+    if not found and any(source.glob("annotations/captions_*.json")):
+        raise DatasetError(
+            f"dataset {config.dataset!r} is none of {', '.join(KNOWN)}, but {source} is laid out "
+            f"as COCO. Give --dataset coco2017 (or coco2014) --source {source}."
+        )
     if not found:
         raise DatasetError(
             f"dataset {config.dataset!r} is none of {', '.join(KNOWN)}, and {source} holds none of "

@@ -112,7 +112,7 @@ def test_pipeline_needs_no_torch() -> None:
 
 
 def test_every_test_module_is_named_after_what_it_tests() -> None:
-    wholes = {"architecture", "bench", "makefile", "pipeline"}
+    wholes = {"architecture", "bench", "gpu", "makefile", "pipeline"}
     subjects = {path.stem for path in SOURCES} | wholes
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert tested <= subjects

@@ -378,8 +378,18 @@ def test_unknown_run_is_refused_with_the_names_there_are(tmp_path) -> None:
             find_run(tmp_path, name)
         assert str(caught.value) == (
             f"{tmp_path / 'runs'} has no run '{name}' with weights (there are a, b). "
-            "Run 'showtell train' first."
+            "Run 'showtell train --dataset NAME' first, or name another folder with --data."
         )
+
+
+def test_run_stopped_in_its_first_epoch_is_told_from_one_that_never_was(tmp_path) -> None:
+    make_runs(tmp_path, "b")
+    (tmp_path / "runs/c").mkdir()
+    (tmp_path / "runs/c/last.safetensors").touch()
+    with pytest.raises(
+        MissingArtifactError, match=r"c was stopped .*train --run c --resume' first"
+    ):
+        find_run(tmp_path, "c")
 
 
 def test_no_runs_at_all_names_the_command(tmp_path) -> None:
@@ -387,4 +397,6 @@ def test_no_runs_at_all_names_the_command(tmp_path) -> None:
         with pytest.raises(MissingArtifactError) as caught:
             find_run(tmp_path / "nowhere", name)
         assert f"has {what} with weights (there is none)" in str(caught.value)
-        assert str(caught.value).endswith("Run 'showtell train' first.")
+        assert str(caught.value).endswith(
+            "'showtell train --dataset NAME' first, or name another folder with --data."
+        )

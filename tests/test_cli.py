@@ -251,8 +251,8 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
         ("the captioner", [Path("a.jpg"), Path("b")], "beam5-nbest2"),
     ]
     # An image that could not be read shows in the exit status.
-    assert showtell("caption", "bad.jpg")[0] == 1
-    assert calls[2] == (None, {"data": Path("data"), "weights": None, "device": "auto"})
+    assert showtell("caption", "bad.jpg", "--run", "r")[0] == 1
+    assert calls[2] == ("r", {"data": Path("data"), "weights": None, "device": "auto"})
 
 
 def test_package_offers_the_captioner() -> None:

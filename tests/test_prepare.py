@@ -292,3 +292,10 @@ def test_prepare_of_coco_mini_holds_out_val(tmp_path, capsys):
     assert (manifest.counts["num_train_images"], manifest.counts["num_val_images"]) == (72, 8)
     assert manifest.counts["num_captions"] == 400
     assert "has no val split: 8 of its 80 train images are held out" in capsys.readouterr().err
+
+
+def test_folder_laid_out_as_coco_under_another_name_is_told_what_it_is(tmp_path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/captions_train2017.json").touch()
+    with pytest.raises(DatasetError, match=r"laid out as COCO. Give --dataset coco2017 .*--source"):
+        prepare(PrepareConfig(data=tmp_path / "data", dataset="mini", source=tmp_path))

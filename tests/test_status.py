@@ -68,3 +68,11 @@ def test_run_without_an_end_is_stopped(scenes) -> None:
     with locked(run):
         assert states_of(scenes)["train"] == "running"
     assert states_of(scenes)["train"].startswith("stopped")
+
+
+def test_folder_of_a_stage_that_wrote_nothing_is_no_stage(scenes) -> None:
+    for folder in ("features/resnet50-IMAGENET1K_V1", "../coco2014/raw"):
+        (scenes / "scenes" / folder).mkdir(parents=True)
+        (scenes / "scenes" / folder / ".lock").touch()
+    paths = [stage.path for stage in find_stages(scenes)]
+    assert all("IMAGENET1K_V1" not in str(path) and "coco2014" not in str(path) for path in paths)

@@ -346,10 +346,25 @@ def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
 
 
 def test_training_stops_when_patience_is_out(scenes, monkeypatch) -> None:
-    monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
+    caption = "a red square above a blue star"
+    monkeypatch.setattr(Trainer, "decode_validation", lambda self: [caption] * 10)
     manifest = train(tiny_config(scenes, epochs=10, patience=2))
     # All epochs score the same, so that the first stays the best.
     assert manifest.counts["num_epochs"] == 3
+
+
+def test_while_nothing_scores_the_latest_weights_are_kept(scenes, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
+    manifest = train(tiny_config(scenes, epochs=4, patience=2))
+    assert manifest.counts["num_epochs"] == manifest.counts["best_epoch"] == 4
+    assert "no val caption has scored in CIDEr" in capsys.readouterr().err
+
+
+def test_few_steps_are_warned_of_and_no_loss_is_shown_before_there_is_one(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    captured = capsys.readouterr()
+    assert "warning: 13 steps in all are few. A smaller --batch-size" in captured.err
+    assert "nan" not in captured.out
 
 
 def test_monitor_chooses_the_score_that_picks_the_best_epoch(scenes) -> None:
