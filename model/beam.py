@@ -14,6 +14,7 @@ from ..pipeline.config import DecodingOptions
 from ..pipeline.vocab import EOS, PAD
 from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
+from .largest import topk
 from .state import S, StepModel
 
 
@@ -226,7 +227,7 @@ def _best_continuations(
     totals = word_log_probs + log_probs[:, :, None]
     ranked = totals if penalties is None else totals - penalties[:, None]
     num_candidates = min(num_candidates, ranked.shape[1] * num_words)
-    ranks, index = ranked.flatten(1).topk(num_candidates, 1)
+    ranks, index = topk(ranked.flatten(1), num_candidates)
     best = ranks if penalties is None else totals.flatten(1).gather(1, index)
     return ranks, best, index // num_words, index % num_words
 
