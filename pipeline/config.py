@@ -347,6 +347,15 @@ class TrainConfig(DatasetConfig):
             self.scst or not self.xe_weight,
             "--xe-weight is the cross-entropy's share beside --scst; add --scst --init RUN.",
         )
+        draws = (self.scst_samples, self.scst_baseline)
+        require(
+            self.scst or draws == (TrainConfig.scst_samples, TrainConfig.scst_baseline),
+            "--scst-samples and --scst-baseline say how --scst draws; add --scst --init RUN.",
+        )
+        require(
+            self.attention != "none" or self.attention_size == TrainConfig.attention_size,
+            "--attention-size is that of --attention; add --attention soft or adaptive.",
+        )
         require(
             self.views is None or self.views <= MAX_VIEWS,
             f"views must be 1 to {MAX_VIEWS}, got {self.views}.",
@@ -436,6 +445,10 @@ class DecodingOptions:
         require(
             self.sample or (self.top_p == 1 and self.temperature == 1),
             "--top-p and --temperature say how to draw; add --sample.",
+        )
+        require(
+            self.beam_groups > 1 or self.diversity == DecodingOptions.diversity,
+            "--diversity is between groups of beams; add --beam-groups 2 or more.",
         )
         require(
             not self.sample or self.beam_groups == 1,

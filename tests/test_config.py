@@ -99,7 +99,11 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     (TrainConfig, {"run": ""}, "run must be a plain name, got ''."),
     (TrainConfig, {"run": "../r"}, "run must be a plain name, got '../r'."),
     (TrainConfig, {"run": "x+y"}, "joins the names of an ensemble's runs, got 'x+y'."),
+    (TrainConfig, {"scst_samples": 3}, "how --scst draws; add --scst --init RUN."),
+    (TrainConfig, {"scst_baseline": "greedy"}, "how --scst draws; add --scst --init RUN."),
+    (TrainConfig, {"attention_size": 64}, "of --attention; add --attention soft or adaptive."),
     # eval
+    (EvalConfig, {"diversity": 0.2}, "between groups of beams; add --beam-groups 2 or more."),
     (EvalConfig, {"run": ["a", "b", "a"]}, "--run a is given twice: it would count twice."),
     (EvalConfig, {"diversity": math.inf}, "diversity must be at least 0 and finite, got inf."),
     (EvalConfig, {"sample": True, "temperature": math.inf}, "above 0 and finite, got inf."),
