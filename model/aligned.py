@@ -12,17 +12,16 @@ from torch import Tensor
 ALIGNMENT = 16
 
 
-def empty_rows(like: Tensor, num_rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_rows(like: Tensor, num_rows: int, width: int) -> Tensor:
     """An uninitialised (num_rows, width), which is a view of wider rows.
 
     Args:
-        like: whose device, and whose dtype if none is given, it has.
+        like: whose device and dtype it has.
         num_rows: of the result.
         width: of the result.
-        dtype: of the result.
     """
     stride = -(-width // ALIGNMENT) * ALIGNMENT
-    return like.new_empty(num_rows, stride, dtype=dtype)[:, :width]
+    return like.new_empty(num_rows, stride)[:, :width]
 
 
 def pad_rows(values: Tensor, fill: float) -> Tensor:
