@@ -22,7 +22,7 @@ def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) 
     time. A caption that no word may follow ends, were it too short.
 
     Args:
-        logits: (R, V), changed in place where it is float32.
+        logits: (R, V), changed in place.
         token_ids: (R, T) int64, the words so far.
         options: `max_length`, `min_length` and `no_repeat_ngram` are read.
 
@@ -30,10 +30,9 @@ def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) 
         (R, V) float32.
     """
     length, ngram = token_ids.shape[1], options.no_repeat_ngram
-    logits = logits.float()
     for word in FORBIDDEN:  # one by one: a list would be copied to the GPU, which waits
         logits[:, word] = -torch.inf
-    log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))  # softmax would copy aligned rows
+    log_probs = logits.log_softmax(1, dtype=torch.float32)
     if length >= options.length_limit:
         log_probs[:, :EOS] = log_probs[:, EOS + 1 :] = -torch.inf
         return log_probs

@@ -15,7 +15,7 @@ from ..pipeline.vocab import BOS
 from .aligned import inference_linear
 from .attention import AdaptiveAttention, Attention
 from .dropout import Dropout
-from .recurrence import run_layer
+from .recurrence import run_layer, take_step
 from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -182,7 +182,12 @@ class Decoder(nn.Module):
             logits: (R, V), unnormalised.
             state: the next state.
         """
-        outputs, hidden = self._advance(self.embedding(token_ids), state)
+        searching = not (torch.is_grad_enabled() or self.training)
+        if self.config.attention == "none" and searching and token_ids.device.type == "cpu":
+            words, which = token_ids.unique(return_inverse=True)  # beams often go on alike
+            outputs, hidden = take_step(self.cell, self.embedding(words), which, state.hidden)
+        else:
+            outputs, hidden = self._advance(self.embedding(token_ids), state)
         return self.logits(outputs), replace(state, hidden=hidden)
 
     def forward(
@@ -225,8 +230,8 @@ class Decoder(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
         words = self.project(outputs)
-        searching = torch.is_inference_mode_enabled() and words.ndim == 2
-        if searching and words.dtype == self.word_weight.dtype and words.device.type == "cpu":
+        searching = torch.is_inference_mode_enabled() and words.device.type == "cpu"
+        if searching and words.ndim == 2 and not torch.is_autocast_enabled("cpu"):
             return inference_linear(words, self.word_weight, self.output_bias)
         return F.linear(words, self.word_weight, self.output_bias)
 

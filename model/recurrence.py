@@ -25,6 +25,8 @@ from torch.nn.utils.rnn import PackedSequence
 # The state of n captions: (h,) of GRU and RNN, (h, c) of LSTM; each (n, H).
 State = tuple[Tensor, ...]
 
+LAYER_WEIGHTS = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+
 
 def run_layer(
     cell: nn.RNNBase, layer: int, words: PackedSequence, start: State | None = None
@@ -59,6 +61,37 @@ def run_layer(
     return words._replace(data=outputs)
 
 
+@torch.no_grad()
+def take_step(
+    cell: nn.RNNBase, words: Tensor, which: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Let rows read a word each, in all layers; without gradients and dropout.
+
+    Args:
+        cell: as in `run_layer`.
+        words: (U, E), the different ones: what a word says to the gates is computed once for all
+            rows that read it.
+        which: (R,) int64, the word of each row.
+        state: (L, R, H) each.
+
+    Returns:
+        The outputs (R, H) and the next state, of the type of the products.
+    """
+    after: list[State] = []
+    inputs = words
+    for layer in range(cell.num_layers):
+        weights = (getattr(cell, f"{name}_l{layer}") for name in LAYER_WEIGHTS)
+        input_weight, input_bias, weight, bias = weights
+        told = F.linear(inputs, input_weight, input_bias)
+        if layer == 0:
+            told = told.index_select(0, which)
+        before = tuple(part[layer].to(told.dtype) for part in state)
+        step = STEPS[type(cell)](told, F.linear(before[0], weight, bias), before)
+        after.append(step.state)
+        inputs = step.state[0]
+    return inputs, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
+
+
 class _GruStep:
     """One step of n captions, forward and back."""
 
@@ -72,7 +105,7 @@ class _GruStep:
         """
         (before,) = state
         size = before.shape[1]
-        gates = torch.sigmoid(inputs[:, : 2 * size] + product[:, : 2 * size])
+        gates = (inputs[:, : 2 * size] + product[:, : 2 * size]).sigmoid_()
         self.reset, self.update = gates.split(size, 1)
         self.recalled = product[:, 2 * size :]
         self.new = torch.addcmul(inputs[:, 2 * size :], self.reset, self.recalled).tanh_()

@@ -40,6 +40,7 @@ def each_variant(test):
     return pytest.mark.parametrize("options", VARIANTS, ids=name)(test)
 
 
+@torch.no_grad()
 def step_through(decoder: Decoder, state, inputs: torch.Tensor) -> torch.Tensor:
     """Logits (B, T, V) of reading (B, T) word by word, as decoding does."""
     logits = []

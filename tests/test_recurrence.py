@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from showtell.model import decoder
-from showtell.model.recurrence import run_layer
+from showtell.model.recurrence import run_layer, take_step
 
 CELLS = [nn.GRU, nn.LSTM, nn.RNN]
 LENGTHS = torch.tensor([5, 5, 3, 1])
@@ -62,6 +62,22 @@ def test_upper_layers_have_matrices_of_their_own(cell_type: type[nn.RNNBase]) ->
     states = tuple(torch.stack([part, part]) for part in start)
     expected, _ = deep(packed, states if cell_type is nn.LSTM else states[0])
     torch.testing.assert_close(outputs.data, expected.data)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_rows_that_read_the_same_word_step_as_torch_lets_each_of_them(
+    cell_type: type[nn.RNNBase], num_layers: int
+) -> None:
+    torch.manual_seed(0)
+    cell = cell_type(7, 6, num_layers, batch_first=True).double()
+    words, which = torch.randn(3, 7, dtype=torch.float64), torch.tensor([2, 0, 0, 2, 1])
+    num_states = 2 if cell_type is nn.LSTM else 1
+    state = tuple(torch.randn(num_layers, 5, 6, dtype=torch.float64) for _ in range(num_states))
+    outputs, after = take_step(cell, words, which, state)
+    expected, end = cell(words[which][:, None], state if num_states == 2 else state[0])
+    torch.testing.assert_close(outputs, expected[:, 0])
+    torch.testing.assert_close(after, end if num_states == 2 else (end,))
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
