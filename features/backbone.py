@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..pipeline.errors import ConfigError, WeightsError
 from .device import choose_precision
 from .fusion import fold_batch_norms, fuse_activations
+from .quantization import draw_examples, quantize
 from .statedict import find_head
 from .transform import Transform
 from .weights import PretrainedNetwork, load_weights
@@ -29,7 +30,7 @@ class Backbone(nn.Module):
         feature_dim: D, width of the pooled features.
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
         weights_sha256: of the weights, in hex.
-        dtype: of the computation; pixels come as uint8 and features leave as float32.
+        dtype: of what goes into the network; pixels come as uint8 and features leave as float32.
         grid_places: R, places of the map that is averaged into the pooled features; 0 where the
             network has no such map.
     """
@@ -41,20 +42,23 @@ class Backbone(nn.Module):
         self.transform: Transform = pretrained.transform
         self.name = pretrained.name
         self.weights_sha256 = pretrained.weights_sha256
-        self.dtype = dtype
+        self.dtype = torch.float32 if dtype == torch.int8 else dtype
         network = pretrained.network.eval()
         network.set_submodule(find_head(network), nn.Identity())
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            network = join_layers(network, self.transform.crop_size, dtype)
-        self.network = network.to(device, dtype)
+            network = join_layers(network, self.transform.crop_size, self.dtype)
+        self.network = network.to(device, self.dtype)
         mean, std = (torch.tensor(v) for v in (self.transform.mean, self.transform.std))
         # (x / 255 - mean) / std as one product and one sum.
         self.scale = nn.Buffer((1 / (255 * std)).view(1, 3, 1, 1).to(device))
         self.shift = nn.Buffer((-mean / std).view(1, 3, 1, 1).to(device))
         self.requires_grad_(False)
         super().train(False)
+        if dtype == torch.int8:
+            examples = self._normalise(draw_examples(self.transform))
+            self.network = quantize(self.network, examples, self.name)
         self.feature_dim, self.grid_places = self._try_out()
 
     @torch.inference_mode()
@@ -68,10 +72,13 @@ class Backbone(nn.Module):
             (B, D) float32, on the network's device.
         """
         pixels = pixels.to(self.scale.device, non_blocking=True)
-        normalised = pixels.to(torch.float32, memory_format=torch.channels_last)
-        normalised = normalised.mul_(self.scale).add_(self.shift).to(self.dtype)
-        features: Tensor = self.network(normalised)
+        features: Tensor = self.network(self._normalise(pixels))
         return features.flatten(1).float()
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """What the network takes for (B, 3, H, W) uint8 pixels on its device."""
+        normalised = pixels.to(torch.float32, memory_format=torch.channels_last)
+        return normalised.mul_(self.scale).add_(self.shift).to(self.dtype)
 
     @property
     def has_grid(self) -> bool:
@@ -175,7 +182,7 @@ def load_backbone(
         weights: as for `load_weights`.
         image_size: side of the crop in pixels; None is the weights' own.
         device: where to compute.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
 
     Raises:
         ConfigError: an option that cannot be.

@@ -8,7 +8,12 @@ import torch
 
 from ..pipeline.errors import ConfigError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -37,12 +42,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn `auto`, `fp32`, `bf16` or `fp16` into the dtype that a frozen network computes in.
+    """Turn `auto`, `fp32`, `bf16`, `fp16` or `int8` into the dtype that a network computes in.
 
-    `auto` is bf16 where the hardware multiplies it natively, else fp16 on a GPU, else fp32.
+    `auto` is bf16 where the hardware multiplies it natively, else fp16 on a GPU, else fp32; never
+    int8, which changes the features by some per cent.
 
     Raises:
-        ConfigError: an unknown name, or fp16 on a CPU.
+        ConfigError: an unknown name, fp16 on a CPU, or int8 where no hardware multiplies it.
     """
     if name == "auto":
         return _fastest_precision(device)
@@ -53,7 +59,26 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             "--precision fp16 is for GPUs; a CPU computes it slower than fp32. "
             "Use --precision auto, bf16 or fp32."
         )
+    if name == "int8":
+        require_int8(device)
     return PRECISIONS[name]
+
+
+def require_int8(device: torch.device) -> None:
+    """Refuse a device that has no products of bytes, or none that torch knows.
+
+    Raises:
+        ConfigError: saying why.
+    """
+    reason = None
+    if device.type != "cpu":
+        reason = f"is for CPUs, got --device {device}"
+    elif not cpu_multiplies_int8():
+        reason = "needs a CPU with AVX512-VNNI, AVX-VNNI or AMX, which this one has not"
+    elif not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        reason = f"needs quantized layers of oneDNN's, which torch {torch.__version__} has not"
+    if reason:
+        raise ConfigError(f"--precision int8 {reason}. Use --precision auto.")
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -110,8 +135,17 @@ def cpu_multiplies_bf16() -> bool:
     probes = [getattr(torch.cpu, name, None) for name in names]
     if any(probe is not None and probe() for probe in probes):
         return True
+    return bool(_cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_multiplies_int8() -> bool:
+    """Whether this CPU has products of bytes in hardware that oneDNN uses."""
+    return bool(_cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def _cpu_features() -> set[str]:
+    """What Linux's kernel says of the CPU, word by word; nothing elsewhere."""
     try:
-        words = set(Path("/proc/cpuinfo").read_text("utf-8", "replace").split())
+        return set(Path("/proc/cpuinfo").read_text("utf-8", "replace").split())
     except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+        return set()

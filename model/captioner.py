@@ -174,7 +174,7 @@ def load(
         data: root of all files, where `run` is no folder but a name.
         weights: where the encoder's weights file is now; default where it was in training.
         device: cpu, cuda, …; auto takes the GPU where there is one.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16 or fp16; or int8, which only the encoder computes in.
 
     Raises:
         MissingArtifactError: no such run.
@@ -188,7 +188,7 @@ def load(
         data = run_dir.absolute().parents[1]  # data/runs/<run>
     else:
         run_dir = find_run(Path(data), None if run is None else str(run))
-    used = Precision(precision, choose_device(device))
+    used = Precision("auto" if precision == "int8" else precision, choose_device(device))
     config, vocab, decoder = load_run(run_dir, used.device)
     made = config.backbone
     backbone = load_backbone(

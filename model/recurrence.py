@@ -62,9 +62,7 @@ def run_layer(
 
 
 @torch.no_grad()
-def take_step(
-    cell: nn.RNNBase, words: Tensor, which: Tensor, state: State
-) -> tuple[Tensor, State]:
+def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> tuple[Tensor, State]:
     """Let rows read a word each, in all layers; without gradients and dropout.
 
     Args:

@@ -7,6 +7,7 @@ from torchvision import models
 
 from showtell.features import backbone as backbone_module
 from showtell.features.backbone import Backbone, load_backbone
+from showtell.features.device import cpu_multiplies_int8
 from showtell.features.transform import Transform
 from showtell.features.weights import PretrainedNetwork
 from showtell.pipeline.errors import ConfigError, WeightsError
@@ -216,3 +217,19 @@ def test_network_that_pools_otherwise_has_no_grid(encoder):
     message = f"{encoder}-random has no grid.*Leave out --grid, or choose another --encoder"
     with pytest.raises(ConfigError, match=message):
         backbone.grid(random_pixels(64))
+
+
+@pytest.mark.skipif(not cpu_multiplies_int8(), reason="this CPU has no VNNI")
+def test_features_and_grids_in_int8_are_near_those_of_float32_and_always_the_same():
+    exact, first, second = (
+        Backbone(pretrained("resnet50"), CPU, dtype)
+        for dtype in (torch.float32, torch.int8, torch.int8)
+    )
+    pixels = random_pixels(64)
+    for found, expected in zip(
+        first.pool_and_grid(pixels), exact.pool_and_grid(pixels), strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert 0 < torch.dist(found, expected) < 0.2 * expected.norm()
+    assert first.grid_places == exact.grid_places
+    assert torch.equal(first(pixels), second(pixels))

@@ -23,8 +23,8 @@ from showtell.pipeline.errors import ConfigError
 
 STAGES = (DownloadConfig, PrepareConfig, FeaturesConfig, TrainConfig, EvalConfig)
 OF_DATASET = STAGES[:4]
-WITH_PRECISION = (FeaturesConfig, TrainConfig, EvalConfig)
-PRECISIONS = "precision must be one of auto, fp32, bf16, fp16, got 'int8'."
+WITH_PRECISION = ((FeaturesConfig, ", int8"), (TrainConfig, ""), (EvalConfig, ""))
+PRECISIONS = "precision must be one of auto, fp32, bf16, fp16{}, got 'fp8'."
 
 
 def at_least(config_class: type, least: int, *names: str) -> list[tuple[type, dict, str]]:
@@ -41,7 +41,7 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     *((c, {"dataset": "a/b"}, "dataset must be a plain name, got 'a/b'.") for c in OF_DATASET),
     *((c, {"dataset": ".."}, "dataset must be a plain name, got '..'.") for c in OF_DATASET),
     (DatasetConfig, {"dataset": "a\\b"}, "dataset must be a plain name, got 'a\\\\b'."),
-    *((c, {"precision": "int8"}, PRECISIONS) for c in WITH_PRECISION),
+    *((c, {"precision": "fp8"}, PRECISIONS.format(more)) for c, more in WITH_PRECISION),
     # download
     *at_least(DownloadConfig, 0, "retries"),
     (DownloadConfig, {"timeout_s": 0.0}, "timeout_s must be above 0, got 0.0."),

@@ -80,8 +80,20 @@ def test_precision_refuses_fp16_on_a_cpu():
 
 
 def test_precision_refuses_an_unknown_name():
-    with pytest.raises(ConfigError, match="must be auto, fp32, bf16, fp16, got 'int8'"):
-        choose_precision("int8", CPU)
+    with pytest.raises(ConfigError, match="must be auto, fp32, bf16, fp16, int8, got 'fp8'"):
+        choose_precision("fp8", CPU)
+
+
+def test_int8_is_for_cpus_that_multiply_it(monkeypatch):
+    with pytest.raises(ConfigError, match=r"int8 is for CPUs, got --device cuda\. Use"):
+        choose_precision("int8", torch.device("cuda"))
+    for words, suits in (("flags : avx2 avx512_vnni", True), ("flags : avx2 avx512f", False)):
+        monkeypatch.setattr(device_module, "_cpu_features", lambda words=words: set(words.split()))
+        if suits:
+            assert choose_precision("int8", CPU) is torch.int8
+            continue
+        with pytest.raises(ConfigError, match=r"needs a CPU with AVX512-VNNI.*--precision auto"):
+            choose_precision("int8", CPU)
 
 
 def test_bf16_probe_falls_back_to_the_kernel(monkeypatch, tmp_path):
