@@ -302,11 +302,12 @@ class Decoder(nn.Module):
         if lengths is not None:
             going = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
         outputs = []
-        for position, count in enumerate(going):
+        # Not `words[:, position]`, whose gradient would be as large as all words at every step.
+        for step_words, count in zip(words.unbind(1), going, strict=True):
             if count < len(state):
                 hidden = tuple(part[:, :count].contiguous() for part in state.hidden)
                 state = DecoderState(hidden, tuple(part[:count] for part in state.memory))
-            output, hidden = self._advance(words[:count, position], state)
+            output, hidden = self._advance(step_words[:count], state)
             state = replace(state, hidden=hidden)
             outputs.append(F.pad(output, (0, 0, 0, num_captions - count)))
         return torch.stack(outputs, 1)
