@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -11,14 +12,14 @@ import numpy as np
 import torch
 
 from ..features.backbone import load_backbone
-from ..features.device import choose_device, keep_freed_memory
+from ..features.device import choose_device, cpu_multiplies_int8, keep_freed_memory
 from ..features.images import ImageBatch, read_batches
 from ..features.plan import ImageList, list_images, plan_shards
 from ..features.runner import compute_shards, measure_bare_rate
 from ..features.store import FeatureStore, find_features, mending_command
 from ..features.transform import Transform, caffe_transform
 from ..pipeline.config import BenchConfig, FeaturesConfig
-from ..pipeline.errors import DatasetError, MissingArtifactError
+from ..pipeline.errors import ConfigError, DatasetError, MissingArtifactError
 from ..pipeline.imagefiles import ImageFiles
 from ..pipeline.manifest import Manifest, Stopwatch
 from .figures import Figures
@@ -73,6 +74,13 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
     warm = repeat_images(images, options.batch_size)
     batch = next(read_some(warm, backbone.transform, options.batch_size))
     bare = measure_bare_rate(backbone, batch.pixels.to(device), config.seconds)
+    rates = {"network_alone": bare}
+    if device.type == "cpu" and cpu_multiplies_int8():
+        with suppress(ConfigError):  # not every network can be quantized
+            in_bytes = load_backbone(
+                options.encoder, options.weights, options.image_size, device, "int8"
+            )
+            rates["network_alone_int8"] = measure_bare_rate(in_bytes, batch.pixels, config.seconds)
     num_images = SHARD_SIZE * max(1, round(config.seconds * bare / SHARD_SIZE))
     some = repeat_images(images, num_images)
     decoding = measure_decoding(some, backbone.transform)
@@ -90,7 +98,7 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
         limited_by="the network alone" if bare < decoding else "the decoding of JPEGs alone",
         shares=shares,
         details={
-            "network_alone": bare,
+            **rates,
             "decoding_alone": decoding,
             "num_images": num_images,
             "num_files": min(num_images, len(images)),
