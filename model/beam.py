@@ -18,7 +18,7 @@ from .largest import topk
 from .state import S, StepModel
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def beam_search(
     decoder: StepModel[S], state: S, options: DecodingOptions
 ) -> list[list[Hypothesis]]:

@@ -230,7 +230,7 @@ class Decoder(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
         words = self.project(outputs)
-        searching = torch.is_inference_mode_enabled() and words.device.type == "cpu"
+        searching = not torch.is_grad_enabled() and words.device.type == "cpu"
         if searching and words.ndim == 2 and not torch.is_autocast_enabled("cpu"):
             return inference_linear(words, self.word_weight, self.output_bias)
         return F.linear(words, self.word_weight, self.output_bias)

@@ -69,7 +69,8 @@ def decode(
     generator = generator or torch.Generator().manual_seed(options.seed)
     try:
         for batch in batches:
-            with precision.autocast(), torch.inference_mode():
+            # Not inference_mode, in which autocast would cast the weights anew for every word.
+            with precision.autocast(), torch.no_grad():
                 state = model.init_state(_move(batch, precision.device))
                 if options.sample:
                     found = sample_captions(model, state, options, generator)

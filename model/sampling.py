@@ -13,7 +13,7 @@ from .hypothesis import Hypothesis, rank_hypotheses
 from .state import S, StepModel
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_captions(
     decoder: StepModel[S], state: S, options: DecodingOptions, generator: torch.Generator
 ) -> list[list[Hypothesis]]:
