@@ -42,15 +42,17 @@ def bench_decode(config: BenchConfig) -> Figures:
         return time.perf_counter() - started
 
     seconds_for(rows, BATCH_SIZE)  # warms up
-    num_rows = counted.num_rows  # each pass has as many
+    num_rows, num_words = counted.num_rows, counted.num_words  # each pass has as many
     seconds, count = 0.0, 0
     while not count or seconds < config.seconds:
         seconds += seconds_for(rows, BATCH_SIZE)
         count += 1
     rate = count * len(rows) / seconds
     alone = len(rows[:NUM_ALONE]) / seconds_for(rows[:NUM_ALONE], 1)
-    shapes = products_of(decoder.config, BATCH_SIZE * BEAM)
-    limit_rows = BATCH_SIZE * BEAM / time_products(shapes, precision.device, precision.dtype)
+    rows_of_step = BATCH_SIZE * BEAM
+    words_of_step = round(rows_of_step * num_words / num_rows)
+    shapes = products_of(decoder.config, rows_of_step, words_of_step)
+    limit_rows = rows_of_step / time_products(shapes, precision.device, precision.dtype)
     compute = num_rows / limit_rows / (seconds / count)
     return Figures(
         throughput=rate,
@@ -60,7 +62,9 @@ def bench_decode(config: BenchConfig) -> Figures:
         shares={"products": compute, "search": 1 - compute},
         details={
             "images_per_second_alone": alone,
-            "flops_per_image": count_flops(shapes) / (BATCH_SIZE * BEAM) * num_rows / len(rows),
+            "flops_per_image": count_flops(shapes) / rows_of_step * num_rows / len(rows),
+            "words_of_step": words_of_step,
+            "rows_of_step": rows_of_step,
         },
     )
 
@@ -86,24 +90,32 @@ def find_plain_run(config: BenchConfig) -> Path:
 
 
 class Counted(nn.Module):
-    """A decoder that counts the rows of its steps."""
+    """A decoder that counts the rows of its steps, and the words that it reads for them."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.decoder, self.num_rows = decoder, 0
+        self.decoder, self.num_rows, self.num_words = decoder, 0, 0
         self.init_state, self.start_tokens = decoder.init_state, decoder.start_tokens
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """As the decoder's."""
         self.num_rows += len(token_ids)
+        on_cpu = token_ids.device.type == "cpu"  # where rows with the same word read it once
+        self.num_words += len(token_ids.unique()) if on_cpu else len(token_ids)
         return self.decoder.step(token_ids, state)
 
 
-def products_of(config: DecoderConfig, num_rows: int) -> list[Shape]:
-    """Matrix products of one step of a decoder without attention, for so many beams."""
+def products_of(config: DecoderConfig, num_rows: int, num_words: int) -> list[Shape]:
+    """Matrix products of one step of a decoder without attention.
+
+    Args:
+        config: of the decoder.
+        num_rows: beams of all images.
+        num_words: that are read for them.
+    """
     width = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell] * config.hidden_size
     return [
-        (num_rows, config.embed_size, width),
+        (num_words, config.embed_size, width),
         (num_rows, config.hidden_size, width),
         (num_rows, config.embed_size, config.vocab_size),
     ]

@@ -56,10 +56,10 @@ class Backbone(nn.Module):
         self.shift = nn.Buffer((-mean / std).view(1, 3, 1, 1).to(device))
         self.requires_grad_(False)
         super().train(False)
+        self.feature_dim, self.grid_places = self._try_out()
         if dtype == torch.int8:
             examples = self._normalise(draw_examples(self.transform))
             self.network = quantize(self.network, examples, self.name)
-        self.feature_dim, self.grid_places = self._try_out()
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .device import choose_device, choose_precision, keep_freed_memory, precisio
 from .grids import grid_name
 from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
 from .runner import compute_shards
+from .store import kept_precision
 from .weights import FILE_SUFFIXES, check_weights
 
 VERSION = 1
@@ -82,18 +83,23 @@ def extract(config: FeaturesConfig) -> Manifest:
 
 
 def keep_extras(config: FeaturesConfig, done: Manifest | None) -> FeaturesConfig:
-    """Ask for no fewer views than the folder already has, and for its grids."""
+    """Ask for no fewer views than the folder already has, for its grids, and by `auto` for int8."""
     if done is None:
         return config
     views = max(config.views, done.config.get("views", 1))
-    return replace(config, views=views, grid=config.grid or done.config.get("grid", False))
+    grid = config.grid or done.config.get("grid", False)
+    precision = config.precision
+    if precision == "auto":
+        precision = kept_precision(done) or precision
+    return replace(config, views=views, grid=grid, precision=precision)
 
 
 def is_up_to_date(
     done: Manifest, directory: Path, config: FeaturesConfig, images: ImageList
 ) -> bool:
     """Whether nothing is left to do; loads no weights and decodes nothing."""
-    # `auto` has no opinion: features computed elsewhere in another precision are as good.
+    # `auto` has no opinion: features computed elsewhere in another precision are as good, and
+    # where they are in int8, they stay so.
     precision = done.config.get("precision") if config.precision == "auto" else config.precision
     inputs = describe_inputs(images, config, named_sha256=done.inputs.get("weights", ""))
     if not any(images.stamps):
@@ -284,7 +290,8 @@ def describe_counts(manifest: Manifest) -> str:
     """`8,000 images`, and where there are more: `, 6 views, 49 grid places`."""
     counts = manifest.counts
     known = [(name, key) for name, key in (("images", "num_images"), *EXTRAS) if key in counts]
-    return ", ".join(f"{counts[key]:,} {name}" for name, key in known)
+    parts = [f"{counts[key]:,} {name}" for name, key in known]
+    return ", ".join(parts + ([precision] if (precision := kept_precision(manifest)) else []))
 
 
 def print_summary(directory: Path, manifest: Manifest) -> None:
@@ -297,6 +304,7 @@ def print_summary(directory: Path, manifest: Manifest) -> None:
         *(("", f"{name}: {reason}") for name, reason in manifest.skipped[:NUM_SHOWN]),
         ("feature width", f"{counts['feature_dim']:,} ({details['backbone']})"),
         *((name, f"{counts[key]:,}") for name, key in EXTRAS if key in counts),
+        ("precision", manifest.config["precision"]),
         ("shards", f"{counts['num_shards']:,}"),
         ("computed now", f"{details['num_computed']:,}"),
         ("speed", f"{details['images_per_second']:,.1f} images/s  {shares}"),

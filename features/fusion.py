@@ -42,7 +42,7 @@ class FusedConvolution(nn.Module):
     def __init__(self, conv: nn.Conv2d, activation: str, scalars: list[float]) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.geometry = geometry_of(conv)
         self.activation, self.scalars = activation, scalars
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
@@ -146,7 +146,8 @@ def _join(fused: fx.GraphModule, modules: dict[str, nn.Module], node: fx.Node) -
     before: Any = node.args[0]
     addition = before if before.target in ADDITIONS and len(before.users) == 1 else None
     terms = [before] if addition is None else list(addition.args)
-    conv = next((term for term in terms if _is_free_convolution(term, modules)), None)
+    free = (t for t in terms if is_plain_convolution(t, modules) and len(t.users) == 1)
+    conv = next(free, None)
     others = [term for term in terms if term is not conv]
     if conv is None or not all(_may_be_overwritten(o, addition, modules) for o in others):
         return False
@@ -162,13 +163,18 @@ def _join(fused: fx.GraphModule, modules: dict[str, nn.Module], node: fx.Node) -
     return True
 
 
-def _is_free_convolution(node: Any, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node is a convolution, called once, whose result nobody else needs."""
-    if not is_call(node, modules, nn.Conv2d) or len(node.users) != 1:
+def is_plain_convolution(node: Any, modules: dict[str, nn.Module]) -> bool:
+    """Whether the node is a convolution, called once, that fills up with zeros by numbers."""
+    if not is_call(node, modules, nn.Conv2d) or len(node.args) != 1:
         return False
     conv: Any = modules[str(node.target)]
     calls = [n for n in node.graph.nodes if n.op == "call_module" and n.target == node.target]
     return len(calls) == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:
+    """Padding, stride, dilation and groups, as oneDNN's layers take them."""
+    return conv.padding, conv.stride, conv.dilation, conv.groups
 
 
 def _may_be_overwritten(other: Any, addition: Any, modules: dict[str, nn.Module]) -> bool:

@@ -2,12 +2,13 @@
 
 Each convolution takes bytes and writes bytes. A weight is a multiple of its output channel's own
 step; a value between layers is one of 256 that are spread evenly over the range of its layer. The
-ranges are those of drawn pictures, so that the network depends on its weights alone: whoever
-quantizes it, wherever, gets the same.
+ranges are those of pictures that the project draws, so that nothing has to be kept beside the
+weights: whoever quantizes them gets the same network, but for the last bits of a range.
 
 Source: Jacob et al. 2018, arXiv:1712.05877.
 """
 
+import operator
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ from torch import Tensor, fx, nn
 from ..pipeline.drawing import LANDSCAPES, draw_landscape
 from ..pipeline.errors import ConfigError
 from ..pipeline.scenes import choose_scenes, draw_scene
-from .fusion import FusedConvolution, is_call
+from .fusion import FusedConvolution, geometry_of, is_call, is_plain_convolution
 from .transform import Transform
 
+# Scenes whose ranges are taken, and as many to judge by; other pictures make another network, and
+# the features stage another VERSION.
 NUM_EXAMPLES = 16
+BATCH_SIZE = 8  # of examples in the network at once
 MAX_ERROR = 0.15  # mean relative distance of features, above which a network is refused
-CONVOLUTIONS = (FusedConvolution, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class QuantizedMaxPool(nn.Module):
 
 
 class QuantizedConvolution(nn.Module):
-    """A convolution of bytes, with what was joined to it.
+    """A convolution of bytes, with what was joined to it; cannot be copied or saved.
 
     Args:
         conv: float32.
@@ -112,16 +115,10 @@ class QuantizedConvolution(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(conv, FusedConvolution):
-            padding, stride, dilation, groups = conv.geometry
-            self.activation, self.scalars = conv.activation, conv.scalars
+            geometry, self.activation, self.scalars = conv.geometry, conv.activation, conv.scalars
         else:
-            padding, stride, dilation, groups = (
-                conv.padding,
-                conv.stride,
-                conv.dilation,
-                conv.groups,
-            )
-            self.activation, self.scalars = "none", []
+            geometry, self.activation, self.scalars = geometry_of(conv), "none", []
+        padding, stride, dilation, groups = geometry
         weight = conv.weight.detach()
         scales = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127  # of each output channel
         weight = (weight / scales[:, None, None, None]).round().to(torch.int8)
@@ -156,7 +153,8 @@ def quantize(network: nn.Module, examples: Tensor, name: str) -> fx.GraphModule:
 
     Args:
         network: float32, on the CPU, from `fuse_activations`; stays as it is.
-        examples: (B, 3, H, W) float32, normalised, whose ranges the bytes cover.
+        examples: (B, 3, H, W) float32, normalised. The bytes cover the ranges of the first half,
+            and the second half tells how far off they are.
         name: of the network, for errors.
 
     Returns:
@@ -165,19 +163,34 @@ def quantize(network: nn.Module, examples: Tensor, name: str) -> fx.GraphModule:
     Raises:
         ConfigError: it has nothing to quantize, or its features would be far off.
     """
-    refusal = f"--precision int8 does not suit {name}: {{}}. Use --precision auto."
+
+    def refuse(reason: str) -> ConfigError:
+        return ConfigError(
+            f"--precision int8 does not suit {name}: {reason}. Use --precision bf16 or fp32."
+        )
+
     if not isinstance(network, fx.GraphModule):
-        raise ConfigError(refusal.format("no layers of it can be joined"))
+        raise refuse("no layers of it can be joined")
+    if writer := _find_shared_overwriting(network):
+        raise refuse(f"its layer {writer} overwrites what others read")
+    seen, judged = examples.chunk(2)
     with torch.inference_mode():
         watcher = _Watcher(network)
-        expected = watcher.run(examples)
-        quantized = _rewrite(network, watcher.affines)
-        features = quantized(examples)
-    distances = (features - expected).flatten(1).norm(dim=1)
-    error = float((distances / expected.flatten(1).norm(dim=1)).mean())
+        for batch in seen.split(BATCH_SIZE):
+            watcher.run(batch)
+        quantized = _rewrite(network, watcher.affines())
+        errors = [_distances(quantized(b), network(b)) for b in judged.split(BATCH_SIZE)]
+    error = float(torch.cat(errors).mean())
     if not error <= MAX_ERROR:
-        raise ConfigError(refusal.format(f"its features would be {error:.0%} off"))
+        raise refuse(f"features of drawn pictures would be {error:.0%} off")
     return quantized
+
+
+def _distances(features: Tensor, expected: Tensor) -> Tensor:
+    """Relative distance of each row, (B, …) → (B,)."""
+    distances: Tensor = (features - expected).flatten(1).norm(dim=1)
+    norms: Tensor = expected.flatten(1).norm(dim=1)
+    return distances / norms
 
 
 def draw_examples(transform: Transform) -> Tensor:
@@ -188,25 +201,41 @@ def draw_examples(transform: Transform) -> Tensor:
     """
     rng = random.Random("quantization")
     landscapes = {name: draw_landscape(name, rng) for name in LANDSCAPES}
-    scenes = choose_scenes({"train": NUM_EXAMPLES}, rng)
+    scenes = choose_scenes({"train": 2 * NUM_EXAMPLES}, rng)
     pictures = [draw_scene(scene, landscapes[scene.landscape], rng) for _, scene in scenes]
     pixels = torch.from_numpy(np.stack([transform(picture) for picture in pictures]))
-    return torch.cat([pixels, 255 - pixels])
+    return torch.cat([part for half in pixels.chunk(2) for part in (half, 255 - half)])
+
+
+def _find_shared_overwriting(network: fx.GraphModule) -> str | None:
+    """A layer that writes over its input, which others read too: it would not write over bytes."""
+    modules = dict(network.named_modules())
+    for node in network.graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        in_place = getattr(layer, "inplace", False) or node.target is operator.iadd
+        if in_place and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1:
+            return str(node.name)
+    return None
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a network and notes how bytes can stand for each value in it."""
+    """Runs a network and notes the range of each value in it, over all runs."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
-        self.affines: dict[str, Affine] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         """Note the range of what the node gives, before the next may overwrite it."""
         result = super().run_node(node)
         if isinstance(result, Tensor):
-            self.affines[node.name] = Affine.over(float(result.min()), float(result.max()))
+            low, high = self.ranges.get(node.name, (0.0, 0.0))
+            self.ranges[node.name] = min(low, float(result.min())), max(high, float(result.max()))
         return result
+
+    def affines(self) -> dict[str, Affine]:
+        """Name of each node → how bytes stand for its values."""
+        return {name: Affine.over(*limits) for name, limits in self.ranges.items()}
 
 
 def _rewrite(network: fx.GraphModule, affines: dict[str, Affine]) -> fx.GraphModule:
@@ -227,18 +256,18 @@ def _rewrite(network: fx.GraphModule, affines: dict[str, Affine]) -> fx.GraphMod
 
     def as_number(node: fx.Node) -> fx.Node:
         if node not in numbers:
-            target = f"{node.name}_numbers"
+            target = f"{node.name}_dequantized"
             numbers[node] = add_layer(target, Dequantize(affines[node.name]), bytes_[node])
         return numbers[node]
 
     def as_bytes(node: fx.Node) -> fx.Node:
         if node not in bytes_:
-            target = f"{node.name}_bytes"
+            target = f"{node.name}_quantized"
             bytes_[node] = add_layer(target, Quantize(affines[node.name]), numbers[node])
         return bytes_[node]
 
     for node in network.graph.nodes:
-        if is_call(node, modules, *CONVOLUTIONS):
+        if is_call(node, modules, FusedConvolution) or is_plain_convolution(node, modules):
             operands = node.args
             layer = QuantizedConvolution(
                 modules[node.target],
@@ -246,11 +275,11 @@ def _rewrite(network: fx.GraphModule, affines: dict[str, Affine]) -> fx.GraphMod
                 affines[node.name],
                 *(affines[other.name] for other in operands[1:]),
             )
-            bytes_[node] = add_layer(str(node.target), layer, *map(as_bytes, operands))
+            bytes_[node] = add_layer(f"{node.name}_int8", layer, *map(as_bytes, operands))
         elif is_call(node, modules, nn.MaxPool2d) and node.args[0] in bytes_:
             affines[node.name] = affines[node.args[0].name]
             pool = QuantizedMaxPool(modules[node.target])
-            bytes_[node] = add_layer(str(node.target), pool, bytes_[node.args[0]])
+            bytes_[node] = add_layer(f"{node.name}_int8", pool, bytes_[node.args[0]])
         else:
             numbers[node] = graph.node_copy(node, as_number)
     result.graph = graph

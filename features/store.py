@@ -126,13 +126,17 @@ class FeatureStore:
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """What made them: all that `load_backbone` needs, and what must be equal at inference."""
+        """What made them: all that `load_backbone` needs, and what must be equal at inference.
+
+        All but the precision, which may be another where the hardware is.
+        """
         return {
             "encoder": self.manifest.config["encoder"],
             "weights": self.manifest.details["weights"],
             "image_size": self.manifest.config["image_size"],
             "weights_sha256": self.manifest.inputs["weights"],
             "transform": self.manifest.details["transform"],
+            "precision": self.manifest.config.get("precision"),
         }
 
     @cached_property
@@ -299,6 +303,11 @@ def extending_command(store: FeatureStore, num_views: int, grid: bool) -> str:
     return mending_command(store.directory, manifest)
 
 
+def kept_precision(manifest: Manifest) -> str | None:
+    """int8, where features are in it: others of the same images would be some per cent off."""
+    return "int8" if manifest.config.get("precision") == "int8" else None
+
+
 def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
     """The command that computes the features in `directory`, as far as it is known."""
     command = f"showtell features --dataset {directory.parents[1].name}"
@@ -310,6 +319,7 @@ def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
         "format": manifest.config["format"],
         "image-size": manifest.config["image_size"],
         "views": manifest.config.get("views"),
+        "precision": kept_precision(manifest),
     }
     given = [f" --{name} {value}" for name, value in options.items() if value is not None]
     return command + "".join(given) + (" --grid" if manifest.config.get("grid") else "")

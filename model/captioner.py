@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..features.backbone import Backbone, load_backbone
-from ..features.device import choose_device, keep_freed_memory
+from ..features.device import choose_device, cpu_multiplies_int8, keep_freed_memory
 from ..features.pictures import UnreadableImageError, open_picture, to_rgb, upright
 from ..features.store import require_views
 from ..features.transform import VIEWS
@@ -174,7 +174,8 @@ def load(
         data: root of all files, where `run` is no folder but a name.
         weights: where the encoder's weights file is now; default where it was in training.
         device: cpu, cuda, …; auto takes the GPU where there is one.
-        precision: auto, fp32, bf16 or fp16; or int8, which only the encoder computes in.
+        precision: auto, fp32, bf16 or fp16; or int8, which only the encoder computes in. auto is
+            int8 for it where the run was trained on such features and the CPU has it.
 
     Raises:
         MissingArtifactError: no such run.
@@ -191,6 +192,9 @@ def load(
     used = Precision("auto" if precision == "int8" else precision, choose_device(device))
     config, vocab, decoder = load_run(run_dir, used.device)
     made = config.backbone
+    trained_on_int8 = made.get("precision") == "int8"
+    if precision == "auto" and trained_on_int8 and used.device.type == "cpu":
+        precision = "int8" if cpu_multiplies_int8() else precision
     backbone = load_backbone(
         made["encoder"],
         str(weights or made["weights"]),

@@ -182,9 +182,11 @@ class Decoder(nn.Module):
             logits: (R, V), unnormalised.
             state: the next state.
         """
-        searching = not (torch.is_grad_enabled() or self.training)
-        if self.config.attention == "none" and searching and token_ids.device.type == "cpu":
-            words, which = token_ids.unique(return_inverse=True)  # beams often go on alike
+        # Beams often go on alike. Attention adds to each word what its beam has seen, and a GPU
+        # would wait for the number of different words.
+        decoding = not (torch.is_grad_enabled() or self.training)
+        if decoding and self.config.attention == "none" and token_ids.device.type == "cpu":
+            words, which = token_ids.unique(return_inverse=True)
             outputs, hidden = take_step(self.cell, self.embedding(words), which, state.hidden)
         else:
             outputs, hidden = self._advance(self.embedding(token_ids), state)
@@ -230,8 +232,8 @@ class Decoder(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
         words = self.project(outputs)
-        searching = not torch.is_grad_enabled() and words.device.type == "cpu"
-        if searching and words.ndim == 2 and not torch.is_autocast_enabled("cpu"):
+        plain = words.ndim == 2 and not torch.is_autocast_enabled("cpu")
+        if plain and not torch.is_grad_enabled() and words.device.type == "cpu":
             return inference_linear(words, self.word_weight, self.output_bias)
         return F.linear(words, self.word_weight, self.output_bias)
 

@@ -1,13 +1,14 @@
-"""Training of recurrent layers on the CPU: as torch's GRU, LSTM and RNN, and sooner.
+"""Recurrent layers on the CPU: as torch's GRU, LSTM and RNN, and sooner.
 
 torch leaves each step of these layers to autograd. On a CPU the gradient of every step is then an
 array as large as the whole batch, mostly zeros, and the recurrent matrix gets its gradient step by
-step. Here one loop goes back through the steps, and one product makes the matrix's gradient.
+step. Here one loop goes back through the steps, and one product makes the matrix's gradient. In a
+search many beams read the same word: what it says to the gates is computed once for all of them.
 
 Letters in shapes: B captions, W words of all captions, H hidden, G gates of H each, n captions that
-go on at a step. The words lie as in a PackedSequence: the first of all captions, then the second of
-those that have two, and so on. Under autocast the products are in its type, and all that adds up
-from step to step is in float32.
+go on at a step, R beams. The words lie as in a PackedSequence: the first of all captions, then the
+second of those that have two, and so on. Under autocast the products are in its type; in training
+all that adds up from step to step is in float32.
 
 Source: backpropagation through time, Werbos 1990; the cells as torch.nn documents them.
 """
@@ -25,8 +26,6 @@ from torch.nn.utils.rnn import PackedSequence
 # The state of n captions: (h,) of GRU and RNN, (h, c) of LSTM; each (n, H).
 State = tuple[Tensor, ...]
 
-LAYER_WEIGHTS = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-
 
 def run_layer(
     cell: nn.RNNBase, layer: int, words: PackedSequence, start: State | None = None
@@ -42,14 +41,12 @@ def run_layer(
     Returns:
         The outputs, (W, H), of the type of the weights, as is all that adds up on the way.
     """
-    weight, bias = getattr(cell, f"weight_hh_l{layer}"), getattr(cell, f"bias_hh_l{layer}")
+    input_weight, weight, input_bias, bias = cell.all_weights[layer]
     if start is None:
         shape = (int(words.batch_sizes[0]), cell.hidden_size)
         start = (weight.new_zeros(shape),) * (2 if cell.mode == "LSTM" else 1)
     start = tuple(part.to(weight.dtype) for part in start)
-    inputs = F.linear(
-        words.data, getattr(cell, f"weight_ih_l{layer}"), getattr(cell, f"bias_ih_l{layer}")
-    )
+    inputs = F.linear(words.data, input_weight, input_bias)
     outputs: Tensor = _Run.apply(
         STEPS[type(cell)],
         words.batch_sizes.tolist(),
@@ -67,8 +64,7 @@ def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> t
 
     Args:
         cell: as in `run_layer`.
-        words: (U, E), the different ones: what a word says to the gates is computed once for all
-            rows that read it.
+        words: (U, E), the different ones.
         which: (R,) int64, the word of each row.
         state: (L, R, H) each.
 
@@ -77,9 +73,7 @@ def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> t
     """
     after: list[State] = []
     inputs = words
-    for layer in range(cell.num_layers):
-        weights = (getattr(cell, f"{name}_l{layer}") for name in LAYER_WEIGHTS)
-        input_weight, input_bias, weight, bias = weights
+    for layer, (input_weight, weight, input_bias, bias) in enumerate(cell.all_weights):
         told = F.linear(inputs, input_weight, input_bias)
         if layer == 0:
             told = told.index_select(0, which)

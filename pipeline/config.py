@@ -230,8 +230,8 @@ class FeaturesConfig(DatasetConfig):
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
     precision: str = option(
         "auto",
-        "auto, fp32, bf16, fp16 or int8; auto takes bf16 where it is fast. int8 is for CPUs with "
-        "VNNI: the fastest there, its features a few per cent off.",
+        "auto, fp32, bf16, fp16 or int8; auto takes bf16 where it is fast. int8 is for ResNets on "
+        "CPUs with VNNI: the fastest there, its features a few per cent off.",
     )
 
     def __post_init__(self) -> None:

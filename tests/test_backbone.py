@@ -219,6 +219,22 @@ def test_network_that_pools_otherwise_has_no_grid(encoder):
         backbone.grid(random_pixels(64))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "size", "spoil", "error"),
+    [("alexnet", 32, False, ConfigError), ("resnet18", 64, True, WeightsError)],
+)
+def test_what_is_wrong_with_a_network_is_said_before_it_is_quantized(encoder, size, spoil, error):
+    said = []
+    for dtype in (torch.float32, torch.int8):
+        source = pretrained(encoder, size)
+        if spoil:
+            source.network.conv1.weight.data[0] = torch.nan
+        with pytest.raises(error) as raised:
+            Backbone(source, CPU, dtype)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
 @pytest.mark.skipif(not cpu_multiplies_int8(), reason="this CPU has no VNNI")
 def test_features_and_grids_in_int8_are_near_those_of_float32_and_always_the_same():
     exact, first, second = (

@@ -79,8 +79,8 @@ def test_products_of_a_decoding_step_are_those_that_torch_counts(random_decoder)
     decoder = random_decoder().eval()
     state = decoder.init_state(torch.randn(6, decoder.config.feature_dim))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        decoder.step(decoder.start_tokens(6), state)
-    shapes = decoding.products_of(decoder.config, 6)
+        decoder.step(torch.tensor([7, 9, 7, 7, 9, 5]), state)
+    shapes = decoding.products_of(decoder.config, 6, num_words=3)
     assert counter.get_total_flops() == count_flops(shapes)
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from showtell.features.backbone import Backbone
+from showtell.features.backbone import Backbone, load_backbone
 from showtell.features.extract import extract
 from showtell.model import captioner as captioner_module
 from showtell.model.captioner import Captioner, caption_files, find_images, load
+from showtell.model.checkpoint import RunConfig
 from showtell.model.decoder import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.train import train
@@ -104,6 +106,28 @@ def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
         loaded = load(**options, device="cpu", precision="fp32")
         assert loaded.caption(pictures[:4]) == expected
         assert not loaded.decoder.training
+
+
+@pytest.mark.parametrize(
+    ("has_int8", "asked", "expected"),
+    [(True, "auto", "int8"), (False, "auto", "auto"), (True, "fp32", "fp32")],
+)
+def test_a_run_trained_on_int8_features_looks_in_int8_where_the_cpu_can(
+    data, run_dir, monkeypatch, has_int8, asked, expected
+) -> None:
+    run = RunConfig.read(run_dir)
+    replace(run, backbone=run.backbone | {"precision": "int8"}).write(run_dir)
+    taken = []
+
+    def load_network(*args):
+        taken.append(args[-1])
+        return load_backbone(*args[:-1], "fp32")
+
+    monkeypatch.setattr(captioner_module, "load_backbone", load_network)
+    monkeypatch.setattr(captioner_module, "cpu_multiplies_int8", lambda: has_int8)
+    loaded = load(run_dir, device="cpu", precision=asked)
+    assert taken == [expected]
+    assert loaded.precision.dtype != torch.int8  # the decoder has no such layers
 
 
 def test_run_with_attention_captions_as_eval_does(

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -87,25 +88,33 @@ def test_precision_refuses_an_unknown_name():
 def test_int8_is_for_cpus_that_multiply_it(monkeypatch):
     with pytest.raises(ConfigError, match=r"int8 is for CPUs, got --device cuda\. Use"):
         choose_precision("int8", torch.device("cuda"))
-    for words, suits in (("flags : avx2 avx512_vnni", True), ("flags : avx2 avx512f", False)):
-        monkeypatch.setattr(device_module, "_cpu_features", lambda words=words: set(words.split()))
-        if suits:
-            assert choose_precision("int8", CPU) is torch.int8
-            continue
-        with pytest.raises(ConfigError, match=r"needs a CPU with AVX512-VNNI.*--precision auto"):
-            choose_precision("int8", CPU)
+    monkeypatch.setattr(device_module, "cpu_multiplies_int8", lambda: False)
+    with pytest.raises(ConfigError, match=r"needs a CPU with AVX512-VNNI.*--precision bf16"):
+        choose_precision("int8", CPU)
+    monkeypatch.setattr(device_module, "cpu_multiplies_int8", lambda: True)
+    assert choose_precision("int8", CPU) is torch.int8
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="needs oneDNN"):
+        choose_precision("int8", CPU)
 
 
-def test_bf16_probe_falls_back_to_the_kernel(monkeypatch, tmp_path):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+@pytest.mark.parametrize(
+    ("asks", "flag"),
+    [
+        (device_module.cpu_multiplies_bf16, "avx512_bf16"),
+        (device_module.cpu_multiplies_int8, "avx512_vnni"),
+    ],
+)
+def test_probes_fall_back_to_the_kernel(monkeypatch, tmp_path, asks, flag):
+    for name in ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     cpuinfo = tmp_path / "cpuinfo"
     monkeypatch.setattr(device_module, "Path", lambda path: cpuinfo)
-    assert not device_module.cpu_multiplies_bf16()
-    cpuinfo.write_text("flags : fpu avx512f avx512_bf16 lm\n")
-    assert device_module.cpu_multiplies_bf16()
+    assert not asks()
+    cpuinfo.write_text(f"flags : fpu avx512f {flag} lm\n")
+    assert asks()
     cpuinfo.write_text("flags : fpu avx512f lm\n")
-    assert not device_module.cpu_multiplies_bf16()
+    assert not asks()
 
 
 def test_bf16_probe_agrees_with_torch_where_torch_can_tell():
@@ -148,3 +157,29 @@ def test_freed_memory_setting_is_nothing_elsewhere(monkeypatch):
     monkeypatch.setattr(device_module.platform, "system", lambda: "Linux")
     monkeypatch.setattr(device_module.ctypes, "CDLL", lambda name: object())  # as musl: no mallopt
     assert keep_freed_memory() is False
+
+
+COUNT_KERNELS = """
+import torch
+from showtell.features.device import keep_compiled_kernels
+if {keep}:
+    keep_compiled_kernels()
+weight = torch.randn(8, 8).bfloat16()
+for _ in range(2):
+    for num_rows in range(1, 1101):
+        torch.nn.functional.linear(torch.ones(num_rows, 8).bfloat16(), weight)
+"""
+
+
+@pytest.mark.skipif(not device_module.cpu_multiplies_bf16(), reason="oneDNN is not asked here")
+@pytest.mark.parametrize("keep", [False, True])
+def test_kernels_of_many_shapes_are_compiled_once(keep):
+    script = COUNT_KERNELS.format(keep=keep)
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    num_compiled = done.stdout.count("create:cache_miss")
+    assert num_compiled >= 1000
+    assert (num_compiled <= 1100) == keep

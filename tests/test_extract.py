@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from showtell.features import device, pictures, plan, runner
 from showtell.features import extract as stage
-from showtell.features import pictures, plan, runner
 from showtell.features.extract import extract, features_dir
 from showtell.features.grids import grid_name
 from showtell.features.pictures import open_picture
 from showtell.features.shards import FeatureShard, read_shard, write_shard
+from showtell.features.store import FeatureStore, mending_command
 from showtell.features.transform import VIEWS, Transform
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.config import FeaturesConfig
@@ -248,6 +249,29 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     assert extract(replace(config, batch_size=7, num_workers=1, device="auto")) == first
     assert "up to date" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in features_dir(config).iterdir()} == before
+
+
+def test_features_in_int8_stay_so_until_another_precision_is_asked_for(
+    tmp_path, network, monkeypatch, capsys
+):
+    monkeypatch.setattr(device, "cpu_multiplies_int8", lambda: True)
+    config = replace(make_dataset(tmp_path), precision="int8")
+    auto, directory = replace(config, precision="auto"), features_dir(config)
+    first = extract(config)
+    assert first.config["precision"] == "int8"
+    assert FeatureStore.load(directory).backbone["precision"] == "int8"
+    capsys.readouterr()
+    assert extract(auto) == first
+    assert "is up to date (22 images, int8)" in capsys.readouterr().out
+    (directory / "part-00001.h5").unlink()
+    again = extract(auto)
+    assert again.config["precision"] == "int8"
+    assert again.details["num_computed"] == SHARD_SIZE  # the others are as good as they were
+    assert mending_command(directory, again).endswith(" --precision int8")
+    other = extract(replace(config, precision="fp32"))
+    assert other.config["precision"] == "fp32"
+    assert other.details["num_computed"] == NUM_IMAGES
+    assert "--precision" not in mending_command(directory, other)
 
 
 def test_preparing_with_another_vocabulary_keeps_the_features(tmp_path, network):
