@@ -56,7 +56,7 @@ class Captioner:
     precision: Precision
     run: RunConfig
     data: Path
-    _consensus: tuple[tuple[int, int], Consensus] | None = field(default=None, repr=False)
+    _consensus: tuple[tuple[int, int, float], Consensus] | None = field(default=None, repr=False)
 
     def caption(
         self,
@@ -132,7 +132,7 @@ class Captioner:
         """
         if not options.consensus:
             return None
-        wanted = (options.views, options.consensus)
+        wanted = (options.views, options.consensus, options.consensus_precision)
         if self._consensus is None or self._consensus[0] != wanted:
             store = load_run_features(self.data, self.run)
             require_views(store, options.views)

@@ -4,8 +4,9 @@ What a beam ranks first is what is safe to say. What people said of training ima
 tells which of its captions is worth saying. The decoder itself is left as it is.
 
 A caption's score is the CIDEr-D that it is expected to have, by kernel ridge regression on what it
-has with the references of each similar image. Against a plain mean over neighbours, images that
-tell the same are counted once, and what the image does not have in common with them is taken off.
+has with the references of each similar image; on request with the precision of its n-grams, which
+BLEU asks for more than CIDEr-D. Against a plain mean over neighbours, images that tell the same are
+counted once, and what the image does not have in common with them is taken off.
 
 Letters in shapes: M training images, N images to caption, D feature width, n neighbours.
 
@@ -49,6 +50,7 @@ class Consensus:
             document frequencies of CIDEr-D are theirs.
         num_neighbors: n, the most similar images that have a say; all where there are fewer. Time
             grows with its cube.
+        precision: weight of the expected precision of n-grams, BLEU's, beside that of CIDEr-D.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Consensus:
         features: Tensor,
         references: Mapping[int, Sequence[str]],
         num_neighbors: int,
+        precision: float = 0.0,
     ) -> None:
         self.image_ids = np.array(image_ids, np.int64)
-        self.num_neighbors = num_neighbors
+        self.num_neighbors, self.precision = num_neighbors, precision
         self.mean = F.normalize(features.float(), dim=1).mean(0)
         self.directions = self._directions(features)
         self.scorer = CaptionScorer(references)
@@ -71,6 +74,7 @@ class Consensus:
         stores: Sequence[FeatureStore],
         num_views: int,
         num_neighbors: int,
+        precision: float = 0.0,
     ) -> "Consensus":
         """Take the train split of a prepared dataset.
 
@@ -79,6 +83,7 @@ class Consensus:
             stores: features of the dataset's images; see `appearance`.
             num_views: likewise.
             num_neighbors: as above.
+            precision: as above.
 
         Raises:
             MissingArtifactError: no train image has features.
@@ -95,6 +100,7 @@ class Consensus:
             appearance(stores, image_ids, num_views),
             read_references(captions_dir / "captions.parquet", "words", image_ids),
             num_neighbors,
+            precision,
         )
 
     def rank(
@@ -113,17 +119,20 @@ class Consensus:
             image_ids: (N,) int64 of the images; no image is its own neighbour.
 
         Returns:
-            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10, and a
-            little of how sure the decoder was.
+            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10, a
+            little of how sure the decoder was, and `precision` times the precision to expect.
         """
         neighbors, weights = self.find(features, image_ids)
         ranked = []
         for hypotheses, ids, own_weights in zip(found, neighbors.tolist(), weights, strict=True):
             captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
-            scores = self.scorer.mean_cider_d(captions, ids, own_weights).tolist()
+            scores = self.scorer.mean_cider_d(captions, ids, own_weights)
+            if self.precision:
+                precisions = self.scorer.mean_precision(captions, ids, own_weights)
+                scores += self.precision * precisions
             scored = [
                 replace(h, score=score + CONFIDENCE * h.log_prob / (len(h.token_ids) + 1))
-                for h, score in zip(hypotheses, scores, strict=True)
+                for h, score in zip(hypotheses, scores.tolist(), strict=True)
             ]
             ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
         return ranked

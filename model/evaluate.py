@@ -284,7 +284,9 @@ def _decode(
         batches = (features for (features,) in batches)
     consensus = None
     if config.consensus:
-        consensus = Consensus.load(captions_dir, stores, config.views, config.consensus)
+        consensus = Consensus.load(
+            captions_dir, stores, config.views, config.consensus, config.consensus_precision
+        )
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
         for batch in decode(model, batches, precision, config.for_unit(vocab.unit)):

@@ -211,6 +211,28 @@ class CaptionScorer:
         sums: Floats = self.ngrams.sum_cosines(words, among, nearness(gaps)).mean(0)
         return 10 * sums
 
+    def mean_precision(
+        self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
+    ) -> Floats:
+        """Share of each caption's n-grams that the images' references have, summed under weights.
+
+        The clipped precisions of BLEU, their mean over n-grams of 1 to 4 words.
+
+        Args:
+            captions: K captions, words joined by single spaces.
+            image_ids: n ids of images that have references.
+            weights: (n,) float64 of the images, of any sign.
+
+        Returns:
+            (K,) float64.
+        """
+        rows = np.array([self.rows[image_id] for image_id in image_ids], np.int64)
+        words = Words.read([text.split() for text in captions], dict(self.word_ids))
+        matches = self.ngrams.sum_matches(words, rows, weights)  # (4, K)
+        totals = np.maximum(1, words.lengths - np.arange(MAX_ORDER)[:, None])
+        precisions: Floats = (matches / totals).mean(0)
+        return precisions
+
     def _match(
         self, image_ids: Sequence[int], captions: Sequence[str]
     ) -> tuple[Words, Pairs, list[FoundNgrams]]:

@@ -129,6 +129,16 @@ class ReferenceNgrams:
             ]
         )
 
+    def sum_matches(self, words: Words, rows: Ints, weights: Floats) -> Floats:
+        """`OrderStatistics.sum_matches` of (K,) captions for each order, (4, K) float64."""
+        ngrams = iterate_ngrams(words, self._look_up)
+        return np.array(
+            [
+                order.sum_matches(owners, grams, rows, weights, len(words))
+                for order, (owners, grams) in zip(self.orders, ngrams, strict=True)
+            ]
+        )
+
     def _learn(self, order: int, keys: Ints) -> Ints:
         table, grams = np.unique(keys, return_inverse=True)
         self.tables.append(np.append(table, LAST_KEY))
@@ -220,13 +230,7 @@ class OrderStatistics:
         idf = self.idf[np.minimum(grams, len(self.idf) - 1)]
         wanted, places = np.unique(grams, return_inverse=True)  # (U,), those of all captions
 
-        num_groups = self.images[among.rows + 1] - self.images[among.rows]
-        groups = ranges(self.images[among.rows], num_groups)
-        shares = np.repeat(among.shares, num_groups)
-        rows = np.searchsorted(wanted[:-1], theirs := split(self.groups[groups])[1])
-        hits = wanted[rows] == theirs
-        groups, shares, rows = groups[hits], shares[hits], rows[hits]
-
+        groups, shares, rows = self._find_held(among.rows, among.shares, wanted)
         num_entries = self.offsets[groups + 1] - self.offsets[groups]
         held = ranges(self.offsets[groups], num_entries)
         references, weights = self.references[held], self.weights[held]
@@ -247,6 +251,53 @@ class OrderStatistics:
         norms = norms_of(counts * idf, owners, len(nearness))
         dots = np.bincount(owners, products * idf, len(nearness))
         return dots / np.where(norms > 0, norms, 1)
+
+    def sum_matches(
+        self, owners: Ints, grams: Ints, rows: Ints, weights: Floats, num_captions: int
+    ) -> Floats:
+        """Count what each of K captions has in common with some images, clipped as BLEU does.
+
+        Args:
+            owners: index of the caption of each n-gram.
+            grams: number of each n-gram.
+            rows: (n,) int64, rows of the images.
+            weights: (n,) float64 of the images.
+            num_captions: K.
+
+        Returns:
+            (K,) float64, the sum over the images of weight × matches.
+        """
+        if not len(owners):
+            return np.zeros(num_captions)
+        entries, counts = np.unique(join(owners, grams), return_counts=True)
+        owners, grams = split(entries)
+        wanted, places = np.unique(grams, return_inverse=True)
+        groups, shares, found = self._find_held(rows, weights, wanted)
+        most, matches = self.max_counts[groups], np.zeros(len(entries))
+        for time in range(1, counts.max() + 1):  # min(n, m) is one for each that both have
+            again = most >= time
+            held = np.bincount(found[again], shares[again], len(wanted))
+            matches += np.where(counts >= time, held[places], 0)
+        return np.bincount(owners, matches, num_captions).astype(np.float64)
+
+    def _find_held(self, rows: Ints, shares: Floats, wanted: Ints) -> tuple[Ints, Floats, Ints]:
+        """What the references of images hold of some n-grams.
+
+        Args:
+            rows: (n,) int64, rows of the images.
+            shares: (n,) float64 of the images.
+            wanted: (U,) int64, numbers of n-grams, ascending.
+
+        Returns:
+            groups: (F,) int64, index into the groups of each that is found.
+            shares: (F,) float64, that of its image.
+            places: (F,) int64, which of the wanted it is.
+        """
+        num_groups = self.images[rows + 1] - self.images[rows]
+        groups = ranges(self.images[rows], num_groups)
+        places = np.searchsorted(wanted[:-1], theirs := split(self.groups[groups])[1])
+        hits = wanted[places] == theirs
+        return groups[hits], np.repeat(shares, num_groups)[hits], places[hits]
 
 
 @dataclass(frozen=True)

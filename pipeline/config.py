@@ -30,6 +30,7 @@ SHORT_NAMES = {
     "n_best": "nbest",
     "views": "views",
     "consensus": "consensus",
+    "consensus_precision": "precision",
 }
 # Longest captions, by what the vocabulary counts: a word may take several pieces.
 LENGTH_LIMITS = {"words": 20, "pieces": 30}
@@ -410,6 +411,9 @@ class DecodingOptions:
     consensus: int = option(
         0, "Choose, of the captions found, the best by what this many similar training images say."
     )
+    consensus_precision: float = option(
+        0.0, "Weight of BLEU's precision in that choice, beside CIDEr-D: 2 trades some of it."
+    )
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -427,6 +431,7 @@ class DecodingOptions:
             no_repeat_ngram=self.no_repeat_ngram,
             diversity=self.diversity,
             consensus=self.consensus,
+            consensus_precision=self.consensus_precision,
         )
         require_seed(self.seed)
         require_above_0(temperature=self.temperature)
@@ -462,6 +467,10 @@ class DecodingOptions:
             not self.consensus or self.num_candidates > 1,
             "--consensus chooses among several captions: "
             + ("add --n-best N, the draws." if self.sample else "give --beam 2 or more."),
+        )
+        require(
+            self.consensus > 0 or not self.consensus_precision,
+            "--consensus-precision says how to choose; add --consensus 1000.",
         )
 
     @property

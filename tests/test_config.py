@@ -282,6 +282,8 @@ def test_consensus_finds_the_whole_beam_to_choose_from() -> None:
         ({"consensus": -1}, "consensus must be at least 0, got -1."),
         ({"consensus": 5, "beam": 1}, "--consensus chooses among several captions: give --beam 2"),
         ({"consensus": 5, "sample": True}, "add --n-best N, the draws."),
+        ({"consensus_precision": 2.0}, "says how to choose; add --consensus 1000."),
+        ({"consensus": 5, "consensus_precision": -1}, "consensus_precision must be at least 0"),
     ],
 )
 def test_decoding_options_that_cannot_be_are_refused(options, message: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 
 from showtell.features.store import FeatureStore
@@ -30,9 +31,9 @@ def direction(angle: float) -> list[float]:
     return [math.cos(angle), math.sin(angle), 2.0]
 
 
-def make(num_neighbors: int = 4) -> Consensus:
+def make(num_neighbors: int = 4, precision: float = 0.0) -> Consensus:
     features = torch.tensor([direction(ANGLES[image_id]) for image_id in REFERENCES])
-    return Consensus([*REFERENCES], features.half(), REFERENCES, num_neighbors)
+    return Consensus([*REFERENCES], features.half(), REFERENCES, num_neighbors, precision)
 
 
 def store_of(features: torch.Tensor) -> FeatureStore:
@@ -141,8 +142,11 @@ def test_no_image_is_its_own_neighbor() -> None:
     assert ids[1, 0] == 7 and weights[1].argmax() == 0
 
 
-def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence() -> None:
-    consensus, features = make(num_neighbors=3), torch.tensor([direction(0.4), direction(4.0)])
+@pytest.mark.parametrize("precision", [0.0, 2.0])
+def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence(
+    precision: float,
+) -> None:
+    consensus, features = make(3, precision), torch.tensor([direction(0.4), direction(4.0)])
     ids, weights = consensus.find(features)
     ranked = consensus.rank(features, [hypotheses(CAPTIONS), hypotheses(CAPTIONS[1:])], VOCAB)
     assert [len(found) for found in ranked] == [4, 3]
@@ -152,11 +156,16 @@ def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence() 
         each = Cider().compute_score(REFERENCES, res)[1]
         return float(each[[*REFERENCES].index(image_id)])
 
+    def precision_with(caption: str, image_id: int) -> float:
+        counts = cook_test(caption, cook_refs(REFERENCES[image_id]))
+        pairs = zip(counts["correct"], counts["guess"], strict=True)
+        return float(np.mean([correct / max(1, guess) for correct, guess in pairs]))
+
     for row, found in enumerate(ranked):
         for hypothesis, caption in zip(found, texts(found), strict=True):
             expected = sum(
-                weight * cider_with(caption, image_id)
-                for image_id, weight in zip(ids[row].tolist(), weights[row], strict=True)
+                weight * (cider_with(caption, i) + precision * precision_with(caption, i))
+                for i, weight in zip(ids[row].tolist(), weights[row], strict=True)
             )
             expected += CONFIDENCE * hypothesis.log_prob / (len(caption.split()) + 1)
             assert hypothesis.score == pytest.approx(expected, rel=1e-9)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
@@ -237,6 +238,30 @@ def test_mean_cider_d_is_the_weighted_sum_of_each_images():
     assert scorer.mean_cider_d(captions, [], np.zeros(0)).tolist() == [0] * len(captions)
     alike = CaptionScorer({1: ["a dog"], 2: ["a dog"]})
     assert alike.mean_cider_d(["a dog"], [1, 2], np.ones(2)).tolist() == [0]
+
+
+def test_mean_precision_is_the_weighted_sum_of_pycocoevalcaps_with_each_image():
+    references = {
+        4: ["a dog runs on the grass", "a dog a dog a dog runs"],
+        2: ["the cat sleeps"],
+        9: ["a man on a horse rides on a beach", "man rides horse", "a rider"],
+        6: ["a a a b b"],
+    }
+    captions = ["a dog a dog on a dog", "a a a a b", "man rides on", "unheard of words", "a", ""]
+    image_ids, weights = [9, 4, 6], np.array([0.3, -1.2, 2.0])
+
+    def precision(caption, image_id):
+        counts = cook_test(caption, cook_refs(references[image_id]))
+        pairs = zip(counts["correct"], counts["guess"], strict=True)
+        return np.mean([correct / max(1, guess) for correct, guess in pairs])
+
+    scorer = CaptionScorer(references)
+    expected = [weights @ [precision(c, i) for i in image_ids] for c in captions]
+    found = scorer.mean_precision(captions, image_ids, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    for caption, value in zip(captions, expected, strict=True):
+        assert scorer.mean_precision([caption], image_ids, weights) == pytest.approx([value])
+    assert scorer.mean_precision(captions, [], np.zeros(0)).tolist() == [0] * len(captions)
 
 
 def test_plain_cider_equals_a_plain_loop_and_is_not_clipped():
