@@ -14,9 +14,10 @@ data/ensembles/<run>+<run>+…/eval/<split>-<decoding>/  of several, in the orde
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from .decoder import Decoder
 from .decoding import CaptionModel, Features, decode, iterate_members
 from .ensemble import join_decoders
 from .extrascores import add_extra_scores, find_extra_scorers
-from .hypothesis import Hypothesis
+from .hypothesis import Hypothesis, rank_hypotheses
 from .imagescores import SCORES_NAME
 from .official import OfficialScorer
 from .precision import Precision
@@ -272,16 +273,10 @@ def _decode(
 ) -> tuple[Vocab, dict[int, list[Hypothesis]]]:
     """Caption (N,) images that have features, with progress: the vocabulary, image_id → found."""
     loaded = [load_run(member.run_dir, precision.device) for member in members]
-    decoders = [decoder for _, _, decoder in loaded]
-    stores = [member.store for member in members]
-    rows = [store.rows(image_ids) for store in stores]
-    vocab = loaded[0][1]
-    model: CaptionModel[Any] = join_decoders(decoders, config.views)
-    batches: Iterable[Features] = iterate_members(
-        decoders, stores, rows, config.batch_size, config.views
-    )
-    if isinstance(model, Decoder):
-        batches = (features for (features,) in batches)
+    pairs = [(decoder, m.store) for (_, _, decoder), m in zip(loaded, members, strict=True)]
+    vocab, stores = loaded[0][1], [member.store for member in members]
+    together = [[pair] for pair in pairs] if config.pool else [pairs]
+    searches = [_search(config, some, image_ids, precision, vocab) for some in together]
     consensus = None
     if config.consensus:
         consensus = Consensus.load(
@@ -289,7 +284,8 @@ def _decode(
         )
     found: list[list[Hypothesis]] = []
     with ProgressLine("decode", len(image_ids), "img") as line:
-        for batch in decode(model, batches, precision, config.for_unit(vocab.unit)):
+        for batches in zip(*searches, strict=True):
+            batch = batches[0] if len(batches) == 1 else [*map(_pool, *batches)]
             if consensus is not None:
                 ids = image_ids[len(found) : len(found) + len(batch)]
                 seen = appearance(stores, ids, config.views)
@@ -297,6 +293,31 @@ def _decode(
             found += [hypotheses[: config.n_best] for hypotheses in batch]
             line.advance(len(batch))
     return vocab, dict(zip(image_ids.tolist(), found, strict=True))
+
+
+def _search(
+    config: EvalConfig,
+    pairs: Sequence[tuple[Decoder, FeatureStore]],
+    image_ids: NDArray[np.int64],
+    precision: Precision,
+    vocab: Vocab,
+) -> Iterator[list[list[Hypothesis]]]:
+    """Yield what decoders, with their features, find together for (N,) images, batch by batch."""
+    decoders, stores = zip(*pairs, strict=True)
+    rows = [store.rows(image_ids) for store in stores]
+    model: CaptionModel[Any] = join_decoders(decoders, config.views)
+    batches: Iterable[Features] = iterate_members(
+        decoders, stores, rows, config.batch_size, config.views
+    )
+    if isinstance(model, Decoder):
+        batches = (features for (features,) in batches)
+    return decode(model, batches, precision, config.for_unit(vocab.unit))
+
+
+def _pool(*found: list[Hypothesis]) -> list[Hypothesis]:
+    """The captions that several searches found of an image, each as the one surest of it did."""
+    ascending = sorted(chain.from_iterable(found), key=lambda hypothesis: hypothesis.score)
+    return rank_hypotheses(ascending)  # of equal ones the last
 
 
 def _describe_nbest(found: dict[int, list[Hypothesis]], vocab: Vocab) -> list[dict[str, Any]]:

@@ -21,6 +21,6 @@ class Hypothesis:
 
 
 def rank_hypotheses(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
-    """The different ones among them, best first."""
+    """The different ones among them, best first; of those of the same words the last."""
     by_words = {hypothesis.token_ids: hypothesis for hypothesis in hypotheses}
     return sorted(by_words.values(), key=lambda hypothesis: -hypothesis.score)

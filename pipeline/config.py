@@ -511,6 +511,9 @@ class EvalConfig(DecodingOptions, StageConfig):
     run: list[str] | None = option(
         None, "Run to evaluate; default the newest. Give several to average their predictions."
     )
+    pool: bool = option(
+        False, "Let each run search alone, and --consensus choose among the captions of all."
+    )
     dataset: str | None = option(None, "Take runs of this dataset only: without --run its newest.")
     split: str | None = option(
         None, "train, val or test; default test where the dataset has one, else val."
@@ -529,11 +532,21 @@ class EvalConfig(DecodingOptions, StageConfig):
         require(
             not twice, f"--run {', '.join(sorted(twice))} is given twice: it would count twice."
         )
+        require(
+            not self.pool or (self.consensus > 0 and len(self.run or ()) > 1),
+            "--pool is for --consensus to choose among the captions of several runs; add "
+            "--consensus 1000, and a second --run.",
+        )
         if self.split is not None:
             require_choice("split", self.split, ("train", "val", "test"))
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, num_samples=self.num_samples)
         require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+
+    @property
+    def decoding_name(self) -> str:
+        """As that of `DecodingOptions`, and whether the runs search alone."""
+        return super().decoding_name + ("-pool" if self.pool else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,8 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any], str]] = [
     # eval
     (EvalConfig, {"diversity": 0.2}, "between groups of beams; add --beam-groups 2 or more."),
     (EvalConfig, {"run": ["a", "b", "a"]}, "--run a is given twice: it would count twice."),
+    (EvalConfig, {"run": ["a", "b"], "pool": True}, "add --consensus 1000, and a second --run."),
+    (EvalConfig, {"run": ["a"], "pool": True, "consensus": 9}, "and a second --run."),
     (EvalConfig, {"diversity": math.inf}, "diversity must be at least 0 and finite, got inf."),
     (EvalConfig, {"sample": True, "temperature": math.inf}, "above 0 and finite, got inf."),
     (EvalConfig, {"split": "dev"}, "split must be one of train, val, test, got 'dev'."),

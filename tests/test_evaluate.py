@@ -1,6 +1,9 @@
 import json
+import math
 import re
 import shutil
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,8 +61,8 @@ def data(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "data"))
 
 
-def written(data: Path, folder: str, name: str = "captions"):
-    return json.loads((data / "runs/r/eval" / folder / f"{name}.json").read_text("utf-8"))
+def written(data: Path, folder: str, name: str = "captions", run: str = "r"):
+    return json.loads((data / "runs" / run / "eval" / folder / f"{name}.json").read_text("utf-8"))
 
 
 def ids_of(data: Path, split: str) -> list[int]:
@@ -430,6 +433,33 @@ def test_consensus_chooses_among_the_captions_that_were_found(
     plain = {image_id: captions[0] for image_id, captions in found.items()}
     assert all(entry["caption"] in found[entry["image_id"]] for entry in captions)
     assert any(entry["caption"] != plain[entry["image_id"]] for entry in captions)
+
+
+def test_pooled_runs_search_alone_and_consensus_chooses_among_all_their_captions(
+    several, tmp_path, scorers
+) -> None:
+    data = Path(shutil.copytree(several, tmp_path / "data"))
+    options = {"data": data, "split": "test", "beam": 3, "n_best": 3, "precision": "fp32"}
+    alone: dict[int, dict[str, float]] = defaultdict(dict)
+    for run in ("r", "s"):
+        evaluate(EvalConfig(run=run, **options))
+        for entry in written(data, "test-beam3-nbest3", "nbest", run):
+            for found in entry["captions"]:
+                known = alone[entry["image_id"]].get(found["caption"], -math.inf)
+                alone[entry["image_id"]][found["caption"]] = max(known, found["log_prob"])
+    pooled = EvalConfig(run=["r", "s"], consensus=8, pool=True, **options)
+    assert pooled.decoding_name == "beam3-nbest3-consensus8-pool"
+    evaluate(replace(pooled, batch_size=7))  # of which no number of images is a multiple
+    path = data / "ensembles/r+s/eval" / f"test-{pooled.decoding_name}" / "nbest.json"
+    listed = json.loads(path.read_text("utf-8"))
+    assert [entry["image_id"] for entry in listed] == ids_of(data, "test")
+    assert any(len(found) > 3 for found in alone.values())
+    for entry in listed:
+        scores = [found["score"] for found in entry["captions"]]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 3
+        for found in entry["captions"]:
+            expected = alone[entry["image_id"]][found["caption"]]
+            assert found["log_prob"] == pytest.approx(expected, abs=1e-4)
 
 
 def nbest_of(data: Path, config: EvalConfig) -> dict[int, list[str]]:
