@@ -81,11 +81,11 @@ flickr8k-features: install
 	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
 	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4 --grid
 
-flickr8k: flickr8k-soft-0
-	$(SHOWTELL) eval --run flickr8k-soft-0 --preset consensus $(ARGS)
+flickr8k: flickr8k-sc-0
+	$(SHOWTELL) eval --run flickr8k-sc-0 --preset consensus $(ARGS)
 
 flickr8k-ensemble: flickr8k-sc-0 flickr8k-sc-1 flickr8k-sc-2
-	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus $(ARGS)
+	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus --pool --consensus-precision 2 $(ARGS)
 
 .SECONDARY:
 
@@ -98,11 +98,8 @@ train-flickr8k = $(SHOWTELL) train --dataset flickr8k --features resnet50-caffe 
 flickr8k-soft-%: flickr8k-features
 	$(train-flickr8k) --preset soft-attention
 
-flickr8k-adaptive-%: flickr8k-features
-	$(train-flickr8k) --preset adaptive-attention
-
-flickr8k-sc-%: flickr8k-adaptive-%
-	$(train-flickr8k) --preset self-critical --init flickr8k-adaptive-$*
+flickr8k-sc-%: flickr8k-soft-%
+	$(train-flickr8k) --preset self-critical --init flickr8k-soft-$*
 
 test: lint types
 	$(BIN)/python -m pytest

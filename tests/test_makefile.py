@@ -69,21 +69,22 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
         "showtell features --dataset flickr8k --weights caffe --views 4 --grid",
         "--features resnet50-caffe --run flickr8k-soft-0 --seed 0 --preset soft-attention",
-        "showtell eval --run flickr8k-soft-0 --preset consensus --split val",
+        "--run flickr8k-sc-0 --seed 0 --preset self-critical --init flickr8k-soft-0",
+        "showtell eval --run flickr8k-sc-0 --preset consensus --split val",
     ]
     places = [commands.index(stage) for stage in stages]
     assert places == sorted(places) and "--resume" not in commands
 
 
 def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(tmp_path) -> None:
-    (tmp_path / "runs/flickr8k-adaptive-1").mkdir(parents=True)
-    (tmp_path / "runs/flickr8k-adaptive-1/last.safetensors").touch()
+    (tmp_path / "runs/flickr8k-soft-1").mkdir(parents=True)
+    (tmp_path / "runs/flickr8k-soft-1/last.safetensors").touch()
     commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
     for seed in range(3):
-        run = f"flickr8k-adaptive-{seed}"
+        run = f"flickr8k-soft-{seed}"
         assert f"--run {run} --seed {seed}" in commands
         assert f"--run flickr8k-sc-{seed} --seed {seed}" in commands
         assert f"--preset self-critical --init {run}" in commands
     assert commands.count("--resume") == 1
     runs = " ".join(f"--run flickr8k-sc-{seed}" for seed in range(3))
-    assert f"eval {runs} --preset consensus" in commands
+    assert f"eval {runs} --preset consensus --pool --consensus-precision 2" in commands
