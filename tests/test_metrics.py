@@ -215,18 +215,20 @@ def plain_cider_by_loop(references, image_id, caption):
     return 10 * total / 4
 
 
+REFERENCES = {
+    4: ["a dog runs on the grass", "a dog a dog a dog runs"],
+    2: ["the cat sleeps"],
+    9: ["a man on a horse rides on a beach", "man rides horse", "a rider"],
+    6: ["a a a b b"],
+}
+
+
 def test_mean_cider_d_is_the_weighted_sum_of_each_images():
-    references = {
-        4: ["a dog runs on the grass", "a dog a dog a dog runs"],
-        2: ["the cat sleeps"],
-        9: ["a man on a horse rides on a beach", "man rides horse", "a rider"],
-        6: ["a a a b b"],
-    }
     captions = ["a dog runs", "a dog a dog", "", "unheard of words", "a a a a b", "a", "man rides"]
     captions += ["a man rides on a horse on a beach on a day on a", "the cat sleeps"]
     weights = np.array([0.3, -1.2, 2.0])
     image_ids = [9, 4, 6]
-    scorer = CaptionScorer(references)
+    scorer = CaptionScorer(REFERENCES)
     each = scorer.cider_d(np.repeat(image_ids, len(captions)).tolist(), captions * 3)
     found = scorer.mean_cider_d(captions, image_ids, weights)
     np.testing.assert_allclose(found, weights @ each.reshape(3, -1), rtol=1e-12, atol=1e-12)
@@ -241,21 +243,15 @@ def test_mean_cider_d_is_the_weighted_sum_of_each_images():
 
 
 def test_mean_precision_is_the_weighted_sum_of_pycocoevalcaps_with_each_image():
-    references = {
-        4: ["a dog runs on the grass", "a dog a dog a dog runs"],
-        2: ["the cat sleeps"],
-        9: ["a man on a horse rides on a beach", "man rides horse", "a rider"],
-        6: ["a a a b b"],
-    }
     captions = ["a dog a dog on a dog", "a a a a b", "man rides on", "unheard of words", "a", ""]
     image_ids, weights = [9, 4, 6], np.array([0.3, -1.2, 2.0])
 
     def precision(caption, image_id):
-        counts = cook_test(caption, cook_refs(references[image_id]))
+        counts = cook_test(caption, cook_refs(REFERENCES[image_id]))
         pairs = zip(counts["correct"], counts["guess"], strict=True)
         return np.mean([correct / max(1, guess) for correct, guess in pairs])
 
-    scorer = CaptionScorer(references)
+    scorer = CaptionScorer(REFERENCES)
     expected = [weights @ [precision(c, i) for i in image_ids] for c in captions]
     found = scorer.mean_precision(captions, image_ids, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
