@@ -1,7 +1,6 @@
 """Where the network runs and in which precision, and the allocator setting that CPUs need."""
 
 import ctypes
-import os
 import platform
 from pathlib import Path
 
@@ -106,16 +105,6 @@ def keep_freed_memory() -> bool:
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MAX_INT, M_TOP_PAD: 256 * 2**20}
     taken = [mallopt(parameter, value) for parameter, value in settings.items()]
     return all(taken)
-
-
-def keep_compiled_kernels() -> None:
-    """Tell oneDNN to keep more kernels, before the first is compiled in this process.
-
-    It compiles one for each shape of a product and keeps 1,024. Captions that end one after another
-    bring up to 15 products of soft attention in each of 125 shapes: most were compiled again and
-    again, which took 8 % of the training.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 
 def _count_devices(kind: str) -> int:

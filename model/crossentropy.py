@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .aligned import pad_rows
+from .aligned import pad_rows, round_rows, round_up
 
 # Rows whose logits exist at a time: few enough for a CPU's cache, many enough to fill a GPU.
 CPU_ROWS, GPU_ROWS = 512, 16384
@@ -52,20 +52,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        num_classes = len(weight)
+        num_inputs, num_classes = len(inputs), len(weight)
         rows = CPU_ROWS if inputs.device.type == "cpu" else GPU_ROWS
         # The classes that fill up the last aligned block have no probability.
-        cast = pad_rows(weight, 0.0).to(dtype)
-        padded_bias = pad_rows(bias, -torch.inf).to(dtype)
-        inputs_grad = torch.empty_like(inputs, dtype=dtype)
+        width = round_up(num_classes)
+        cast = pad_rows(weight, width).to(dtype)
+        padded_bias = pad_rows(bias, width, -torch.inf).to(dtype)
+        padded = pad_rows(inputs.to(dtype), round_rows(num_inputs))
+        inputs_grad = torch.empty_like(padded)
         weight_grad = weight.new_zeros(cast.shape)
         bias_grad = bias.new_zeros(len(cast))
         loss = bias.new_zeros(())
         with torch.autocast(inputs.device.type, enabled=False):
-            for start in range(0, len(inputs), rows):
-                chunk = inputs[start : start + rows].to(dtype)
+            for start in range(0, num_inputs, rows):
+                chunk = padded[start : start + rows]
                 target = targets[start : start + rows, None]
-                logits = torch.addmm(padded_bias, chunk, cast.T)
+                whole = torch.addmm(padded_bias, chunk, cast.T)
+                logits = whole[: len(target)]
                 log_probs = F.log_softmax(logits, 1, dtype=bias.dtype)
                 chosen = log_probs.gather(1, target)
                 loss -= (1 - label_smoothing) * chosen.sum()
@@ -77,15 +80,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 difference.scatter_(1, target, chosen.exp_().sub_(share).to(dtype))
 
                 bias_grad += difference.sum(0, dtype=bias.dtype)
-                torch.mm(difference, cast, out=inputs_grad[start : start + len(chunk)])
+                whole[len(target) :] = 0
+                torch.mm(whole, cast, out=inputs_grad[start : start + len(chunk)])
                 if dtype == weight.dtype:
-                    weight_grad.addmm_(difference.T, chunk)
+                    weight_grad.addmm_(whole.T, chunk)
                 else:
-                    weight_grad += difference.T @ chunk
+                    weight_grad += whole.T @ chunk
         weight_grad, bias_grad = weight_grad[:num_classes], bias_grad[:num_classes]
-        ctx.save_for_backward(inputs_grad, weight_grad, bias_grad)
+        ctx.save_for_backward(inputs_grad[:num_inputs], weight_grad, bias_grad)
         ctx.inputs_dtype = inputs.dtype
-        return loss / len(inputs)
+        return loss / num_inputs
 
     @staticmethod
     @once_differentiable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..pipeline.vocab import BOS
-from .aligned import inference_linear
+from .aligned import inference_linear, pad_rows, round_rows
 from .attention import AdaptiveAttention, Attention
 from .dropout import Dropout
 from .recurrence import run_layer, take_step
@@ -232,8 +232,8 @@ class Decoder(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Score the vocabulary: (…, H) outputs of the cell → (…, V)."""
         words = self.project(outputs)
-        plain = words.ndim == 2 and not torch.is_autocast_enabled("cpu")
-        if plain and not torch.is_grad_enabled() and words.device.type == "cpu":
+        decoding = words.ndim == 2 and not torch.is_grad_enabled()
+        if decoding and words.device.type == "cpu":
             return inference_linear(words, self.word_weight, self.output_bias)
         return F.linear(words, self.word_weight, self.output_bias)
 
@@ -285,24 +285,30 @@ class Decoder(nn.Module):
         # The words alone, in one line: an image's captions have many lengths, and half a batch
         # would be padding.
         real = _real_positions(words.shape[:2], lengths).to(words.device)
-        read, inputs, previous = (x.flatten(0, 1)[real] for x in (outputs, inputs, previous))
+        num_words, num_rows = len(real), round_rows(len(real))
+        read, inputs, previous = (
+            pad_rows(x.flatten(0, 1)[real], num_rows) for x in (outputs, inputs, previous)
+        )
         sentinel = self.attention.sentinel(inputs, previous, read)  # (R, H)
         slots, size = _slots_by_image(owners[real // words.shape[1]], len(state))
         queries, sentinels = (
             x.new_zeros(size.numel(), x.shape[1]).index_copy(0, slots, x).unflatten(0, size)
-            for x in (read, sentinel)
+            for x in (read[:num_words], sentinel[:num_words])
         )
         context, _ = self.attention.look(queries, sentinels, (keys, values))
-        looked = read + self.seen(context.flatten(0, 1)[slots])
+        seen = self.seen(pad_rows(context.flatten(0, 1)[slots], num_rows))
+        looked = (read + seen)[:num_words]
         return torch.zeros_like(outputs).flatten(0, 1).index_copy(0, real, looked).view_as(outputs)
 
     def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""
         num_captions, num_steps = words.shape[:2]
-        # How many captions, the longest first, are not over at each step.
+        # How many captions, the longest first, are not over at each step; and some that are, of
+        # which nobody will ask, so that products are of few sizes.
         going = [num_captions] * num_steps
         if lengths is not None:
-            going = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
+            counts = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
+            going = [min(round_rows(count), num_captions) for count in counts]
         outputs = []
         # Not `words[:, position]`, whose gradient would be as large as all words at every step.
         for step_words, count in zip(words.unbind(1), going, strict=True):
@@ -393,11 +399,12 @@ def _slots_by_image(images: Tensor, num_images: int) -> tuple[Tensor, torch.Size
 
     Returns:
         slots: (R,) int64, the place of each word in a flattened (N, Q).
-        size: (N, Q), Q the most words of an image; on a GPU, the one thing here that waits for it.
+        size: (N, Q), Q the most words of an image, or a few more; on a GPU, the one thing here that
+            waits for it.
     """
     counts = images.bincount(minlength=num_images)
     order = images.argsort(stable=True)
-    most = int(counts.max())
+    most = -(-int(counts.max()) // 4) * 4  # few sizes for the products: see `aligned`
     # Place in the line of all, less what the images before take up.
     before = (counts.cumsum(0) - counts)[images]
     slots = torch.empty_like(images)

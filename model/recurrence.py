@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from .aligned import inference_linear, pad_rows, round_rows
+
 # The state of n captions: (h,) of GRU and RNN, (h, c) of LSTM; each (n, H).
 State = tuple[Tensor, ...]
 
@@ -46,7 +48,8 @@ def run_layer(
         shape = (int(words.batch_sizes[0]), cell.hidden_size)
         start = (weight.new_zeros(shape),) * (2 if cell.mode == "LSTM" else 1)
     start = tuple(part.to(weight.dtype) for part in start)
-    inputs = F.linear(words.data, input_weight, input_bias)
+    data = pad_rows(words.data, round_rows(len(words.data)))
+    inputs = F.linear(data, input_weight, input_bias)
     outputs: Tensor = _Run.apply(
         STEPS[type(cell)],
         words.batch_sizes.tolist(),
@@ -74,11 +77,11 @@ def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> t
     after: list[State] = []
     inputs = words
     for layer, (input_weight, weight, input_bias, bias) in enumerate(cell.all_weights):
-        told = F.linear(inputs, input_weight, input_bias)
+        told = inference_linear(inputs, input_weight, input_bias)
         if layer == 0:
             told = told.index_select(0, which)
         before = tuple(part[layer].to(told.dtype) for part in state)
-        step = STEPS[type(cell)](told, F.linear(before[0], weight, bias), before)
+        step = STEPS[type(cell)](told, inference_linear(before[0], weight, bias), before)
         after.append(step.state)
         inputs = step.state[0]
     return inputs, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
@@ -180,7 +183,11 @@ STEPS: dict[type[nn.RNNBase], type[AnyStep]] = {
 
 
 class _Run(torch.autograd.Function):
-    """All steps of a layer; can be differentiated once."""
+    """All steps of a layer; can be differentiated once.
+
+    The inputs may have rows behind the last word. Products of a step take in rows of the words that
+    follow, so that they are of few counts; what comes of these is left out.
+    """
 
     @staticmethod
     def forward(
@@ -193,29 +200,33 @@ class _Run(torch.autograd.Function):
         *state: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.dtype, ctx.spans = inputs.dtype, [*pairwise(accumulate(sizes, initial=0))]
-        ctx.steps, before = [], []
-        for first, end in ctx.spans:
+        ctx.num_rows, ctx.spans = len(inputs), [*pairwise(accumulate(sizes, initial=0))]
+        ctx.steps = []
+        # The last steps have the fewest words behind them.
+        ctx.ends = [first + round_rows(end - first) for first, end in ctx.spans]
+        ctx.before = inputs.new_zeros(max(len(inputs), *ctx.ends), len(weight[0]))
+        for (first, end), padded_end in zip(ctx.spans, ctx.ends, strict=True):
             state = tuple(part[: end - first] for part in state)
-            before.append(state[0].to(inputs.dtype))
-            product = torch.addmm(bias, before[-1], weight.T)
+            ctx.before[first:end] = state[0]
+            product = torch.addmm(bias, ctx.before[first:padded_end], weight.T)[: end - first]
             # What adds up from step to step is in float32.
             step = step_type(
                 inputs[first:end].to(state[0].dtype), product.to(state[0].dtype), state
             )
             ctx.steps.append(step)
             state = step.state
-        ctx.before = torch.cat(before)
         return torch.cat([step.state[0] for step in ctx.steps])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs_grad: Tensor) -> tuple[Any, ...]:
         (weight,) = ctx.saved_tensors
-        shape = (len(outputs_grad), len(weight))
-        inputs_grad, product_grad = (outputs_grad.new_empty(shape, dtype=ctx.dtype) for _ in "ab")
+        inputs_grad, product_grad = (
+            ctx.before.new_empty(len(ctx.before), len(weight)) for _ in "ab"
+        )
+        inputs_grad[len(outputs_grad) :] = product_grad[len(outputs_grad) :] = 0
         later: State = tuple(part[:0] for part in ctx.steps[-1].state)
-        for first, end in reversed(ctx.spans):
+        for (first, end), padded_end in zip(reversed(ctx.spans), reversed(ctx.ends), strict=True):
             # Captions that end here are not in the later steps.
             ended = (0, 0, 0, end - first - len(later[0]))
             grads = [F.pad(part, ended) for part in later]
@@ -224,7 +235,7 @@ class _Run(torch.autograd.Function):
             # What a step has kept is not needed again.
             kept, *rest = ctx.steps.pop().go_back(tuple(grads), inputs_grad[first:end], own)
             if first or any(ctx.needs_input_grad[5:]):  # nobody asks what comes before nothing
-                kept = kept + torch.mm(own, weight)
+                kept = kept + torch.mm(product_grad[first:padded_end], weight)[: end - first]
             later = (kept, *rest)
-        weight_grad = product_grad.T @ ctx.before
-        return None, None, inputs_grad, weight_grad, product_grad.sum(0), *later
+        weight_grad = product_grad[: ctx.num_rows].T @ ctx.before[: ctx.num_rows]
+        return None, None, inputs_grad[: ctx.num_rows], weight_grad, product_grad.sum(0), *later

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..pipeline.config import DecodingOptions, TrainConfig
 from ..pipeline.vocab import BOS, EOS, PAD, SPECIALS, Vocab
+from .aligned import pad_rows, round_rows
 from .batches import CaptionBatch
 from .constraints import FORBIDDEN, next_log_probs
 from .decoder import Decoder
@@ -121,17 +122,22 @@ def draw_captions(
     words = decoder.start_tokens(len(state))
     written = torch.full((len(state), rules.length_limit + 1), PAD, device=words.device)
     going = torch.arange(len(state), device=words.device)
+    over = torch.zeros_like(going, dtype=torch.bool)
     for position in range(rules.length_limit + 1):
         logits, state = decoder.step(words, state)
         log_probs = next_log_probs(logits, written[going, :position], rules)
         words = log_probs.argmax(1) if greedy else torch.multinomial(log_probs.softmax(1), 1)[:, 0]
+        words = words.masked_fill(over, PAD)
         written[going, position] = words
-        staying = (words != EOS).nonzero()[:, 0]
-        if not len(staying):
+        over |= words == EOS
+        # No work for captions that are over, but for some, so that products are of few sizes.
+        num_rows = round_rows(len(over) - int(over.sum()))
+        if not num_rows:
             break
-        if len(staying) < len(words):  # no work for captions that have ended
+        if num_rows < len(over):
+            staying = over.byte().argsort(stable=True)[:num_rows].sort().values
             state = state.select(staying, torch.zeros_like(staying)[:, None])
-            words, going = words[staying], going[staying]
+            words, going, over = words[staying], going[staying], over[staying]
     return written[:, : int((written != PAD).sum(1).max())]
 
 
@@ -162,15 +168,20 @@ def policy_loss(
     targets, owners = targets[order][:, : int(lengths[0])], owners[order]
     inputs = F.pad(targets, (1, -1), value=BOS)
     outputs = decoder(batch.features, inputs, owners, lengths)
+    positions = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)
+    weights = advantages[order][:, None].expand_as(targets)
     real = targets != PAD
-    logits = decoder.logits(outputs[real]).float()  # (words, V)
+    num_words = int(lengths.sum())
+    outputs, targets, positions, weights = (
+        pad_rows(values[real], round_rows(num_words))
+        for values in (outputs, targets, positions, weights)
+    )
+    logits = decoder.logits(outputs).float()  # (words, V)
     forbidden = torch.zeros_like(logits, dtype=torch.bool)
     for word in FORBIDDEN:
         forbidden[:, word] = True
-    positions = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)[real]
     forbidden[:, EOS] = positions < rules.min_length
     log_probs = -F.cross_entropy(
-        logits.masked_fill(forbidden, -torch.inf), targets[real], reduction="none"
+        logits.masked_fill(forbidden, -torch.inf), targets, ignore_index=PAD, reduction="none"
     )
-    weights = advantages[order][:, None].expand_as(targets)[real]
-    return -(weights * log_probs).mean()
+    return -(weights * log_probs).sum() / num_words

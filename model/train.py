@@ -20,7 +20,6 @@ from torch import Tensor
 from ..features.device import (
     choose_device,
     choose_precision,
-    keep_compiled_kernels,
     keep_freed_memory,
     precision_name,
 )
@@ -130,7 +129,6 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: TrainingData, run_dir: Path) -> None:
         keep_freed_memory()
-        keep_compiled_kernels()
         torch.manual_seed(config.seed)
         self.config, self.data, self.run_dir = config, data, run_dir
         device = choose_device(config.device)
