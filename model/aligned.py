@@ -38,6 +38,17 @@ def round_rows(count: int) -> int:
     return -(-count // step) * step
 
 
+def staying(over: Tensor, multiple: int) -> Tensor:
+    """Which of (n,) rows go on: all that are not over, and so many others as make up a multiple.
+
+    Returns:
+        Their places, int64, increasing; all where no multiple is smaller.
+    """
+    num_going = len(over) - int(over.sum())
+    num_rows = min(-(-num_going // multiple) * multiple, len(over))
+    return over.byte().argsort(stable=True)[:num_rows].sort().values
+
+
 def pad_rows(values: Tensor, num_rows: int, fill: float = 0.0) -> Tensor:
     """(n, …) → (num_rows, …), with `fill` in the rows behind the end."""
     behind = num_rows - len(values)
@@ -45,9 +56,9 @@ def pad_rows(values: Tensor, num_rows: int, fill: float = 0.0) -> Tensor:
 
 
 def inference_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear` in such sizes, without gradients: (R, H), (V, H), (V,) → (R, V)."""
-    padded = pad_rows(inputs, round_rows(len(inputs)))
-    if torch.is_autocast_enabled("cpu"):
-        return F.linear(padded, weight, bias)[: len(inputs)]
-    out = empty_rows(inputs, len(padded), len(weight))
-    return torch.addmm(bias, padded, weight.T, out=out)[: len(inputs)]
+    """`F.linear` without gradients, on the CPU: (R, H), (V, H), (V,) → (R, V)."""
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.addmm(bias, inputs, weight.T, out=empty_rows(inputs, len(inputs), len(weight)))
+    # A few rows are of few sizes as they are, and would cost twice as much.
+    num_rows = len(inputs) if len(inputs) < ALIGNMENT else round_rows(len(inputs))
+    return F.linear(pad_rows(inputs, num_rows), weight, bias)[: len(inputs)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .aligned import pad_rows, round_rows, round_up
+from .aligned import pad_rows, round_up
 
 # Rows whose logits exist at a time: few enough for a CPU's cache, many enough to fill a GPU.
 CPU_ROWS, GPU_ROWS = 512, 16384
@@ -22,9 +22,9 @@ def linear_cross_entropy(
     """Equal to `F.cross_entropy(F.linear(inputs, weight, bias), targets, label_smoothing=…)`.
 
     Args:
-        inputs: (R, H) of any float type. Under autocast the products, with the bias, and the
-            gradients of the logits are in its type, as torch's are; softmax and sums are in the
-            weights' type.
+        inputs: (R', H) of any float type; rows behind the R of the targets have no part. Under
+            autocast the products, with the bias, and the gradients of the logits are in its type,
+            as torch's are; softmax and sums are in the weights' type.
         weight: (V, H).
         bias: (V,).
         targets: (R,) int64.
@@ -52,19 +52,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        num_inputs, num_classes = len(inputs), len(weight)
+        num_targets, num_classes = len(targets), len(weight)
         rows = CPU_ROWS if inputs.device.type == "cpu" else GPU_ROWS
         # The classes that fill up the last aligned block have no probability.
         width = round_up(num_classes)
         cast = pad_rows(weight, width).to(dtype)
         padded_bias = pad_rows(bias, width, -torch.inf).to(dtype)
-        padded = pad_rows(inputs.to(dtype), round_rows(num_inputs))
-        inputs_grad = torch.empty_like(padded)
+        padded = inputs.to(dtype)
+        inputs_grad = torch.zeros_like(padded)
         weight_grad = weight.new_zeros(cast.shape)
         bias_grad = bias.new_zeros(len(cast))
         loss = bias.new_zeros(())
         with torch.autocast(inputs.device.type, enabled=False):
-            for start in range(0, num_inputs, rows):
+            for start in range(0, num_targets, rows):
                 chunk = padded[start : start + rows]
                 target = targets[start : start + rows, None]
                 whole = torch.addmm(padded_bias, chunk, cast.T)
@@ -87,16 +87,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     weight_grad += whole.T @ chunk
         weight_grad, bias_grad = weight_grad[:num_classes], bias_grad[:num_classes]
-        ctx.save_for_backward(inputs_grad[:num_inputs], weight_grad, bias_grad)
-        ctx.inputs_dtype = inputs.dtype
-        return loss / num_inputs
+        ctx.save_for_backward(inputs_grad, weight_grad, bias_grad)
+        ctx.inputs_dtype, ctx.num_targets = inputs.dtype, num_targets
+        return loss / num_targets
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs_grad, weight_grad, bias_grad = ctx.saved_tensors
         # Only now, so that no half-precision product is of numbers as small as 1 / R.
-        factor = loss_grad / len(inputs_grad)
+        factor = loss_grad / ctx.num_targets
         return (
             (inputs_grad * factor).to(ctx.inputs_dtype),
             weight_grad * factor,

@@ -303,8 +303,8 @@ class Decoder(nn.Module):
     def _read_looking(self, words: Tensor, state: DecoderState, lengths: Tensor | None) -> Tensor:
         """Read (B, T, E) word by word, as attention asks for: (B, T, H)."""
         num_captions, num_steps = words.shape[:2]
-        # How many captions, the longest first, are not over at each step; and some that are, of
-        # which nobody will ask, so that products are of few sizes.
+        # How many captions, the longest first, are not over at each step; and a few that are, of
+        # which nobody will ask, so that products are of few sizes (see `aligned`).
         going = [num_captions] * num_steps
         if lengths is not None:
             counts = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..pipeline.config import TrainConfig
 from ..pipeline.vocab import EOS, PAD
+from .aligned import pad_rows, round_rows
 from .batches import CaptionBatch
 from .constraints import FORBIDDEN
 from .crossentropy import linear_cross_entropy
@@ -19,7 +20,8 @@ from .decoder import Decoder
 def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
     outputs = decoder(batch.features, batch.inputs, batch.owners, batch.lengths)  # (B, T, H)
-    words = decoder.project(outputs.flatten(0, 1)[batch.real])  # (R, E)
+    outputs = outputs.flatten(0, 1)[batch.real]  # (R, H)
+    words = decoder.project(pad_rows(outputs, round_rows(len(outputs))))  # (R', E), R' ≥ R
     targets = batch.targets.flatten()[batch.real]
     return linear_cross_entropy(
         words, decoder.word_weight, decoder.output_bias, targets, label_smoothing

@@ -185,8 +185,9 @@ STEPS: dict[type[nn.RNNBase], type[AnyStep]] = {
 class _Run(torch.autograd.Function):
     """All steps of a layer; can be differentiated once.
 
-    The inputs may have rows behind the last word. Products of a step take in rows of the words that
-    follow, so that they are of few counts; what comes of these is left out.
+    The inputs may have rows behind the last word. Products of a step take in some rows behind its
+    own, so that they are of few sizes (see `aligned`): zeros on the way forward, those of later
+    steps on the way back. What comes of these is left out.
     """
 
     @staticmethod
@@ -202,8 +203,8 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.num_rows, ctx.spans = len(inputs), [*pairwise(accumulate(sizes, initial=0))]
         ctx.steps = []
-        # The last steps have the fewest words behind them.
         ctx.ends = [first + round_rows(end - first) for first, end in ctx.spans]
+        # Near the end these reach behind the last word.
         ctx.before = inputs.new_zeros(max(len(inputs), *ctx.ends), len(weight[0]))
         for (first, end), padded_end in zip(ctx.spans, ctx.ends, strict=True):
             state = tuple(part[: end - first] for part in state)

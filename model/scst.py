@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..pipeline.config import DecodingOptions, TrainConfig
 from ..pipeline.vocab import BOS, EOS, PAD, SPECIALS, Vocab
-from .aligned import pad_rows, round_rows
+from .aligned import ALIGNMENT, pad_rows, round_rows, staying
 from .batches import CaptionBatch
 from .constraints import FORBIDDEN, next_log_probs
 from .decoder import Decoder
@@ -130,14 +130,13 @@ def draw_captions(
         words = words.masked_fill(over, PAD)
         written[going, position] = words
         over |= words == EOS
-        # No work for captions that are over, but for some, so that products are of few sizes.
-        num_rows = round_rows(len(over) - int(over.sum()))
-        if not num_rows:
+        # No work for captions that are over, but for a few.
+        kept = staying(over, ALIGNMENT)
+        if not len(kept):
             break
-        if num_rows < len(over):
-            staying = over.byte().argsort(stable=True)[:num_rows].sort().values
-            state = state.select(staying, torch.zeros_like(staying)[:, None])
-            words, going, over = words[staying], going[staying], over[staying]
+        if len(kept) < len(over):
+            state = state.select(kept, torch.zeros_like(kept)[:, None])
+            words, going, over = words[kept], going[kept], over[kept]
     return written[:, : int((written != PAD).sum(1).max())]
 
 
@@ -172,10 +171,11 @@ def policy_loss(
     weights = advantages[order][:, None].expand_as(targets)
     real = targets != PAD
     num_words = int(lengths.sum())
-    outputs, targets, positions, weights = (
-        pad_rows(values[real], round_rows(num_words))
-        for values in (outputs, targets, positions, weights)
+    num_rows = round_rows(num_words)
+    outputs, positions, weights = (
+        pad_rows(values[real], num_rows) for values in (outputs, positions, weights)
     )
+    targets = pad_rows(targets[real], num_rows, PAD)
     logits = decoder.logits(outputs).float()  # (words, V)
     forbidden = torch.zeros_like(logits, dtype=torch.bool)
     for word in FORBIDDEN:

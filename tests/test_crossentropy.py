@@ -14,6 +14,18 @@ def problem(num_rows=7, width=5, num_classes=23, dtype=torch.float64):
     return [tensor.requires_grad_() for tensor in tensors], targets
 
 
+@pytest.mark.parametrize("rows_at_once", [3, 512])
+def test_rows_behind_the_targets_have_no_part(rows_at_once, monkeypatch):
+    monkeypatch.setattr(crossentropy, "CPU_ROWS", rows_at_once)
+    parameters, targets = problem()
+    few = linear_cross_entropy(parameters[0][:4], *parameters[1:], targets[:4], 0.1)
+    more = linear_cross_entropy(*parameters, targets[:4], 0.1)
+    torch.testing.assert_close(more, few)
+    expected = torch.autograd.grad(few, parameters)
+    found = torch.autograd.grad(more, parameters)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def in_two_steps(inputs, weight, bias, targets, label_smoothing):
     return F.cross_entropy(F.linear(inputs, weight, bias), targets, label_smoothing=label_smoothing)
 

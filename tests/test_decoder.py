@@ -91,10 +91,11 @@ def test_rows_go_on_as_before_when_images_leave(options: dict[str, object]) -> N
 @each_variant
 def test_owners_and_lengths_change_nothing_before_the_ends(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
-    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (5, 4))
-    owners, lengths = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([4, 4, 3, 1, 1])
+    features, inputs = make_features(decoder, 3), torch.randint(0, 20, (40, 4))
+    owners = torch.tensor([2, 0, 0, 1] * 10)
+    lengths = torch.tensor([4] * 3 + [3] * 18 + [2] * 11 + [1] * 8)
     outputs = decoder(features, inputs, owners, lengths)
-    assert outputs.shape == (5, 4, decoder.config.hidden_size)
+    assert outputs.shape == (40, 4, decoder.config.hidden_size)
     for row, (owner, length) in enumerate(zip(owners, lengths, strict=True)):
         alone = decoder(features[owner, None], inputs[row : row + 1, :length])
         torch.testing.assert_close(outputs[row : row + 1, :length], alone)

@@ -10,22 +10,39 @@ from showtell.model.recurrence import run_layer, take_step
 
 CELLS = [nn.GRU, nn.LSTM, nn.RNN]
 LENGTHS = torch.tensor([5, 5, 3, 1])
+MANY_LENGTHS = torch.tensor([9] * 2 + [5] * 20 + [4] + [1] * 18)  # 41 captions, 23, 22, 2
 
 
-def random_case(cell_type: type[nn.RNNBase]):
+@pytest.fixture
+def poisoned_memory():
+    """Fill what is not initialised with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random_case(cell_type: type[nn.RNNBase], lengths: torch.Tensor = LENGTHS):
     torch.manual_seed(0)
     cell = cell_type(7, 6, batch_first=True).double()
-    words = torch.randn(4, 5, 7, dtype=torch.float64, requires_grad=True)
+    num_captions, num_steps = len(lengths), int(lengths[0])
+    words = torch.randn(num_captions, num_steps, 7, dtype=torch.float64, requires_grad=True)
     num_states = 2 if cell_type is nn.LSTM else 1
-    start = [torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(num_states)]
+    start = [
+        torch.randn(num_captions, 6, dtype=torch.float64, requires_grad=True)
+        for _ in range(num_states)
+    ]
     return cell, words, start
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("lengths", [LENGTHS, MANY_LENGTHS])
 @pytest.mark.parametrize("cell_type", CELLS)
-def test_outputs_and_gradients_are_those_of_torch(cell_type: type[nn.RNNBase]) -> None:
-    cell, words, start = random_case(cell_type)
-    packed = pack_padded_sequence(words, LENGTHS, batch_first=True)
-    factors = torch.randn(14, 6, dtype=torch.float64)
+def test_outputs_and_gradients_are_those_of_torch(
+    cell_type: type[nn.RNNBase], lengths: torch.Tensor
+) -> None:
+    cell, words, start = random_case(cell_type, lengths)
+    packed = pack_padded_sequence(words, lengths, batch_first=True)
+    factors = torch.randn(len(packed.data), 6, dtype=torch.float64)
     leaves = [words, *start, *cell.parameters()]
 
     outputs = run_layer(cell, 0, packed, tuple(start))

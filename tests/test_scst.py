@@ -143,6 +143,22 @@ def test_draws_are_words_and_end_once(random_decoder, cell: str, attention: str)
         assert ends.max() == drawn.shape[1] - 1 <= MAX_LENGTH
 
 
+def test_few_draws_that_are_over_go_on(random_decoder, monkeypatch) -> None:
+    decoder = random_decoder(cell="gru", feature_dim=6, vocab_size=len(VOCAB)).eval()
+    sizes, step = [], decoder.step
+
+    def counting_step(words, state):
+        sizes.append(len(words))
+        return step(words, state)
+
+    monkeypatch.setattr(decoder, "step", counting_step)
+    _, drawn = drawn_by(decoder, make_batch(), greedy=False, samples=30)
+    going = (drawn != PAD).sum(0).tolist()
+    assert all(0 <= size - count < 16 for size, count in zip(sizes, going, strict=True))
+    assert all(size % 16 == 0 for size in sizes if size < sizes[0])
+    assert len({*sizes}) > 2
+
+
 def test_greedy_draw_takes_the_likeliest_word_and_a_long_one_is_cut(random_decoder) -> None:
     decoder, batch = random_decoder(vocab_size=len(VOCAB), seed=3), make_batch()
     with torch.no_grad():
