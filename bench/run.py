@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import Any
 from ..pipeline.config import BenchConfig
 from ..pipeline.console import format_bytes, print_note, print_table
 from ..pipeline.errors import MissingArtifactError, ShowTellError
-from ..pipeline.manifest import Manifest, write_json
+from ..pipeline.manifest import MANIFEST_NAME, Manifest, write_json
 from .figures import Figures, peak_memory
 
 DATASET = "coco-scale"
@@ -31,10 +31,13 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
         config = replace(config, data=config.data / "bench" / "coco-scale", dataset=DATASET)
     else:
         config = replace(config, dataset=choose_dataset(config))
+    stages = config.stages or tuple(config.known_stages)
+    if config.coco_scale:
+        require_drawn(config, stages)
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     prefix = "coco-scale " if config.coco_scale else ""
     found: dict[str, Figures] = {}
-    for stage in config.stages or config.known_stages:
+    for stage in stages:
         print_note(f"bench: {stage} …")
         result = run_alone(stage, config)
         if isinstance(result, str):
@@ -69,6 +72,26 @@ def choose_dataset(config: BenchConfig) -> str:
             f"{config.data} holds no prepared dataset. Run 'showtell prepare' or 'make demo' first."
         )
     return max(sizes, key=lambda name: sizes[name])
+
+
+def require_drawn(config: BenchConfig, stages: Sequence[str]) -> None:
+    """Refuse a stage at COCO's size whose data no earlier stage has left, or is about to leave.
+
+    Raises:
+        MissingArtifactError: naming the stage that has to run before.
+    """
+    left_by = {
+        "draw": config.captions_dir / MANIFEST_NAME,
+        "epoch": config.data / "runs" / "epoch" / MANIFEST_NAME,
+    }
+    for stage, earlier in (("prepare", "draw"), ("epoch", "draw"), ("decode", "epoch")):
+        missing = earlier not in stages and not left_by[earlier].exists()
+        if stage in stages and missing:
+            raise MissingArtifactError(
+                f"{left_by[earlier]} does not exist, which 'bench {stage} --coco-scale' goes on "
+                f"from. Run 'showtell bench {earlier} --coco-scale' first, or all by 'showtell "
+                f"bench --coco-scale'."
+            )
 
 
 def run_alone(stage: str, config: BenchConfig) -> Figures | str:

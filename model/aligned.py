@@ -45,7 +45,9 @@ def staying(over: Tensor, multiple: int) -> Tensor:
         Their places, int64, increasing; all where no multiple is smaller.
     """
     num_going = len(over) - int(over.sum())
-    num_rows = min(-(-num_going // multiple) * multiple, len(over))
+    num_rows = -(-num_going // multiple) * multiple
+    if num_rows >= len(over):
+        return torch.arange(len(over), device=over.device)
     return over.byte().argsort(stable=True)[:num_rows].sort().values
 
 

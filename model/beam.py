@@ -71,10 +71,11 @@ def beam_search(
 
         done = torch.stack([group.is_done() for group in groups]).all(0)
         leaving = (done & (searched >= 0)).nonzero()[:, 0]
-        found = zip(*(group.finished.hypotheses(leaving) for group in groups), strict=True)
-        for image, hypotheses in zip(searched[leaving].tolist(), found, strict=True):
-            results[image] = rank_hypotheses(chain.from_iterable(hypotheses))
-        searched[leaving] = -1
+        if len(leaving):
+            found = zip(*(group.finished.hypotheses(leaving) for group in groups), strict=True)
+            for image, hypotheses in zip(searched[leaving].tolist(), found, strict=True):
+                results[image] = rank_hypotheses(chain.from_iterable(hypotheses))
+            searched[leaving] = -1
         kept = staying(done, IMAGES_TOGETHER)
         if not len(kept):
             break

@@ -148,11 +148,10 @@ class Decoder(nn.Module):
         Args:
             features: (N, D), or (N, P, D) for a decoder with attention.
         """
-        features = features.float()
         if features.ndim == 3:
-            self.grid_mean.copy_(F.normalize(features, dim=-1).mean((0, 1)))
-            features = features.mean(1)
-        self.feature_mean.copy_(F.normalize(features, dim=-1).mean(0))
+            self.grid_mean.copy_(_mean_direction(features))
+            features = features.mean(1, dtype=torch.float32)
+        self.feature_mean.copy_(_mean_direction(features))
 
     def init_state(self, features: Tensor) -> DecoderState:
         """Show the decoder its images.
@@ -381,6 +380,14 @@ class Decoder(nn.Module):
         else:
             packed, _ = self._run(packed, hidden)
         return pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])[0]
+
+
+def _mean_direction(features: Tensor) -> Tensor:
+    """(…, D) → (D,), the mean of vectors that are brought to length 1."""
+    vectors = features.flatten(0, -2)
+    # Some at a time: COCO's in float32, twice, would take 2 GB.
+    sums = [F.normalize(part.float(), dim=-1).sum(0) for part in vectors.split(4096)]
+    return torch.stack(sums).sum(0) / len(vectors)
 
 
 def _real_positions(shape: torch.Size, lengths: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from showtell.bench import coco_scale, decoding, memory, training
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
-from showtell.bench.run import choose_dataset, measure
+from showtell.bench.run import bench, choose_dataset, measure
+from showtell.model import objective, recurrence
 from showtell.model.aligned import ALIGNMENT
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder
@@ -56,7 +57,11 @@ def coco(trained, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
-def test_products_of_a_training_step_are_those_that_torch_counts(scenes, cell: str) -> None:
+def test_products_of_a_training_step_are_those_that_torch_counts(
+    scenes, cell: str, monkeypatch
+) -> None:
+    for module in (recurrence, objective):  # not the rows that only round up
+        monkeypatch.setattr(module, "round_rows", lambda count: count)
     config = TrainConfig(data=scenes, dataset="scenes", cell=cell, hidden_size=24, embed_size=16)
     data = load_training_data(config)
     decoder = Decoder(decoder_config(config, data))
@@ -199,3 +204,12 @@ def test_draw_is_the_same_for_a_seed() -> None:
     assert draws[0] == draws[1] != draws[2]
     counts = [len(image["sentences"]) for image in draws[0] if image["split"] == "train"]
     assert sum(counts) == 567 and set(counts) == {5, 6}
+
+
+@pytest.mark.parametrize(
+    "stage, earlier", [("prepare", "draw"), ("epoch", "draw"), ("decode", "epoch")]
+)
+def test_stage_at_cocos_size_names_the_one_before(tmp_path, stage, earlier):
+    config = BenchConfig(data=tmp_path, coco_scale=True, stages=(stage,))
+    with pytest.raises(MissingArtifactError, match=f"showtell bench {earlier} --coco-scale"):
+        bench(config)
