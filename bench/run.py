@@ -25,6 +25,9 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
     """Measure stages, print a table, and write `data/bench/summary.json`.
 
     A stage whose data is not there is left out, with a line that says what it misses.
+
+    Raises:
+        MissingArtifactError: no stage has its data.
     """
     path = config.data / "bench" / "summary.json"
     if config.coco_scale:
@@ -47,9 +50,13 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
             known[prefix + stage] = result.as_json()
         # After each stage: what comes after it may take long, and be stopped.
         write_json(path, known | {"machine": describe_machine()})
+    if not found:
+        raise MissingArtifactError(
+            f"nothing of {config.dataset} could be measured: the lines above say what each stage "
+            f"misses, and what to run first."
+        )
     rows = [describe(stage, figures) for stage, figures in found.items()]
-    if rows:
-        print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
+    print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
     print_note(f"bench: {path}")
     return found
 

@@ -288,8 +288,9 @@ def require_views(store: FeatureStore, num_views: int, grid: bool = False) -> No
     """
     if num_views > store.num_views:
         raise MissingArtifactError(
-            f"{store.directory} holds {store.num_views} views of each image, --views asks for "
-            f"{num_views}. Run '{extending_command(store, num_views, grid)}' first."
+            f"{store.directory} holds {store.num_views} views of each image, --views (or the "
+            f"--preset) asks for {num_views}. Run '{extending_command(store, num_views, grid)}' "
+            f"first, or go on with --views {store.num_views}."
         )
 
 

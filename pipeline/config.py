@@ -597,7 +597,10 @@ COCO_SCALE_STAGES = {
 class BenchConfig(DatasetConfig):
     """Options of `showtell bench`."""
 
-    stages: list[str] | None = optional_argument("Stages to measure; default all.")
+    stages: list[str] | None = optional_argument(
+        f"Stages to measure, of {', '.join(BENCH_STAGES)}; with --coco-scale of "
+        f"{', '.join(COCO_SCALE_STAGES)}. Default all."
+    )
     dataset: str = option("auto", "A prepared dataset; auto takes the one with most captions.")
     features: str | None = option(None, "Which of the dataset's features; default the newest.")
     run: str | None = option(None, "Run to decode with; default the newest without attention.")

@@ -144,9 +144,12 @@ def test_command_shows_a_table_and_adds_to_the_summary(trained, showtell) -> Non
 
 
 def test_stage_without_its_data_is_left_out_and_named(scenes, showtell) -> None:
-    code, shown = showtell("bench", "decode", "--dataset", "scenes", "--data", str(scenes))
+    options = ("--dataset", "scenes", "--data", str(scenes), "--seconds", "0.05")
+    code, shown = showtell("bench", "shards", "decode", *options)
     assert code == 0 and re.search(r"decode is left out: .*showtell train", shown, re.DOTALL)
-    assert set(json.loads((scenes / "bench/summary.json").read_text())) == {"machine"}
+    assert set(json.loads((scenes / "bench/summary.json").read_text())) == {"shards", "machine"}
+    code, shown = showtell("bench", "decode", *options)
+    assert code == 1 and "could be measured" in shown
 
 
 def test_unknown_stage_is_refused(showtell, tmp_path) -> None:
