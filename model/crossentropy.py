@@ -58,14 +58,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         width = round_up(num_classes)
         cast = pad_rows(weight, width).to(dtype)
         padded_bias = pad_rows(bias, width, -torch.inf).to(dtype)
-        padded = inputs.to(dtype)
-        inputs_grad = torch.zeros_like(padded)
+        words = inputs.to(dtype)
+        inputs_grad = torch.zeros_like(words)
         weight_grad = weight.new_zeros(cast.shape)
         bias_grad = bias.new_zeros(len(cast))
         loss = bias.new_zeros(())
         with torch.autocast(inputs.device.type, enabled=False):
             for start in range(0, num_targets, rows):
-                chunk = padded[start : start + rows]
+                chunk = words[start : start + rows]
                 target = targets[start : start + rows, None]
                 whole = torch.addmm(padded_bias, chunk, cast.T)
                 logits = whole[: len(target)]
