@@ -42,7 +42,8 @@ def bench_decode(config: BenchConfig) -> Figures:
         return time.perf_counter() - started
 
     seconds_for(rows, BATCH_SIZE)  # warms up
-    num_rows, num_words = counted.num_rows, counted.num_words  # each pass has as many
+    num_rows = counted.num_rows  # each pass has as many
+    num_words, num_states = counted.num_words, counted.num_states
     seconds, count = 0.0, 0
     while not count or seconds < config.seconds:
         seconds += seconds_for(rows, BATCH_SIZE)
@@ -50,20 +51,27 @@ def bench_decode(config: BenchConfig) -> Figures:
     rate = count * len(rows) / seconds
     alone = len(rows[:NUM_ALONE]) / seconds_for(rows[:NUM_ALONE], 1)
     rows_of_step = BATCH_SIZE * BEAM
-    words_of_step = round(rows_of_step * num_words / num_rows)
-    shapes = products_of(decoder.config, rows_of_step, words_of_step)
-    limit_rows = rows_of_step / time_products(shapes, precision.device, precision.dtype)
-    compute = num_rows / limit_rows / (seconds / count)
+    words_of_step, states_of_step = (
+        round(rows_of_step * part / num_rows) for part in (num_words, num_states)
+    )
+    shapes = products_of(decoder.config, rows_of_step, words_of_step, states_of_step)
+    plain_shapes = products_of(decoder.config, rows_of_step, rows_of_step, rows_of_step)
+    limit, plain_limit = (
+        rows_of_step / time_products(each, precision.device, precision.dtype) * len(rows) / num_rows
+        for each in (shapes, plain_shapes)
+    )
     return Figures(
         throughput=rate,
         unit="images/s",
-        limit=limit_rows * len(rows) / num_rows,
+        limit=limit,
         limited_by="its matrix products alone",
-        shares={"products": compute, "search": 1 - compute},
+        shares={"products": rate / limit, "search": 1 - rate / limit},
         details={
             "images_per_second_alone": alone,
             "flops_per_image": count_flops(shapes) / rows_of_step * num_rows / len(rows),
+            "ratio_with_products_of_each_beam": rate / plain_limit,
             "words_of_step": words_of_step,
+            "states_of_step": states_of_step,
             "rows_of_step": rows_of_step,
         },
     )
@@ -90,11 +98,11 @@ def find_plain_run(config: BenchConfig) -> Path:
 
 
 class Counted(nn.Module):
-    """A decoder that counts the rows of its steps, and the words that it reads for them."""
+    """A decoder that counts the rows of its steps, and the words and states that they share."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.decoder, self.num_rows, self.num_words = decoder, 0, 0
+        self.decoder, self.num_rows, self.num_words, self.num_states = decoder, 0, 0, 0
         self.init_state, self.start_tokens = decoder.init_state, decoder.start_tokens
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -102,20 +110,24 @@ class Counted(nn.Module):
         self.num_rows += len(token_ids)
         on_cpu = token_ids.device.type == "cpu"  # where rows with the same word read it once
         self.num_words += len(token_ids.unique()) if on_cpu else len(token_ids)
+        self.num_states += state.hidden[0].shape[1]
         return self.decoder.step(token_ids, state)
 
 
-def products_of(config: DecoderConfig, num_rows: int, num_words: int) -> list[Shape]:
+def products_of(
+    config: DecoderConfig, num_rows: int, num_words: int, num_states: int
+) -> list[Shape]:
     """Matrix products of one step of a decoder without attention.
 
     Args:
         config: of the decoder.
         num_rows: beams of all images.
         num_words: that are read for them.
+        num_states: from which they go on.
     """
     width = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell] * config.hidden_size
     return [
         (num_words, config.embed_size, width),
-        (num_rows, config.hidden_size, width),
+        (num_states, config.hidden_size, width),
         (num_rows, config.embed_size, config.vocab_size),
     ]

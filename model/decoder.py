@@ -186,10 +186,12 @@ class Decoder(nn.Module):
         decoding = not (torch.is_grad_enabled() or self.training)
         if decoding and self.config.attention == "none" and token_ids.device.type == "cpu":
             words, which = token_ids.unique(return_inverse=True)
-            outputs, hidden = take_step(self.cell, self.embedding(words), which, state.hidden)
+            outputs, hidden = take_step(
+                self.cell, self.embedding(words), which, state.hidden, state.sources
+            )
         else:
-            outputs, hidden = self._advance(self.embedding(token_ids), state)
-        return self.logits(outputs), replace(state, hidden=hidden)
+            outputs, hidden = self._advance(self.embedding(token_ids), state.spread())
+        return self.logits(outputs), replace(state, hidden=hidden, sources=None)
 
     def forward(
         self,

@@ -16,7 +16,7 @@ from .precision import Precision
 from .sampling import sample_captions
 from .state import S, StepModel
 
-BATCH_SIZE = 200
+BATCH_SIZE = 500
 
 # What a model looks at in one batch: (B, D) of a decoder; of an ensemble, those of each member.
 Features = Tensor | Sequence[Tensor]

@@ -62,14 +62,17 @@ def run_layer(
 
 
 @torch.no_grad()
-def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> tuple[Tensor, State]:
+def take_step(
+    cell: nn.RNNBase, words: Tensor, which: Tensor, state: State, sources: Tensor | None = None
+) -> tuple[Tensor, State]:
     """Let rows read a word each, in all layers; without gradients and dropout.
 
     Args:
         cell: as in `run_layer`.
         words: (U, E), the different ones.
         which: (R,) int64, the word of each row.
-        state: (L, R, H) each.
+        state: (L, S, H) each, the different ones.
+        sources: (R,) int64, the state of each row; by default each has its own.
 
     Returns:
         The outputs (R, H) and the next state, of the type of the products.
@@ -81,7 +84,11 @@ def take_step(cell: nn.RNNBase, words: Tensor, which: Tensor, state: State) -> t
         if layer == 0:
             told = told.index_select(0, which)
         before = tuple(part[layer].to(told.dtype) for part in state)
-        step = STEPS[type(cell)](told, inference_linear(before[0], weight, bias), before)
+        product = inference_linear(before[0], weight, bias)
+        if sources is not None:
+            product = product.index_select(0, sources)
+            before = tuple(part.index_select(0, sources) for part in before)
+        step = STEPS[type(cell)](told, product, before)
         after.append(step.state)
         inputs = step.state[0]
     return inputs, tuple(torch.stack(parts) for parts in zip(*after, strict=True))

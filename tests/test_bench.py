@@ -82,10 +82,11 @@ def test_products_of_a_training_step_are_those_that_torch_counts(
 
 def test_products_of_a_decoding_step_are_those_that_torch_counts(random_decoder) -> None:
     decoder = random_decoder().eval()
-    state = decoder.init_state(torch.randn(6, decoder.config.feature_dim))
+    state = decoder.init_state(torch.randn(3, decoder.config.feature_dim))
+    state = state.select(torch.arange(3), torch.zeros(3, 2).long())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        decoder.step(torch.tensor([7, 9, 7, 7, 9, 5]), state)
-    shapes = decoding.products_of(decoder.config, 6, num_words=3)
+        decoder.step(torch.tensor([7, 9, 7, 7, 9, 9]), state)
+    shapes = decoding.products_of(decoder.config, 6, num_words=2, num_states=3)
     assert counter.get_total_flops() == count_flops(shapes)
 
 

@@ -89,6 +89,19 @@ def test_rows_go_on_as_before_when_images_leave(options: dict[str, object]) -> N
 
 
 @each_variant
+def test_beams_that_go_on_from_one_beam_are_those_that_it_had(options: dict[str, object]) -> None:
+    decoder = make_decoder(**options)
+    state = decoder.init_state(make_features(decoder, 3))
+    once = state.select(torch.tensor([0, 2]), torch.tensor([[0, 0, 0], [0, 0, 0]]))
+    twice = once.select(torch.tensor([0, 1]), torch.tensor([[2, 0], [1, 1]]))
+    assert (len(state), len(once), len(twice)) == (3, 6, 4)
+    for part, whole in zip(twice.spread().hidden, state.hidden, strict=True):
+        assert torch.equal(part, whole[:, [0, 0, 2, 2]])
+    if not decoder.looks_at_grid:  # kept, and multiplied, once
+        assert all(part.shape[1] == 2 for state in (once, twice) for part in state.hidden)
+
+
+@each_variant
 def test_owners_and_lengths_change_nothing_before_the_ends(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
     features, inputs = make_features(decoder, 3), torch.randint(0, 20, (40, 4))

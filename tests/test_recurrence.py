@@ -81,17 +81,23 @@ def test_upper_layers_have_matrices_of_their_own(cell_type: type[nn.RNNBase]) ->
     torch.testing.assert_close(outputs.data, expected.data)
 
 
+@pytest.mark.parametrize("sources", [None, torch.tensor([1, 1, 0, 2, 0])])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("cell_type", CELLS)
-def test_rows_that_read_the_same_word_step_as_torch_lets_each_of_them(
-    cell_type: type[nn.RNNBase], num_layers: int
+def test_rows_that_share_words_and_states_step_as_torch_lets_each_of_them(
+    cell_type: type[nn.RNNBase], num_layers: int, sources: torch.Tensor | None
 ) -> None:
     torch.manual_seed(0)
     cell = cell_type(7, 6, num_layers, batch_first=True).double()
     words, which = torch.randn(3, 7, dtype=torch.float64), torch.tensor([2, 0, 0, 2, 1])
     num_states = 2 if cell_type is nn.LSTM else 1
-    state = tuple(torch.randn(num_layers, 5, 6, dtype=torch.float64) for _ in range(num_states))
-    outputs, after = take_step(cell, words, which, state)
+    num_rows = 5 if sources is None else 3
+    state = tuple(
+        torch.randn(num_layers, num_rows, 6, dtype=torch.float64) for _ in range(num_states)
+    )
+    outputs, after = take_step(cell, words, which, state, sources)
+    if sources is not None:
+        state = tuple(part[:, sources] for part in state)
     expected, end = cell(words[which][:, None], state if num_states == 2 else state[0])
     torch.testing.assert_close(outputs, expected[:, 0])
     torch.testing.assert_close(after, end if num_states == 2 else (end,))
