@@ -33,8 +33,8 @@ def round_up(size: int) -> int:
 
 
 def round_rows(count: int) -> int:
-    """The next of few numbers: multiples of 16, of 32 from 512 on, of 64 from 1,024 on, etc."""
-    step = max(ALIGNMENT, 1 << max(0, count.bit_length() - 5))
+    """The next of few numbers: multiples of 16, of 32 from 256 on, of 64 from 512 on, etc."""
+    step = max(ALIGNMENT, 1 << max(0, count.bit_length() - 4))
     return -(-count // step) * step
 
 

@@ -15,12 +15,12 @@ from showtell.model.aligned import inference_linear, pad_rows, round_rows, round
 def test_row_counts_are_rounded_up_to_few():
     counts = range(100_000)
     rounded = [round_rows(count) for count in counts]
-    assert all(0 <= more - count < max(16, count / 16 + 1) for count, more in enumerate(rounded))
+    assert all(0 <= more - count < max(16, count / 8 + 1) for count, more in enumerate(rounded))
     assert rounded == sorted(rounded)
     assert [round_rows(count) for count in rounded] == rounded
     assert all(count % 16 == 0 for count in rounded)
-    # 16 in each doubling from 256 to 131,072, and 17 below it.
-    assert len(set(rounded)) <= 17 + 9 * 16
+    # 8 in each doubling from 128 to 131,072, and 9 below it.
+    assert len(set(rounded)) <= 9 + 10 * 8
 
 
 @pytest.mark.parametrize("size, expected", [(0, 0), (1, 16), (16, 16), (17, 32), (2543, 2544)])
