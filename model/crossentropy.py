@@ -69,13 +69,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 target = targets[start : start + rows, None]
                 whole = torch.addmm(padded_bias, chunk, cast.T)
                 logits = whole[: len(target)]
-                log_probs = F.log_softmax(logits, 1, dtype=bias.dtype)
-                chosen = log_probs.gather(1, target)
+                probs = F.softmax(logits, 1, dtype=bias.dtype)
+                # By the likeliest class, whose probability is not 0; an exp of all log-probabilities
+                # would take longer than the softmax.
+                normaliser = logits.amax(1, keepdim=True) - probs.amax(1, keepdim=True).log()
+                chosen = logits.gather(1, target) - normaliser
                 loss -= (1 - label_smoothing) * chosen.sum()
-                difference = torch.exp(log_probs, out=logits)
                 if label_smoothing:
-                    loss -= label_smoothing / num_classes * log_probs[:, :num_classes].sum()
-                    difference.sub_(label_smoothing / num_classes)
+                    of_all = logits[:, :num_classes].sum(dtype=bias.dtype)
+                    of_all -= num_classes * normaliser.sum()
+                    loss -= label_smoothing / num_classes * of_all
+                    probs -= label_smoothing / num_classes
+                difference = logits.copy_(probs)
                 share = 1 - label_smoothing + label_smoothing / num_classes
                 difference.scatter_(1, target, chosen.exp_().sub_(share).to(dtype))
 
