@@ -127,12 +127,14 @@ class _GruStep:
         """
         (grad,) = grads
         size = grad.shape[1]
-        reset_grad, update_grad, new_grad = inputs_grad.split(size, 1)
+        gates_grad = torch.empty_like(inputs_grad, dtype=grad.dtype)
+        reset_grad, update_grad, new_grad = gates_grad.split(size, 1)
         kept = grad * self.update
         torch.mul(grad - kept, 1 - self.new.square(), out=new_grad)
         torch.mul(kept * (1 - self.update), self.before - self.new, out=update_grad)
         through_reset = new_grad * self.reset
         torch.mul(through_reset * (1 - self.reset), self.recalled, out=reset_grad)
+        inputs_grad.copy_(gates_grad)
         product_grad[:, : 2 * size] = inputs_grad[:, : 2 * size]
         product_grad[:, 2 * size :] = through_reset
         return (kept,)
