@@ -70,8 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 whole = torch.addmm(padded_bias, chunk, cast.T)
                 logits = whole[: len(target)]
                 probs = F.softmax(logits, 1, dtype=bias.dtype)
-                # By the likeliest class, whose probability is not 0; an exp of all log-probabilities
-                # would take longer than the softmax.
+                # By the likeliest class, whose probability is not 0. An exp of all
+                # log-probabilities would take longer than the softmax.
                 normaliser = logits.amax(1, keepdim=True) - probs.amax(1, keepdim=True).log()
                 chosen = logits.gather(1, target) - normaliser
                 loss -= (1 - label_smoothing) * chosen.sum()

@@ -16,7 +16,8 @@ from .precision import Precision
 from .sampling import sample_captions
 from .state import S, StepModel
 
-BATCH_SIZE = 500
+BATCH_SIZE = 500  # images that are decoded together
+ROWS_TOGETHER = 2500  # beams, or draws, of all of them
 
 # What a model looks at in one batch: (B, D) of a decoder; of an ensemble, those of each member.
 Features = Tensor | Sequence[Tensor]
@@ -79,6 +80,12 @@ def decode(
             yield [hypotheses[: options.num_candidates] for hypotheses in found]
     finally:
         model.train(was_training)
+
+
+def choose_batch_size(options: DecodingOptions) -> int:
+    """Images to decode together: as fast as more, and a wide beam takes no more memory."""
+    rows = options.n_best if options.sample else options.beam
+    return max(1, min(BATCH_SIZE, ROWS_TOGETHER // rows))
 
 
 def iterate_features(

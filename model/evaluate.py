@@ -43,7 +43,7 @@ from .bootstrap import intervals
 from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
 from .consensus import Consensus, appearance
 from .decoder import Decoder
-from .decoding import CaptionModel, Features, decode, iterate_members
+from .decoding import CaptionModel, Features, choose_batch_size, decode, iterate_members
 from .ensemble import join_decoders
 from .extrascores import add_extra_scores, find_extra_scorers
 from .hypothesis import Hypothesis, rank_hypotheses
@@ -306,9 +306,8 @@ def _search(
     decoders, stores = zip(*pairs, strict=True)
     rows = [store.rows(image_ids) for store in stores]
     model: CaptionModel[Any] = join_decoders(decoders, config.views)
-    batches: Iterable[Features] = iterate_members(
-        decoders, stores, rows, config.batch_size, config.views
-    )
+    batch_size = config.batch_size or choose_batch_size(config)
+    batches: Iterable[Features] = iterate_members(decoders, stores, rows, batch_size, config.views)
     if isinstance(model, Decoder):
         batches = (features for (features,) in batches)
     return decode(model, batches, precision, config.for_unit(vocab.unit))

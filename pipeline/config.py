@@ -518,7 +518,9 @@ class EvalConfig(DecodingOptions, StageConfig):
     split: str | None = option(
         None, "train, val or test; default test where the dataset has one, else val."
     )
-    batch_size: int = option(500, "Images decoded together.")
+    batch_size: int | None = option(
+        None, "Images decoded together; default 500, or fewer for wide beams."
+    )
     clip: Path | None = option(None, "Folder of a CLIP as transformers saves it: adds CLIPScore.")
     num_samples: int = option(5, "Captions shown at the end.")
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from showtell.model.beam import beam_search
-from showtell.model.decoding import decode, decode_captions, iterate_features, iterate_members
+from showtell.model.decoding import (
+    choose_batch_size,
+    decode,
+    decode_captions,
+    iterate_features,
+    iterate_members,
+)
 from showtell.model.ensemble import Ensemble, join_decoders
 from showtell.model.precision import Precision
 from showtell.pipeline.config import DecodingOptions
@@ -57,6 +63,22 @@ def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
         assert all(1 <= len(hypotheses) <= chosen.n_best for hypotheses in decoded)
         found.append([[h.token_ids for h in hypotheses] for hypotheses in decoded])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        ({"beam": 1}, 500),
+        ({"beam": 5}, 500),
+        ({"beam": 50}, 50),
+        ({"beam": 4000}, 1),
+        ({"beam": 50, "sample": True}, 500),
+        ({"sample": True, "n_best": 10}, 250),
+    ],
+    ids=str,
+)
+def test_wide_beams_are_of_fewer_images(options: dict[str, int], size: int) -> None:
+    assert choose_batch_size(DecodingOptions(**options)) == size
 
 
 def test_decoder_that_looks_at_grids_is_given_grids(random_decoder, store) -> None:
