@@ -39,7 +39,7 @@ help:
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
-	@echo "Installing into $(VENV): torch and what else is needed, about 5 GB with CUDA's libraries."
+	@echo "Installing into $(VENV): torch and what else is needed, about 6 GB with CUDA's libraries."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
 	@touch $@

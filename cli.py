@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .pipeline import config as configs
-from .pipeline.console import print_aside, print_error
+from .pipeline.console import print_error
 from .pipeline.errors import ShowTellError
 from .pipeline.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 
@@ -137,12 +137,9 @@ def compare(config: configs.CompareConfig) -> None:
 def caption(config: configs.CaptionConfig) -> None:
     """Caption photographs: one line each, the path and the caption."""
     from .model.captioner import caption_files, load
-    from .model.checkpoint import find_run
+    from .model.checkpoint import choose_run
 
-    run = config.run
-    if run is None:
-        run = find_run(config.data, None).name
-        print_aside(f"captions by the newest run, {run}; --run names another.")
+    run = config.run or choose_run(config.data, None).name
     captioner = load(run, data=config.data, weights=config.weights, device=config.device)
     if caption_files(captioner, config.images, config):
         raise typer.Exit(1)
@@ -162,7 +159,7 @@ def status(
         Path, typer.Option(help="Folder to look at.", envvar=ENVIRONMENT["data"])
     ] = Path("data"),
 ) -> None:
-    """Show each stage: done, stale or missing, with counts, time and size."""
+    """Show each stage: done, running, stopped, stale or missing, with counts, time and size."""
     from .pipeline.status import show_status
 
     show_status(data)

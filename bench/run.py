@@ -47,7 +47,7 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
             print_note(f"bench: {stage} is left out: {result}")
         else:
             found[stage] = result
-            known[prefix + stage] = result.as_json()
+            known[prefix + stage] = {"dataset": config.dataset, **result.as_json()}
         # After each stage: what comes after it may take long, and be stopped.
         write_json(path, known | {"machine": describe_machine()})
     if not found:

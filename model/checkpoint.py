@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..pipeline.config import TrainConfig
+from ..pipeline.console import print_aside
 from ..pipeline.errors import ConfigError, MismatchError, MissingArtifactError
-from ..pipeline.manifest import atomic_path, write_json
+from ..pipeline.manifest import Manifest, atomic_path, write_json
 from ..pipeline.vocab import Vocab
 from .decoder import Decoder, DecoderConfig
 
@@ -187,6 +188,19 @@ def run_names(data: Path, dataset: str | None = None) -> list[str]:
     if dataset is not None:
         runs = [run for run in runs if RunConfig.read(run).dataset == dataset]
     return [run.name for run in runs]
+
+
+def choose_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
+    """As `find_run`; says which run was taken where none is named, and where one is unfinished."""
+    run_dir = find_run(data, run, dataset)
+    if run is None:
+        print_aside(f"the newest run is taken, {run_dir.name}; --run names another.")
+    if Manifest.read(run_dir) is None:
+        print_aside(
+            f"{run_dir.name} has not come to its end: this is its best epoch so far. 'showtell "
+            f"train --run {run_dir.name} --resume' goes on."
+        )
+    return run_dir
 
 
 def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:

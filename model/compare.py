@@ -9,7 +9,7 @@ from ..pipeline.config import CompareConfig
 from ..pipeline.console import print_note, print_table
 from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest
-from ..pipeline.status import eval_status
+from ..pipeline.status import eval_status, holds_files
 from .bootstrap import draw_scores, interval, p_value
 from .imagescores import SCORES_NAME, ImageScores
 
@@ -84,7 +84,7 @@ def find_evaluation(data: Path, name: str) -> Path:
     run, _, evaluation = name.rstrip("/").partition("/")
     run = "+".join(sorted(run.split("+")))
     folder = data / ("ensembles" if "+" in run else "runs") / run / "eval"
-    there = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    there = sorted(path.name for path in folder.glob("*") if holds_files(path))
     if evaluation in there or (not evaluation and len(there) == 1):
         return folder / (evaluation or there[0])
     if there:

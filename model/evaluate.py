@@ -40,7 +40,7 @@ from ..pipeline.errors import MismatchError, MissingArtifactError
 from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
 from ..pipeline.vocab import Vocab
 from .bootstrap import intervals
-from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run, load_run
+from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, choose_run, load_run
 from .consensus import Consensus, appearance
 from .decoder import Decoder
 from .decoding import CaptionModel, Features, choose_batch_size, decode, iterate_members
@@ -127,7 +127,7 @@ class Member:
     @classmethod
     def load(cls, data: Path, name: str | None, dataset: str | None = None) -> "Member":
         """Find a run by name, None the newest, and its features; the weights are not read yet."""
-        run_dir = find_run(data, name, dataset)
+        run_dir = choose_run(data, name, dataset)
         run = RunConfig.read(run_dir)
         return cls(run_dir, run, load_run_features(data, run))
 

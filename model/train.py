@@ -32,7 +32,7 @@ from ..pipeline.console import (
     print_table,
     print_warning,
 )
-from ..pipeline.errors import ShowTellError
+from ..pipeline.errors import ShowTellError, StoppedError
 from ..pipeline.manifest import Manifest, Stopwatch, locked
 from .batches import CaptionBatch, CaptionBatches
 from .checkpoint import (
@@ -266,7 +266,7 @@ class Trainer:
                     self._require_finite(losses)  # a broken checkpoint would replace a good one
                     self._save()
                 if stop:
-                    raise ShowTellError(
+                    raise StoppedError(
                         f"{self.run_dir} was stopped by {stop[0].name} at step {progress.step}. "
                         f"Run 'showtell train --run {self.run_dir.name} --resume' to go on."
                     )

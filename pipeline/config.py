@@ -215,7 +215,8 @@ class FeaturesConfig(DatasetConfig):
     encoder: str = option("resnet50", "Any torchvision classification network.")
     weights: str = option(
         "IMAGENET1K_V1",
-        "A name of torchvision's (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or a .pth file.",
+        "A name of torchvision's (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or a .pth or "
+        ".safetensors file.",
     )
     image_size: int | None = option(None, "Side of the crop in pixels; default the weights' own.")
     views: int = option(

@@ -41,6 +41,12 @@ class HubUnreachableError(WeightsError):
     exit_status = 3
 
 
+class StoppedError(ShowTellError):
+    """A stage that was stopped by Ctrl-C or SIGTERM, and can go on."""
+
+    exit_status = 130
+
+
 class BadShardError(ShowTellError):
     """A feature shard that is damaged, or is not of the shape its manifest says."""
 

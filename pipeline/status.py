@@ -58,18 +58,18 @@ def show_status(data: Path) -> None:
 def find_stages(data: Path) -> Iterator[StageStatus]:
     """Yield the stages under `data` in the order in which data flows."""
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
-        if dataset.name not in RESERVED and _holds_files(dataset):
+        if dataset.name not in RESERVED and holds_files(dataset):
             yield from _dataset_stages(dataset)
     for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
         yield _run_status(data, run)
-        for evaluation in sorted(run.glob("eval/*")):
+        for evaluation in filter(holds_files, sorted(run.glob("eval/*"))):
             yield eval_status(data, evaluation)
-    for evaluation in sorted(data.glob("ensembles/*/eval/*")):
+    for evaluation in filter(holds_files, sorted(data.glob("ensembles/*/eval/*"))):
         yield eval_status(data, evaluation)
 
 
 def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
-    if _holds_files(dataset / "raw"):
+    if holds_files(dataset / "raw"):
         yield _status("download", dataset / "raw", [])
     captions = dataset / "captions"
     prepared = Manifest.read(captions)
@@ -80,7 +80,7 @@ def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
         if path.is_file() and prepared and _hash(path) != prepared.inputs[str(path)]
     ]
     yield _status("prepare", captions, changed)
-    folders = sorted(filter(_holds_files, dataset.glob("features/*")))
+    folders = sorted(filter(holds_files, dataset.glob("features/*")))
     for features in folders:
         manifest = Manifest.read(features)
         name = "captions/images.parquet"
@@ -90,7 +90,7 @@ def _dataset_stages(dataset: Path) -> Iterator[StageStatus]:
         yield StageStatus("features", dataset / "features", "missing", None)
 
 
-def _holds_files(folder: Path) -> bool:
+def holds_files(folder: Path) -> bool:
     """Whether a stage has written anything there: the lock alone tells of one that failed."""
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 

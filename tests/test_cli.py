@@ -187,7 +187,7 @@ def test_every_error_of_showtell_is_caught(showtell: Run, monkeypatch) -> None:
             raise kind("what and where")
 
         monkeypatch.setattr(prepare_module, "prepare", fail)
-        assert showtell("prepare") == (1, "error: what and where\n")
+        assert showtell("prepare") == (kind.exit_status, "error: what and where\n")
 
 
 def test_impossible_option_is_an_error_of_showtell(showtell: Run) -> None:

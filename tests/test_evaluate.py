@@ -221,6 +221,16 @@ def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
     return json.loads(path.read_text("utf-8"))
 
 
+def test_run_that_was_not_named_or_has_not_ended_is_told(data, scorers, capsys) -> None:
+    evaluate(EvalConfig(data=data, run="r"))
+    assert capsys.readouterr().err == ""
+    (data / "runs/r/manifest.json").unlink()
+    evaluate(EvalConfig(data=data))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "the newest run is taken, r; --run names another."
+    assert "'showtell train --run r --resume' goes on" in lines[1]
+
+
 def test_newest_run_may_be_asked_for_of_a_dataset(data, scorers) -> None:
     assert evaluate(EvalConfig(data=data, dataset="scenes")).config["run"] == "r"
     with pytest.raises(MissingArtifactError, match=r"no run of flickr8k with weights"):

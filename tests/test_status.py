@@ -71,8 +71,17 @@ def test_run_without_an_end_is_stopped(scenes) -> None:
 
 
 def test_folder_of_a_stage_that_wrote_nothing_is_no_stage(scenes) -> None:
-    for folder in ("features/resnet50-IMAGENET1K_V1", "../coco2014/raw"):
-        (scenes / "scenes" / folder).mkdir(parents=True)
-        (scenes / "scenes" / folder / ".lock").touch()
-    paths = [stage.path for stage in find_stages(scenes)]
-    assert all("IMAGENET1K_V1" not in str(path) and "coco2014" not in str(path) for path in paths)
+    (scenes / "runs/half").mkdir(parents=True)
+    (scenes / "runs/half/config.json").write_text("{}")
+    folders = (
+        "scenes/features/resnet50-IMAGENET1K_V1",
+        "coco2014/raw",
+        "runs/half/eval/test-beam7",
+        "ensembles/a+b/eval/test-beam7",
+    )
+    for folder in folders:
+        (scenes / folder).mkdir(parents=True)
+        (scenes / folder / ".lock").touch()
+    paths = {stage.path for stage in find_stages(scenes)}
+    assert scenes / "runs/half" in paths
+    assert not paths & {scenes / folder for folder in folders}

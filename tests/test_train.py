@@ -17,7 +17,13 @@ from showtell.model.runs import default_run_name
 from showtell.model.train import Trainer, train
 from showtell.model.training_data import decoder_config, load_training_data
 from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
-from showtell.pipeline.errors import ConfigError, MismatchError, MissingArtifactError, ShowTellError
+from showtell.pipeline.errors import (
+    ConfigError,
+    MismatchError,
+    MissingArtifactError,
+    ShowTellError,
+    StoppedError,
+)
 
 CPU = torch.device("cpu")
 
@@ -105,10 +111,12 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(
         return real_clip(*args)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_that_is_interrupted)
-    with pytest.raises(ShowTellError, match=r"stopped by SIGINT at step 5\. Run 'showtell train"):
+    match = r"stopped by SIGINT at step 5\. Run 'showtell train"
+    with pytest.raises(StoppedError, match=match) as stopped:
         train(tiny_config(scenes, **options))
+    assert stopped.value.exit_status == 130
     next_stop, calls = next(stop_at), 0
-    with pytest.raises(ShowTellError, match="at step 16"):
+    with pytest.raises(StoppedError, match="at step 16"):
         train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
     next_stop = -1
     torch.manual_seed(999)  # whatever came before the resumption must not matter
