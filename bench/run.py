@@ -103,7 +103,7 @@ def require_drawn(config: BenchConfig, stages: Sequence[str]) -> None:
 
 def run_alone(stage: str, config: BenchConfig) -> Figures | str:
     """Run a stage's benchmark in a new process; why it cannot run, where its data is absent."""
-    context = multiprocessing.get_context("spawn")  # as fresh as on the command line
+    context = multiprocessing.get_context("spawn")  # nothing is loaded or in memory yet
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(measure, stage, config).result()
 

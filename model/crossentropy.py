@@ -72,12 +72,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 probs = F.softmax(logits, 1, dtype=bias.dtype)
                 # By the likeliest class, whose probability is not 0. An exp of all
                 # log-probabilities would take longer than the softmax.
-                normaliser = logits.amax(1, keepdim=True) - probs.amax(1, keepdim=True).log()
-                chosen = logits.gather(1, target) - normaliser
+                most = logits.amax(1, keepdim=True).to(bias.dtype)
+                log_most = probs.amax(1, keepdim=True).log()
+                # In this order: the difference of two logits is exact, or nearly.
+                chosen = logits.gather(1, target) - most + log_most
                 loss -= (1 - label_smoothing) * chosen.sum()
                 if label_smoothing:
                     of_all = logits[:, :num_classes].sum(dtype=bias.dtype)
-                    of_all -= num_classes * normaliser.sum()
+                    of_all -= num_classes * (most - log_most).sum()
                     loss -= label_smoothing / num_classes * of_all
                     probs -= label_smoothing / num_classes
                 difference = logits.copy_(probs)

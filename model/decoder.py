@@ -21,7 +21,7 @@ from .state import DecoderState
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 ATTENTIONS = {"soft": Attention, "adaptive": AdaptiveAttention}
 
-# The recurrent state: (h,) for GRU and RNN, (h, c) for LSTM; each (L, R, H).
+# The recurrent state: (h,) for GRU and RNN, (h, c) for LSTM; each (L, R, H), see `DecoderState`.
 Hidden = tuple[Tensor, ...]
 
 
@@ -84,7 +84,12 @@ class Decoder(nn.Module):
         self.config = config
         embed_size, hidden_size = config.embed_size, config.hidden_size
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
-        self.embedding = nn.Embedding(config.vocab_size, embed_size)
+        # Normal draws on the meta device, for weights to be loaded, make torch import its compiler,
+        # which takes a second.
+        vectors = torch.empty(config.vocab_size, embed_size)
+        self.embedding = nn.Embedding(
+            config.vocab_size, embed_size, _weight=vectors if vectors.is_meta else None
+        )
         self.cell: nn.RNNBase = CELLS[config.cell](
             embed_size,
             hidden_size,
@@ -124,6 +129,8 @@ class Decoder(nn.Module):
 
     def _init_weights(self) -> None:
         """Small normal word vectors, orthogonal recurrent matrices, LSTM forget gates open."""
+        if self.output_bias.is_meta:
+            return
         nn.init.normal_(self.embedding.weight, std=self.config.embed_size**-0.5)
         if not self.config.tie_embeddings:
             nn.init.normal_(self.output_weight, std=self.config.hidden_size**-0.5)

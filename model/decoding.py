@@ -83,7 +83,7 @@ def decode(
 
 
 def choose_batch_size(options: DecodingOptions) -> int:
-    """Images to decode together: as fast as more, and a wide beam takes no more memory."""
+    """Images to decode together: on a CPU as fast as more; a wide beam takes no more memory."""
     rows = options.n_best if options.sample else options.beam
     return max(1, min(BATCH_SIZE, ROWS_TOGETHER // rows))
 

@@ -3,7 +3,8 @@
 torch leaves each step of these layers to autograd. On a CPU the gradient of every step is then an
 array as large as the whole batch, mostly zeros, and the recurrent matrix gets its gradient step by
 step. Here one loop goes back through the steps, and one product makes the matrix's gradient. In a
-search many beams read the same word: what it says to the gates is computed once for all of them.
+search many beams read the same word, or go on from the same beam: what the word or the state says
+to the gates is computed once for all of them.
 
 Letters in shapes: B captions, W words of all captions, H hidden, G gates of H each, n captions that
 go on at a step, R beams. The words lie as in a PackedSequence: the first of all captions, then the
@@ -127,14 +128,12 @@ class _GruStep:
         """
         (grad,) = grads
         size = grad.shape[1]
-        gates_grad = torch.empty_like(inputs_grad, dtype=grad.dtype)
-        reset_grad, update_grad, new_grad = gates_grad.split(size, 1)
+        reset_grad, update_grad, new_grad = inputs_grad.split(size, 1)
         kept = grad * self.update
         torch.mul(grad - kept, 1 - self.new.square(), out=new_grad)
         torch.mul(kept * (1 - self.update), self.before - self.new, out=update_grad)
         through_reset = new_grad * self.reset
         torch.mul(through_reset * (1 - self.reset), self.recalled, out=reset_grad)
-        inputs_grad.copy_(gates_grad)
         product_grad[:, : 2 * size] = inputs_grad[:, : 2 * size]
         product_grad[:, 2 * size :] = through_reset
         return (kept,)

@@ -47,7 +47,8 @@ class DecoderState:
     """The state of one decoder.
 
     Attributes:
-        hidden: (h,), or (h, c) of an LSTM, each (L, R, H).
+        hidden: (h,), or (h, c) of an LSTM, each (L, R, H); with `sources` (L, S, H), the different
+            ones.
         memory: what attention looks at, each (N, …), one row an image and never repeated for its
             beams; () without attention.
         num_beams: K, rows of each image.

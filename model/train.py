@@ -48,7 +48,7 @@ from .checkpoint import (
     save_weights,
 )
 from .decoder import Decoder
-from .decoding import decode_captions, iterate_features
+from .decoding import choose_batch_size, decode_captions, iterate_features
 from .metrics import CaptionScorer
 from .objective import (
     average_weights,
@@ -352,7 +352,8 @@ class Trainer:
         store, decoder = self.data.store, self.validated
         options = DecodingOptions(beam=self.config.val_beam, length_penalty=0.0)
         options = options.for_unit(self.data.vocab.unit)
-        features = iterate_features(decoder, store, store.rows(self.data.val_image_ids))
+        rows = store.rows(self.data.val_image_ids)
+        features = iterate_features(decoder, store, rows, choose_batch_size(options))
         batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]
 

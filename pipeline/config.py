@@ -520,7 +520,7 @@ class EvalConfig(DecodingOptions, StageConfig):
         None, "train, val or test; default test where the dataset has one, else val."
     )
     batch_size: int | None = option(
-        None, "Images decoded together; default 500, or fewer for wide beams."
+        None, "Images decoded together; default 500, fewer for wide beams or many draws."
     )
     clip: Path | None = option(None, "Folder of a CLIP as transformers saves it: adds CLIPScore.")
     num_samples: int = option(5, "Captions shown at the end.")

@@ -97,6 +97,11 @@ def test_stage_is_measured_beside_its_limit(trained, stage: str) -> None:
     assert figures.throughput > 0 and figures.limit > 0 and figures.peak_bytes > 10**7
     assert 0.5 < sum(figures.shares.values()) <= 1.01
     assert figures.as_json()["ratio"] == figures.throughput / figures.limit
+    if stage == "decode":
+        details = figures.details
+        assert 0 < details["words_of_step"] < details["rows_of_step"]
+        assert 0 < details["states_of_step"] < details["rows_of_step"]
+        assert details["ratio_with_products_of_each_beam"] > 0
 
 
 def test_features_are_measured_beside_the_network_and_the_decoding(trained) -> None:

@@ -1,6 +1,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -357,6 +359,18 @@ def make_runs(data: Path, *names: str) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
         os.utime(path, (1_700_000_000 + age, 1_700_000_000 + age))
+
+
+def test_decoder_to_be_loaded_is_built_without_torchs_compiler() -> None:
+    """Which takes a second to import, and would be by normal draws on the meta device."""
+    code = (
+        "import sys, torch; from showtell.model.decoder import Decoder, DecoderConfig\n"
+        "with torch.device('meta'):\n"
+        "    Decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_newest_run_is_found_by_the_time_of_its_weights(tmp_path) -> None:

@@ -205,6 +205,18 @@ def test_bug_keeps_its_traceback(showtell: Run, monkeypatch) -> None:
         showtell("prepare")
 
 
+def test_collector_walks_rarely_and_not_at_the_end() -> None:
+    """What imports have made would be walked through for more than a second."""
+    code = (
+        "import atexit, gc, sys; from showtell import cli\n"
+        "atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))\n"
+        "sys.argv = ['showtell', '--help']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.endswith("100000 True\n")
+
+
 def test_traceback_of_a_bug_is_pythons_own_and_shows_no_locals() -> None:
     code = (
         "import sys; from showtell import cli; from showtell.pipeline import prepare\n"

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from showtell.features.extract import extract
 from showtell.features.store import FeatureStore, find_features
+from showtell.model import decoding
 from showtell.model import evaluate as evaluate_module
 from showtell.model.beam import beam_search
 from showtell.model.checkpoint import load_run, run_names
+from showtell.model.decoder import Decoder
 from showtell.model.ensemble import Ensemble
 from showtell.model.evaluate import evaluate
 from showtell.model.imagescores import ImageScores
@@ -219,6 +221,16 @@ def several(trained, tmp_path_factory) -> Path:
 def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
     path = data / "ensembles" / names / "eval" / folder / "captions.json"
     return json.loads(path.read_text("utf-8"))
+
+
+def test_wide_beams_are_decoded_a_few_images_at_a_time(data, scorers, monkeypatch) -> None:
+    sizes, look = [], Decoder.init_state
+    monkeypatch.setattr(
+        Decoder, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+    )
+    monkeypatch.setattr(decoding, "ROWS_TOGETHER", 12)
+    evaluate(EvalConfig(data=data, run="r", beam=4))
+    assert sizes == [3, 3, 3, 1]
 
 
 def test_run_that_was_not_named_or_has_not_ended_is_told(data, scorers, capsys) -> None:

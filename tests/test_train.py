@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from showtell.model import decoding
 from showtell.model import train as train_module
 from showtell.model.batches import CaptionBatches
 from showtell.model.decoder import Decoder, DecoderConfig
@@ -65,6 +66,16 @@ def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
         optimizer.step()
     # What stays is what the image and the words before leave open: captions of one image differ.
     assert caption_loss(decoder, batch).item() < before / 4
+
+
+def test_validation_by_a_wide_beam_takes_a_few_images_at_a_time(scenes, monkeypatch) -> None:
+    monkeypatch.setattr(decoding, "ROWS_TOGETHER", 12)
+    sizes, look = [], Decoder.init_state
+    monkeypatch.setattr(
+        Decoder, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+    )
+    train(tiny_config(scenes, epochs=1, val_beam=4, val_images=5))
+    assert sizes == [3, 2]
 
 
 def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
