@@ -343,7 +343,7 @@ class Trainer:
             save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
-            f"val CIDEr {scores['CIDEr']:.3f} | Bleu_4 {scores['Bleu_4']:.3f} | "
+            f"val CIDEr {100 * scores['CIDEr']:.1f} | Bleu_4 {100 * scores['Bleu_4']:.1f} | "
             f"{format_seconds(progress.seconds)}{' | best' if best else ''}"
         )
 
@@ -393,7 +393,7 @@ class Trainer:
             ("captions", f"{self.batches.num_captions:,}"),
             ("parameters", f"{num_parameters:,}"),
             ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
-            (f"best val {self.monitor}", f"{progress.best_score:.4f}"),
+            (f"best val {self.monitor}", f"{100 * progress.best_score:.1f}"),
             ("speed", f"{trained / progress.seconds:,.0f} captions/s, validation included"),
             ("time", format_seconds(progress.seconds)),
             ("size", format_bytes(sum(manifest.outputs.values()))),

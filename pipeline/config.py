@@ -405,9 +405,7 @@ class DecodingOptions:
     top_p: float = option(1.0, "Draw among the likeliest words that hold this much probability.")
     temperature: float = option(1.0, "Below 1 the likely words become likelier to be drawn.")
     seed: int = option(0, "Seed of the draw.")
-    n_best: int = option(
-        1, "Captions for each image, of the beam or drawn, after their log-probability."
-    )
+    n_best: int = option(1, "Captions for each image, best first, each after its log-probability.")
     views: int = option(1, "Views of each image, 1 to 6, whose predictions are averaged.")
     consensus: int = option(
         0, "Choose, of the captions found, the best by what this many similar training images say."
