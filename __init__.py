@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .model.captioner import Captioner, load
+    from .serving.captioner import Captioner, load
 
 __all__ = ["Captioner", "load"]
 
@@ -14,7 +14,7 @@ __all__ = ["Captioner", "load"]
 def __getattr__(name: str) -> Any:
     # Loaded at first use: `showtell --help` must not wait for torch.
     if name in __all__:
-        from .model import captioner
+        from .serving import captioner
 
         return getattr(captioner, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,10 +16,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from .model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 from .pipeline import config as configs
-from .pipeline.console import print_error
-from .pipeline.errors import ShowTellError
-from .pipeline.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
+from .pipeline.stage.console import print_error
+from .pipeline.stage.errors import ShowTellError
 
 Config = TypeVar("Config", bound=configs.StageConfig)
 
@@ -136,8 +136,8 @@ def compare(config: configs.CompareConfig) -> None:
 @command(configs.CaptionConfig, "caption")
 def caption(config: configs.CaptionConfig) -> None:
     """Caption photographs: one line each, the path and the caption."""
-    from .model.captioner import caption_files, load
-    from .model.checkpoint import choose_run
+    from .model.runs.checkpoint import choose_run
+    from .serving.captioner import caption_files, load
 
     run = config.run or choose_run(config.data, None).name
     captioner = load(run, data=config.data, weights=config.weights, device=config.device)

@@ -10,17 +10,17 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 
-from ..features.backbone import load_backbone
 from ..features.device import choose_device, keep_freed_memory
-from ..features.images import ImageBatch, read_batches
+from ..features.encoders.backbone import load_backbone
 from ..features.plan import ImageList, list_images, plan_shards
+from ..features.reading.batches import ImageBatch, read_batches
+from ..features.reading.transform import Transform, caffe_transform
 from ..features.runner import compute_shards, measure_bare_rate
 from ..features.store import FeatureStore, find_features, mending_command
-from ..features.transform import Transform, caffe_transform
 from ..pipeline.config import BenchConfig, FeaturesConfig
-from ..pipeline.errors import ConfigError, DatasetError, MissingArtifactError
-from ..pipeline.imagefiles import ImageFiles
-from ..pipeline.manifest import Manifest, Stopwatch
+from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
+from ..pipeline.stage.manifest import Manifest, Stopwatch
 from .figures import Figures
 from .limits import time_reading
 

@@ -8,12 +8,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..model.metrics import CaptionScorer
-from ..model.official import Meteor, OfficialScorer, tokenize_with_java
+from ..model.metrics.caption_scorer import CaptionScorer
+from ..model.metrics.official import Meteor, OfficialScorer, tokenize_with_java
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.config import BenchConfig, PrepareConfig
-from ..pipeline.manifest import Manifest
 from ..pipeline.prepare import prepare
+from ..pipeline.stage.manifest import Manifest
 from .figures import Figures
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..features.plan import list_images
 from ..features.shards import FeatureShard, write_shard
 from ..pipeline.config import BenchConfig, FeaturesConfig, PrepareConfig
-from ..pipeline.manifest import Manifest, write_json
 from ..pipeline.prepare import prepare
+from ..pipeline.stage.manifest import Manifest, write_json
 from .figures import Figures
 from .run import DATASET
 

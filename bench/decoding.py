@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from ..features.device import keep_freed_memory
 from ..features.store import FeatureStore, find_features
-from ..model.checkpoint import RunConfig, find_run, load_run, run_names
-from ..model.decoder import Decoder, DecoderConfig
-from ..model.decoding import BATCH_SIZE, decode, iterate_features
-from ..model.precision import Precision
-from ..model.state import DecoderState
+from ..model.decoders.decoder import Decoder, DecoderConfig
+from ..model.decoders.precision import Precision
+from ..model.decoders.state import DecoderState
+from ..model.generation.generate import BATCH_SIZE, decode, iterate_features
+from ..model.runs.checkpoint import RunConfig, find_run, load_run, run_names
 from ..pipeline.captions import read_images
 from ..pipeline.config import BenchConfig, DecodingOptions
-from ..pipeline.errors import MissingArtifactError
+from ..pipeline.stage.errors import MissingArtifactError
 from .figures import Figures
 from .limits import Shape, count_flops, time_products
 

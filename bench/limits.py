@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..model.aligned import empty_rows
+from ..model.kernels.padding import empty_rows
 
 # (rows, inner, columns) of a matrix product.
 Shape = tuple[int, int, int]

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..features.backbone import Backbone
 from ..features.device import keep_freed_memory
+from ..features.encoders.backbone import Backbone
 from ..features.plan import ImageList, plan_shards
+from ..features.reading.transform import caffe_transform
 from ..features.runner import compute_shards
-from ..features.transform import caffe_transform
 from ..pipeline.config import BenchConfig, FeaturesConfig
-from ..pipeline.imagefiles import ImageFiles
-from ..pipeline.manifest import Stopwatch
+from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.stage.manifest import Stopwatch
 from .caching import measure_decoding
 from .figures import Figures, peak_memory
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Any
 
 from ..pipeline.config import BenchConfig
-from ..pipeline.console import format_bytes, print_note, print_table
-from ..pipeline.errors import MissingArtifactError, ShowTellError
-from ..pipeline.manifest import MANIFEST_NAME, Manifest, write_json
+from ..pipeline.stage.console import format_bytes, print_note, print_table
+from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
+from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest, write_json
 from .figures import Figures, peak_memory
 
 DATASET = "coco-scale"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from ..model.decoder import DecoderConfig
-from ..model.runlog import METRICS_NAME
+from ..model.decoders.decoder import DecoderConfig
+from ..model.runs.run_log import METRICS_NAME
 from ..model.train import Trainer, train
-from ..model.training_data import load_training_data
+from ..model.training.data import load_training_data
 from ..pipeline.config import BenchConfig, TrainConfig
 from .figures import Figures, peak_memory
 from .limits import Shape, count_flops, time_products

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline.errors import ConfigError
+from ..pipeline.stage.errors import ConfigError
 
 PRECISIONS = {
     "fp32": torch.float32,

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.config import FeaturesConfig
-from ..pipeline.console import format_bytes, format_seconds, print_note, print_table
-from ..pipeline.errors import DatasetError
-from ..pipeline.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
-from .backbone import load_backbone
+from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
+from ..pipeline.stage.errors import DatasetError
+from ..pipeline.stage.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
 from .device import choose_device, choose_precision, keep_freed_memory, precision_name
+from .encoders.backbone import load_backbone
+from .encoders.weights import FILE_SUFFIXES, check_weights
 from .grids import grid_name
 from .plan import RETRY, ImageList, ShardJob, find_finished, list_images, plan_shards
 from .runner import compute_shards
 from .store import kept_precision
-from .weights import FILE_SUFFIXES, check_weights
 
 VERSION = 1
 STAGING = ".next"

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from ..pipeline.errors import BadShardError
-from ..pipeline.manifest import partial_path
+from ..pipeline.stage.errors import BadShardError
+from ..pipeline.stage.manifest import partial_path
 from .shards import MEND, FeatureShard, describe, write_error
 
 GridMap = np.memmap[tuple[int, ...], np.dtype[np.float16]]

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from ..pipeline.captions import read_images
 from ..pipeline.config import FeaturesConfig
-from ..pipeline.errors import BadShardError
-from ..pipeline.imagefiles import ImageFiles
-from ..pipeline.manifest import Manifest, hash_file, hash_json
+from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.stage.errors import BadShardError
+from ..pipeline.stage.manifest import Manifest, hash_file, hash_json
 from .grids import grid_name, open_grid
-from .pictures import MISSING, UNREAD
+from .reading.decode import MISSING, UNREAD
 from .shards import SUFFIXES, read_fingerprint, read_shard
 
 RETRY = "retry"  # in place of the fingerprint, where a file could not be read this time

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 
 from ..pipeline.config import FeaturesConfig
-from ..pipeline.console import ProgressLine
-from ..pipeline.errors import ShowTellError
-from ..pipeline.manifest import Stopwatch
-from .backbone import Backbone
+from ..pipeline.stage.console import ProgressLine
+from ..pipeline.stage.errors import ShowTellError
+from ..pipeline.stage.manifest import Stopwatch
+from .encoders.backbone import Backbone
 from .grids import GridWriter, grid_name
-from .images import ImageBatch, read_spans
 from .plan import ImageList, ShardJob, Skipped
+from .reading.batches import ImageBatch, read_spans
 from .shards import FeatureShard, find_finite, write_shard
 
 

@@ -35,8 +35,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..pipeline.errors import BadShardError, MissingArtifactError, ShowTellError
-from ..pipeline.manifest import atomic_path
+from ..pipeline.stage.errors import BadShardError, MissingArtifactError, ShowTellError
+from ..pipeline.stage.manifest import atomic_path
 
 SUFFIXES = {"hdf5": ".h5", "parquet": ".parquet"}
 MEND = "Delete it and run 'showtell features'."

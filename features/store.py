@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..pipeline.errors import BadShardError, MismatchError, MissingArtifactError
-from ..pipeline.manifest import MANIFEST_NAME, Manifest, hash_file
+from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
+from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest, hash_file
 from .grids import GridFiles, GridMap, grid_name, open_grid
 from .shards import MEND, read_shard
 

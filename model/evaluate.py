@@ -29,27 +29,27 @@ from ..features.device import choose_device, keep_freed_memory
 from ..features.store import FeatureStore, find_features, require_views
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.config import EvalConfig
-from ..pipeline.console import (
+from ..pipeline.stage.console import (
     ProgressLine,
     format_seconds,
     print_note,
     print_table,
     print_warning,
 )
-from ..pipeline.errors import MismatchError, MissingArtifactError
-from ..pipeline.manifest import Manifest, Stopwatch, hash_file, locked, write_json
-from ..pipeline.vocab import Vocab
-from .bootstrap import intervals
-from .checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, choose_run, load_run
-from .consensus import Consensus, appearance
-from .decoder import Decoder
-from .decoding import CaptionModel, Features, choose_batch_size, decode, iterate_members
-from .ensemble import join_decoders
-from .extrascores import add_extra_scores, find_extra_scorers
-from .hypothesis import Hypothesis, rank_hypotheses
-from .imagescores import SCORES_NAME
-from .official import OfficialScorer
-from .precision import Precision
+from ..pipeline.stage.errors import MismatchError, MissingArtifactError
+from ..pipeline.stage.manifest import Manifest, Stopwatch, hash_file, locked, write_json
+from ..pipeline.text.vocab import Vocab
+from .decoders.decoder import Decoder
+from .decoders.ensemble import join_decoders
+from .decoders.precision import Precision
+from .generation.consensus import Consensus, appearance
+from .generation.generate import CaptionModel, Features, choose_batch_size, decode, iterate_members
+from .generation.hypothesis import Hypothesis, rank_hypotheses
+from .metrics.bootstrap import intervals
+from .metrics.extra_scores import add_extra_scores, find_extra_scorers
+from .metrics.official import OfficialScorer
+from .metrics.per_image import SCORES_NAME
+from .runs.checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, choose_run, load_run
 
 VERSION = 3
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"

@@ -24,7 +24,7 @@ from ..features.device import (
     precision_name,
 )
 from ..pipeline.config import DecodingOptions, TrainConfig
-from ..pipeline.console import (
+from ..pipeline.stage.console import (
     ProgressLine,
     format_bytes,
     format_seconds,
@@ -32,10 +32,14 @@ from ..pipeline.console import (
     print_table,
     print_warning,
 )
-from ..pipeline.errors import ShowTellError, StoppedError
-from ..pipeline.manifest import Manifest, Stopwatch, locked
-from .batches import CaptionBatch, CaptionBatches
-from .checkpoint import (
+from ..pipeline.stage.errors import ShowTellError, StoppedError
+from ..pipeline.stage.manifest import Manifest, Stopwatch, locked
+from .decoders.decoder import Decoder
+from .decoders.precision import Precision
+from .decoders.word_vectors import read_word_vectors, set_word_vectors
+from .generation.generate import choose_batch_size, decode_captions, iterate_features
+from .metrics.caption_scorer import CaptionScorer
+from .runs.checkpoint import (
     BEST_NAME,
     CONFIG_NAME,
     LAST_NAME,
@@ -47,27 +51,23 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .decoder import Decoder
-from .decoding import choose_batch_size, decode_captions, iterate_features
-from .metrics import CaptionScorer
-from .objective import (
+from .runs.run_log import RunLog
+from .training.batches import CaptionBatch, CaptionBatches
+from .training.data import (
+    TrainingData,
+    decoder_config,
+    load_training_data,
+    require_same_inputs,
+)
+from .training.loss import (
     average_weights,
     caption_loss,
     learning_rate_at,
     make_optimizer,
     mix_inputs,
 )
-from .precision import Precision
-from .runlog import RunLog
-from .runs import built_like, check_run, default_run_name, started_with
-from .scst import SelfCriticalLoss
-from .training_data import (
-    TrainingData,
-    decoder_config,
-    load_training_data,
-    require_same_inputs,
-)
-from .wordvectors import read_word_vectors, set_word_vectors
+from .training.resume import built_like, check_run, default_run_name, started_with
+from .training.scst import SelfCriticalLoss
 
 VERSION = 1
 LOG_EVERY_STEPS = 50

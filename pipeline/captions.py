@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .datasets import ImageRecord
-from .errors import MismatchError, MissingArtifactError
-from .manifest import atomic_path
-from .ragged import Int32Array, Ints, select_rows, to_offsets
+from .datasets.registry import ImageRecord
+from .stage.errors import MismatchError, MissingArtifactError
+from .stage.manifest import atomic_path
+from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from .errors import ConfigError
+from .stage.errors import ConfigError
 
 T = TypeVar("T")
 

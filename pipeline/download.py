@@ -19,13 +19,13 @@ from typing import Any
 
 import httpx
 
+from .archives.fetch import HEADERS, Archive, fetch
+from .archives.partial_download import Partial, read_json
 from .config import DownloadConfig
-from .console import format_bytes, print_note
-from .errors import DownloadError
-from .fetch import HEADERS, Archive, fetch
-from .manifest import Manifest, Stopwatch, atomic_path, file_size, locked, write_json
-from .partial import Partial, read_json
-from .scenes import SCENES_VERSION, draw_scenes
+from .datasets.scenes import SCENES_VERSION, draw_scenes
+from .stage.console import format_bytes, print_note
+from .stage.errors import DownloadError
+from .stage.manifest import Manifest, Stopwatch, atomic_path, file_size, locked, write_json
 
 VERSION = 1
 COCO_URL = "http://images.cocodataset.org"

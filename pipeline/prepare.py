@@ -20,15 +20,23 @@ import pyarrow as pa
 
 from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
-from .console import format_bytes, format_seconds, print_note, print_table, print_warning
-from .datasets import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
-from .errors import ShowTellError
-from .imagefiles import ImageFiles
-from .manifest import MANIFEST_NAME, Manifest, Stopwatch, atomic_path, hash_file, hash_json, locked
-from .pieces import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
-from .ragged import select_rows
-from .tokenized import TokenizedCaptions, tokenize_all
-from .vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
+from .datasets.image_files import ImageFiles
+from .datasets.registry import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
+from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
+from .stage.errors import ShowTellError
+from .stage.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Stopwatch,
+    atomic_path,
+    hash_file,
+    hash_json,
+    locked,
+)
+from .stage.ragged import select_rows
+from .text.columns import TokenizedCaptions, tokenize_all
+from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
+from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
 IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME = "images.parquet", "captions.parquet", "vocab.json"

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from .config import RESERVED
-from .console import format_bytes, format_seconds, print_note, print_table
-from .manifest import Manifest, hash_file, is_locked
+from .stage.console import format_bytes, format_seconds, print_note, print_table
+from .stage.manifest import Manifest, hash_file, is_locked
 
 WEIGHTS_NAME = "best.safetensors"  # among the inputs of an evaluation
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from showtell.model.decoder import Decoder
+    from showtell.model.decoders.decoder import Decoder
 
 SCORE_NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SHARED = Path(__file__).parents[2] / "shared"
@@ -58,8 +58,8 @@ def prepared_scenes(tmp_path_factory, random_weights) -> Path:
     """A data folder with a few drawn scenes, prepared and with features; copy it to change it."""
     from showtell.features.extract import extract
     from showtell.pipeline.config import FeaturesConfig, PrepareConfig
+    from showtell.pipeline.datasets.scenes import draw_scenes
     from showtell.pipeline.prepare import prepare
-    from showtell.pipeline.scenes import draw_scenes
 
     data = tmp_path_factory.mktemp("scenes")
     draw_scenes(data / "scenes" / "raw", num_train=40, num_val=10, num_test=10)
@@ -110,8 +110,8 @@ def scorers(monkeypatch) -> list[Any]:
     import numpy as np
 
     from showtell.model import evaluate
-    from showtell.model.imagescores import ImageScores
-    from showtell.model.metrics import CaptionScorer
+    from showtell.model.metrics.caption_scorer import CaptionScorer
+    from showtell.model.metrics.per_image import ImageScores
 
     made: list[Any] = []
 
@@ -163,7 +163,7 @@ def random_decoder() -> Callable[..., "Decoder"]:
     """Make a small decoder whose words differ enough in probability to have a best caption."""
     import torch
 
-    from showtell.model.decoder import Decoder, DecoderConfig
+    from showtell.model.decoders.decoder import Decoder, DecoderConfig
 
     def make(seed: int = 0, **options: object) -> Decoder:
         torch.manual_seed(seed)

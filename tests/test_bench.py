@@ -13,13 +13,14 @@ from showtell.bench import coco_scale, decoding, memory, training
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
 from showtell.bench.run import bench, choose_dataset, measure
-from showtell.model import objective, recurrence
-from showtell.model.aligned import ALIGNMENT
-from showtell.model.batches import CaptionBatches
-from showtell.model.decoder import Decoder
-from showtell.model.objective import caption_loss
+from showtell.model.decoders.decoder import Decoder
+from showtell.model.kernels import recurrence
+from showtell.model.kernels.padding import ALIGNMENT
 from showtell.model.train import train
-from showtell.model.training_data import decoder_config, load_training_data
+from showtell.model.training import loss as objective
+from showtell.model.training.batches import CaptionBatches
+from showtell.model.training.data import decoder_config, load_training_data
+from showtell.model.training.loss import caption_loss
 from showtell.pipeline.captions import read_captions
 from showtell.pipeline.config import (
     BENCH_STAGES,
@@ -28,9 +29,9 @@ from showtell.pipeline.config import (
     PrepareConfig,
     TrainConfig,
 )
-from showtell.pipeline.errors import MissingArtifactError
-from showtell.pipeline.manifest import Manifest
 from showtell.pipeline.prepare import prepare
+from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.manifest import Manifest
 
 
 @pytest.fixture

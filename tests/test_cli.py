@@ -11,9 +11,9 @@ from rich.console import Console
 
 from showtell import cli
 from showtell.pipeline import config as configs
-from showtell.pipeline import console
 from showtell.pipeline import prepare as prepare_module
-from showtell.pipeline.errors import DatasetError, ShowTellError
+from showtell.pipeline.stage import console
+from showtell.pipeline.stage.errors import DatasetError, ShowTellError
 
 STAGES = {
     "download": configs.DownloadConfig,
@@ -242,7 +242,7 @@ def test_misused_command_line_gets_the_usage_and_exit_status_2(showtell: Run, ar
 
 
 def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> None:
-    from showtell.model import captioner
+    from showtell.serving import captioner
 
     calls: list[object] = []
 
@@ -269,7 +269,7 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
 
 def test_package_offers_the_captioner() -> None:
     import showtell as package
-    from showtell.model import captioner
+    from showtell.serving import captioner
 
     assert package.load is captioner.load and package.Captioner is captioner.Captioner
     with pytest.raises(AttributeError, match="nosuch"):

@@ -1,0 +1,1 @@
+"""Pretrained weights to a frozen network."""

@@ -1,0 +1,1 @@
+"""Image files to pixel batches: decoding, transforms and batching."""

@@ -1,0 +1,1 @@
+"""Caption decoders: image features and previous tokens to logits."""

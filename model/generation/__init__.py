@@ -1,0 +1,1 @@
+"""Features to captions: beam search, sampling and re-ranking."""

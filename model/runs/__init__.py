@@ -1,0 +1,1 @@
+"""A training run on disk: its files, config, checkpoints and log."""

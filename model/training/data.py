@@ -1,0 +1,141 @@
+"""What a run is trained and validated on, gathered from what prepare and features have written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...features.store import FeatureStore, extending_command, find_features, require_views
+from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
+from ...pipeline.config import TrainConfig
+from ...pipeline.stage.console import print_warning
+from ...pipeline.stage.errors import MismatchError, MissingArtifactError
+from ...pipeline.stage.manifest import Manifest, hash_file
+from ...pipeline.text.vocab import Vocab
+from ..decoders.decoder import DecoderConfig
+from ..decoders.word_vectors import require_file
+from ..runs.checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained and validated on.
+
+    Attributes:
+        vocab: word ↔ id.
+        store: features of the dataset's images.
+        captions: of the train split.
+        val_image_ids: images decoded between epochs.
+        val_references: image_id → its captions as words joined by spaces.
+        captions_path: of the file that the captions and references come from.
+        inputs: name → sha256 of what all this was read from.
+    """
+
+    vocab: Vocab
+    store: FeatureStore
+    captions: EncodedCaptions
+    val_image_ids: list[int]
+    val_references: dict[int, list[str]]
+    captions_path: Path
+    inputs: dict[str, str]
+
+    def train_references(self, image_ids: list[int]) -> dict[int, list[str]]:
+        """image_id → the captions of these images as words joined by spaces."""
+        return read_references(self.captions_path, "words", image_ids)
+
+
+def load_training_data(config: TrainConfig) -> TrainingData:
+    """Read what prepare and features have written.
+
+    Raises:
+        MissingArtifactError: one of them has not run, or no train or no val image has features.
+        MismatchError: the features belong to other images.
+    """
+    captions_dir = config.captions_dir
+    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
+    store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+    require_features(config, store)
+    images = read_images(captions_dir / "images.parquet")
+    val = images.select("val")
+    val = val[store.has(val).numpy()][: config.val_images]
+    if not len(val):
+        raise MissingArtifactError(
+            f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
+            f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
+        )
+    captions = read_captions(captions_dir / "captions.parquet").select(images.select("train"))
+    num_without = int((~store.has(captions.image_ids)).sum())
+    if num_without == len(captions):
+        raise MissingArtifactError(
+            f"{store.directory} has features of no train image; its manifest.json lists why. Mend "
+            f"the images, then run 'showtell features' again."
+        )
+    if num_without:
+        print_warning(f"{num_without:,} train captions are left out: no features of their images.")
+    # The vocabulary first: where several have changed, it is the one to name.
+    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
+    inputs = {name: hash_file(captions_dir / name) for name in names}
+    inputs["features"] = store.sha256
+    if config.word_vectors is not None:
+        require_file(config.word_vectors)
+        inputs["word_vectors"] = hash_file(config.word_vectors)
+    if config.init is not None:
+        inputs["init"] = hash_file(find_run(config.data, config.init) / BEST_NAME)
+    return TrainingData(
+        vocab=Vocab.read(captions_dir / "vocab.json"),
+        store=store,
+        captions=captions,
+        val_image_ids=val.tolist(),
+        val_references=read_references(captions_dir / "captions.parquet", "words", val),
+        captions_path=captions_dir / "captions.parquet",
+        inputs=inputs,
+    )
+
+
+def require_features(config: TrainConfig, store: FeatureStore) -> None:
+    """Refuse to train on what is not cached.
+
+    Raises:
+        MissingArtifactError: no grids, or not as many views as asked for.
+    """
+    num_views, looks = config.views or 1, config.attention != "none"
+    if looks and store.grid_shape is None:
+        raise MissingArtifactError(
+            f"{store.directory} holds no grids, which --attention {config.attention} looks at. "
+            f"Run '{extending_command(store, num_views, grid=True)}' first."
+        )
+    require_views(store, num_views, grid=looks)
+
+
+def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
+    """Refuse to go on from a run that was trained on other words or by another network.
+
+    Raises:
+        MismatchError: its weights would mean something else here.
+    """
+    backbone = data.store.backbone
+    pairs = {"vocabulary": (run.vocab_sha256, data.vocab.sha256)} | {
+        f"features' {name}": (run.backbone[name], backbone[name])
+        for name in ("weights_sha256", "transform")
+    }
+    for what, (then, now) in pairs.items():
+        if then != now:
+            raise MismatchError(
+                f"the run of --init was trained with the {what} {then}, got {now}. Run the stage "
+                f"that made it with the run's options again, or start from another run."
+            )
+
+
+def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
+    """The decoder that these options mean for this vocabulary and these features."""
+    return DecoderConfig(
+        cell=config.cell,
+        feature_dim=data.store.feature_dim,
+        vocab_size=len(data.vocab),
+        embed_size=config.embed_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        dropout=config.dropout,
+        image_as=config.image_as,
+        tie_embeddings=config.tie_embeddings,
+        attention=config.attention,
+        attention_size=config.attention_size,
+    )

@@ -1,0 +1,95 @@
+"""What a training step minimises, and how: the loss, the learning rate, the optimizer."""
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ...pipeline.config import TrainConfig
+from ...pipeline.text.vocab import EOS, PAD
+from ..decoders.decoder import Decoder
+from ..generation.constraints import FORBIDDEN
+from ..kernels.cross_entropy import linear_cross_entropy
+from ..kernels.padding import pad_rows, round_rows
+from .batches import CaptionBatch
+
+
+def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the real words of a batch, a scalar in nats; padding never enters."""
+    outputs = decoder(batch.features, batch.inputs, batch.owners, batch.lengths)  # (B, T, H)
+    outputs = outputs.flatten(0, 1)[batch.real]  # (R, H)
+    words = decoder.project(pad_rows(outputs, round_rows(len(outputs))))  # (R', E), R' ≥ R
+    targets = batch.targets.flatten()[batch.real]
+    return linear_cross_entropy(
+        words, decoder.word_weight, decoder.output_bias, targets, label_smoothing
+    )
+
+
+@torch.no_grad()
+def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBatch:
+    """Put words that the decoder itself would write in the place of some of the inputs.
+
+    Each word after BOS is, with this probability, one drawn from the decoder's prediction, which
+    was made behind earlier inputs mixed in the same way.
+
+    Args:
+        decoder: in train mode; its dropout acts on what the predictions know of the image.
+        batch: its targets stay.
+        rate: 0 changes nothing, 1 replaces every word.
+
+    Source: Bengio et al. 2015, arXiv:1506.03099.
+    """
+    inputs = batch.inputs.clone()
+    state = decoder.init_state(batch.features).take(batch.owners)
+    chosen = torch.rand(inputs.shape, device=inputs.device) < rate
+    for position in range(inputs.shape[1] - 1):
+        logits, state = decoder.step(inputs[:, position], state)
+        for word in (*FORBIDDEN, EOS):  # what is never the word before another
+            logits[:, word] = -torch.inf
+        drawn = torch.multinomial(logits.float().softmax(1), 1)[:, 0]
+        following = inputs[:, position + 1]
+        replaced = chosen[:, position + 1] & (following != PAD)
+        inputs[:, position + 1] = drawn.where(replaced, following)
+    return replace(batch, inputs=inputs)
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The schedule, a function of the step alone, so that a resumed run needs no other state.
+
+    `one-cycle` warms up over the first 30 % (Smith and Topin 2018, arXiv:1708.07120), `cosine` over
+    the first 2 %; both then fall along a cosine to nothing.
+    """
+    if config.schedule == "constant":
+        return config.learning_rate
+    warmup = (0.3 if config.schedule == "one-cycle" else 0.02) * total_steps
+    if step < warmup:
+        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
+    share = (step - warmup) / max(total_steps - warmup, 1)
+    return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def average_weights(decoder: Decoder, decay: float) -> AveragedModel:
+    """A running mean of the weights, `decay` of it kept at every step."""
+    average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    copy = cast(Decoder, average.module)
+    copy.cell.flatten_parameters()  # they are scattered, which cuDNN minds
+    return average.eval()
+
+
+def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW that decays the matrices only: biases and rare words' vectors should not fade."""
+    decayed = {
+        id(parameter): parameter.ndim > 1 and name not in ("embedding.weight", "output_weight")
+        for name, parameter in decoder.named_parameters()
+    }
+    groups = [
+        {
+            "params": [p for p in decoder.parameters() if decayed[id(p)] == decay],
+            "weight_decay": config.weight_decay if decay else 0.0,
+        }
+        for decay in (True, False)
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

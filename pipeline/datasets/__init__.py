@@ -1,0 +1,1 @@
+"""One module per caption source, and the registry that picks one."""

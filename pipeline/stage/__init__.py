@@ -1,0 +1,1 @@
+"""What every stage is built from: options, manifests, atomic files, errors and console output."""

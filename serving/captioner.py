@@ -1,0 +1,276 @@
+"""Image files → sentences, with a run's own weights, transform and vocabulary."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..features.device import choose_device, cpu_multiplies_int8, keep_freed_memory
+from ..features.encoders.backbone import Backbone, load_backbone
+from ..features.reading.decode import UnreadableImageError, open_picture, to_rgb, upright
+from ..features.reading.transform import VIEWS
+from ..features.store import require_views
+from ..model.decoders.decoder import Decoder
+from ..model.decoders.ensemble import join_decoders
+from ..model.decoders.precision import Precision
+from ..model.evaluate import load_run_features
+from ..model.generation.consensus import Consensus
+from ..model.generation.generate import CaptionModel, decode
+from ..model.generation.hypothesis import Hypothesis
+from ..model.presets import DECODING_PRESETS, apply_preset
+from ..model.runs.checkpoint import CONFIG_NAME, RunConfig, find_run, load_run, run_names
+from ..pipeline.config import DecodingOptions
+from ..pipeline.stage.console import print_error, print_note
+from ..pipeline.stage.errors import DatasetError, MismatchError
+from ..pipeline.text.vocab import Vocab
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+BATCH_SIZE = 32  # images in memory at once
+
+
+@dataclass
+class Captioner:
+    """A trained model with all that it needs to caption photographs.
+
+    Example:
+        captioner = showtell.load("data/runs/flickr8k-gru")
+        captioner.caption(["dog.jpg", "beach.jpg"])  # ["a dog runs …", "two people …"]
+
+    Attributes:
+        backbone: the frozen network and its transform.
+        decoder: in eval mode.
+        vocab: the decoder's.
+        precision: arithmetic and device of the decoding.
+        run: what was trained.
+        data: root of all files, where `consensus` finds the training images' features and captions.
+    """
+
+    backbone: Backbone
+    decoder: Decoder
+    vocab: Vocab
+    precision: Precision
+    run: RunConfig
+    data: Path
+    _consensus: tuple[tuple[int, int, float], Consensus] | None = field(default=None, repr=False)
+
+    def caption(
+        self,
+        images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+        **options: Any,
+    ) -> list[str]:
+        """Caption images.
+
+        Args:
+            images: paths, or PIL images in any mode; one alone gives a list of one caption.
+            options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), which
+                `showtell caption --help` explains; `preset` fills in those that are not given.
+
+        Raises:
+            DatasetError: a file that is missing or cannot be read as an image.
+            ConfigError: options that cannot be.
+        """
+        if preset := options.get("preset"):
+            options = apply_preset(DECODING_PRESETS, preset, options, tuple(options))
+        decoding = DecodingOptions(**options)
+        generator = torch.Generator().manual_seed(decoding.seed)
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        captions: list[str] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            pixels = [self.pixels(image, decoding.views) for image in batch]
+            found = self.decode_pixels(pixels, decoding, generator)
+            captions += [self.vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
+        return captions
+
+    def decode_pixels(
+        self,
+        pixels: Sequence[NDArray[np.uint8]],
+        options: DecodingOptions,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Caption images that have been through the transform: (V, 3, H, W) uint8 each.
+
+        Args:
+            pixels: of one batch.
+            options: how to decode.
+            generator: of a draw that goes on from batch to batch; default a new one.
+
+        Returns:
+            For each image at least one and at most `n_best` captions, best first.
+
+        Raises:
+            MissingArtifactError: `consensus` is asked for where the training images are not.
+        """
+        if not pixels:
+            return []
+        consensus = self.consensus(options)
+        batch = torch.from_numpy(np.concatenate(pixels)).to(self.precision.device)  # (N·V, 3, H, W)
+        looks = self.decoder.looks_at_grid
+        features = self.backbone.grid(batch) if looks else self.backbone(batch)
+        features = features.half()  # as those it was trained on were cached
+        views = features.unflatten(0, (len(pixels), options.views)).unbind(1)
+        model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
+        shown = views[0] if options.views == 1 else views
+        limited = options.for_unit(self.vocab.unit)
+        (found,) = decode(model, [shown], self.precision, limited, generator)
+        if consensus is not None:
+            pooled = [view.float().mean(1) if looks else view.float() for view in views]
+            found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)
+        return [hypotheses[: options.n_best] for hypotheses in found]
+
+    def consensus(self, options: DecodingOptions) -> Consensus | None:
+        """What captions are compared with, where the options ask for it; read once.
+
+        Raises:
+            MissingArtifactError: the training images' features or captions are not there.
+        """
+        if not options.consensus:
+            return None
+        wanted = (options.views, options.consensus, options.consensus_precision)
+        if self._consensus is None or self._consensus[0] != wanted:
+            store = load_run_features(self.data, self.run)
+            require_views(store, options.views)
+            captions_dir = self.data / self.run.dataset / "captions"
+            self._consensus = wanted, Consensus.load(captions_dir, [store], *wanted)
+        return self._consensus[1]
+
+    def pixels(self, image: str | Path | Image.Image, num_views: int = 1) -> NDArray[np.uint8]:
+        """Read an image and bring its views to the size the network wants: (V, 3, H, W) uint8.
+
+        Raises:
+            DatasetError: it is missing, or cannot be read as an image.
+        """
+        transform = self.backbone.transform
+        try:
+            if isinstance(image, Image.Image):
+                picture = to_rgb(upright(image.copy()))
+            else:
+                picture = open_picture(Path(image).read_bytes(), transform)
+            return np.stack([transform(picture, view) for view in VIEWS[:num_views]])
+        except OSError as error:
+            raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None
+        except UnreadableImageError as error:
+            raise DatasetError(f"{image} is not a readable image: {error}.") from None
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    data: str | Path = "data",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Captioner:
+    """Load a run to caption with.
+
+    Args:
+        run: folder of a run, or a name under `data/runs`; None is the newest.
+        data: root of all files, where `run` is no folder but a name.
+        weights: where the encoder's weights file is now; default where it was in training.
+        device: cpu, cuda, …; auto takes the GPU where there is one.
+        precision: auto, fp32, bf16 or fp16; or int8, which only the encoder computes in. auto is
+            int8 for it where the run was trained on such features and the CPU has it.
+
+    Raises:
+        MissingArtifactError: no such run.
+        WeightsError: the encoder's weights cannot be had.
+        MismatchError: they are not those that the run was trained with, or it looks at grids and
+            they have none.
+    """
+    keep_freed_memory()
+    if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
+        run_dir = Path(run)
+        data = run_dir.absolute().parents[1]  # data/runs/<run>
+    else:
+        run_dir = find_run(Path(data), None if run is None else str(run))
+    used = Precision("auto" if precision == "int8" else precision, choose_device(device))
+    config, vocab, decoder = load_run(run_dir, used.device)
+    made = config.backbone
+    trained_on_int8 = made.get("precision") == "int8"
+    if precision == "auto" and trained_on_int8 and used.device.type == "cpu":
+        precision = "int8" if cpu_multiplies_int8() else precision
+    backbone = load_backbone(
+        made["encoder"],
+        str(weights or made["weights"]),
+        made["image_size"],
+        used.device,
+        precision,
+    )
+    if backbone.weights_sha256 != made["weights_sha256"]:
+        raise MismatchError(
+            f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the "
+            f"run {run_dir} was trained with {made['weights_sha256'][:12]}. Put those back."
+        )
+    if decoder.looks_at_grid and not backbone.has_grid:
+        raise MismatchError(
+            f"the run {run_dir} looks at grids, which {backbone.name} at --image-size "
+            f"{made['image_size']} does not have. Put back the {CONFIG_NAME} of the run."
+        )
+    return Captioner(backbone, decoder, vocab, used, config, Path(data))
+
+
+def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:
+    """Print `path: caption` for each image, in order; an unreadable one gets a red line.
+
+    With `n_best` above 1 the path has a line of its own, and each caption one below it, after its
+    log-probability.
+
+    Args:
+        captioner: from `load`.
+        paths: image files, and folders whose images are taken in order of name.
+        options: how to decode.
+
+    Returns:
+        How many images could not be read.
+    """
+    images, num_unreadable = list(find_images(paths)), 0
+    generator = torch.Generator().manual_seed(options.seed)
+    for start in range(0, len(images), BATCH_SIZE):
+        readable: list[tuple[Path, NDArray[np.uint8]]] = []
+        for path in images[start : start + BATCH_SIZE]:
+            try:
+                readable.append((path, captioner.pixels(path, options.views)))
+            except DatasetError as error:
+                print_error(str(error))
+                num_unreadable += 1
+        found = captioner.decode_pixels([pixels for _, pixels in readable], options, generator)
+        for (path, _), hypotheses in zip(readable, found, strict=True):
+            print_note(_describe(path, hypotheses, captioner.vocab, options))
+    return num_unreadable
+
+
+def _describe(
+    path: Path, hypotheses: list[Hypothesis], vocab: Vocab, options: DecodingOptions
+) -> str:
+    captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
+    if options.n_best == 1:
+        return f"{path}: {captions[0]}"
+    pairs = zip(hypotheses, captions, strict=True)
+    return "\n".join([f"{path}:", *(f"  {h.log_prob:7.2f}  {caption}" for h, caption in pairs)])
+
+
+def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the given files, and the images of the given folders by name.
+
+    Raises:
+        DatasetError: a folder without images.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("[!.]*") if is_image_file(p))
+            if not found:
+                raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            yield from found
+        else:
+            yield path
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file with a suffix of images."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

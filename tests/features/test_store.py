@@ -1,0 +1,346 @@
+import hashlib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from showtell.features.grids import GridWriter, grid_name
+from showtell.features.shards import FeatureShard, read_shard, write_shard
+from showtell.features.store import FeatureStore, find_features
+from showtell.pipeline.captions import write_images
+from showtell.pipeline.datasets.registry import ImageRecord
+from showtell.pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
+from showtell.pipeline.stage.manifest import Manifest, hash_file
+
+IDS = [3, 5, 8, 2**33, 2**33 + 4]
+SKIPPED = {4: "the file is empty", 9: "does not exist"}
+WIDTH = 6
+DATASET = "tiny"
+
+
+def write_table(data: Path, ids: list[int]) -> Path:
+    path = data / DATASET / "captions/images.parquet"
+    write_images(path, [ImageRecord(i, f"{i}.jpg", "train", ("a",)) for i in ids])
+    return path
+
+
+def write_features(
+    data: Path, name: str = "resnet50-caffe", suffix: str = ".h5", ids: list[int] | None = None
+) -> Path:
+    """Write two shards, of three images and of the rest, with their manifest."""
+    ids = ids or IDS
+    directory = data / DATASET / "features" / name
+    features = np.random.default_rng(0).normal(size=(len(ids), WIDTH)).astype(np.float16)
+    outputs, fingerprints = {}, {}
+    for index, rows in enumerate((slice(0, 3), slice(3, None))):
+        path = directory / f"part-{index:05}{suffix}"
+        skipped = (list(SKIPPED.items())[index],)
+        shard = FeatureShard(
+            np.array(ids[rows], np.int64), features[rows], skipped, f"{index}" * 64
+        )
+        write_shard(path, shard)
+        outputs[path.name] = path.stat().st_size
+        fingerprints[path.name] = shard.fingerprint
+    table = write_table(data, [*ids, *SKIPPED])
+    Manifest(
+        stage="features",
+        version=1,
+        config={"encoder": "resnet50", "weights": "caffe", "format": "hdf5", "image_size": None},
+        inputs={"captions/images.parquet": hash_file(table)},
+        outputs=outputs,
+        counts={"num_images": len(ids), "num_skipped": 2, "feature_dim": WIDTH, "num_shards": 2},
+        details={"weights": "caffe", "fingerprints": fingerprints},
+    ).write(directory)
+    return directory
+
+
+def add_extras(directory: Path, num_views: int = 3, num_places: int | None = 4) -> np.ndarray:
+    """Give written features more views, and grids whose mean all of them are.
+
+    Returns:
+        (N, V, R, D) float16, the grids.
+    """
+    manifest = Manifest.read(directory)
+    rng, parts, outputs = np.random.default_rng(1), [], {}
+    for name in sorted(manifest.outputs):
+        shard = read_shard(directory / name)
+        shape = (len(shard.image_ids), num_views, num_places or 1, WIDTH)
+        parts.append(rng.normal(size=shape).astype(np.float16))
+        pooled = parts[-1].astype(np.float32).mean(2).astype(np.float16)
+        more = pooled[:, 1:] if num_views > 1 else None
+        shard = replace(shard, features=pooled[:, 0], views=more)
+        if num_places:
+            writer = GridWriter(directory / grid_name(name), shape[1:])
+            writer.append(parts[-1])
+            shard = replace(shard, grid_crc32=writer.publish())
+            outputs[grid_name(name)] = (directory / grid_name(name)).stat().st_size
+        write_shard(directory / name, shard)
+        outputs[name] = (directory / name).stat().st_size
+    counts = {"num_views": num_views} | ({"grid_places": num_places} if num_places else {})
+    config = {"views": num_views} | ({"grid": True} if num_places else {})
+    replace(
+        manifest,
+        outputs=outputs,
+        counts=manifest.counts | counts,
+        config=manifest.config | config,
+    ).write(directory)
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_store_holds_every_shard_in_order(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    store = FeatureStore.load(directory)
+    shards = [read_shard(path) for path in sorted(directory.glob("part-*"))]
+    assert store.image_ids.tolist() == IDS
+    assert store.image_ids.dtype == torch.int64
+    assert store.features.dtype == torch.float16
+    assert store.features.shape == (5, WIDTH)
+    assert store.feature_dim == WIDTH
+    assert store.skipped == SKIPPED
+    assert store.directory == directory
+    np.testing.assert_array_equal(
+        store.features.numpy(), np.concatenate([shard.features for shard in shards])
+    )
+
+
+def test_store_is_the_same_from_both_formats(tmp_path):
+    stores = [FeatureStore.load(write_features(tmp_path, s, s)) for s in (".h5", ".parquet")]
+    assert torch.equal(stores[0].features, stores[1].features)
+    assert torch.equal(stores[0].image_ids, stores[1].image_ids)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_rows_find_every_image_in_any_order(tmp_path, kind):
+    store = FeatureStore.load(write_features(tmp_path))
+    wanted = [IDS[4], IDS[0], IDS[0], IDS[2]]
+    rows = store.rows(kind(wanted))
+    assert rows.dtype == torch.int64
+    assert rows.tolist() == [4, 0, 0, 2]
+    assert store.image_ids[rows].tolist() == wanted
+
+
+def test_rows_equal_a_plain_lookup(tmp_path):
+    rng = np.random.default_rng(1)
+    ids = sorted(rng.choice(10**6, 2000, replace=False).tolist())
+    store = FeatureStore.load(write_features(tmp_path, ids=ids))
+    table = {image_id: row for row, image_id in enumerate(ids)}
+    wanted = rng.choice(ids, 5000)
+    assert store.rows(wanted).tolist() == [table[image_id] for image_id in wanted.tolist()]
+    asked = rng.integers(-10, 10**6 + 10, 5000)
+    assert store.has(asked).tolist() == [image_id in table for image_id in asked.tolist()]
+
+
+def test_rows_of_nothing_are_nothing(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    assert store.rows([]).shape == (0,)
+    assert store.rows([]).dtype == torch.int64
+    assert store.has([]).shape == (0,)
+
+
+def test_has_leaves_out_skipped_and_foreign_images(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    asked = [3, 4, 9, 2**33 + 4, -1, 2**40]
+    assert store.has(asked).tolist() == [True, False, False, True, False, False]
+
+
+def test_rows_of_a_skipped_image_tell_why(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    with pytest.raises(MismatchError, match=r"no features of 1 images, e\.g\. 4: the file is emp"):
+        store.rows([3, 4])
+
+
+def test_rows_of_another_dataset_name_the_command(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    message = (
+        r"resnet50-caffe has no features of 2 images, e\.g\. 6.*belong to another dataset.*"
+        r"Run 'showtell features --dataset tiny --encoder resnet50 --weights caffe --format hdf5'"
+    )
+    with pytest.raises(MismatchError, match=message):
+        store.rows([3, 6, 7, 6])
+
+
+def test_features_of_another_image_list_are_refused(tmp_path):
+    directory = write_features(tmp_path)
+    write_table(tmp_path, [1, 2])
+    message = "another image list.*Run 'showtell features --dataset tiny --encoder resnet50"
+    with pytest.raises(MismatchError, match=message):
+        FeatureStore.load(directory)
+
+
+def test_features_load_without_their_captions(tmp_path):
+    directory = write_features(tmp_path)
+    (tmp_path / DATASET / "captions/images.parquet").unlink()
+    assert len(FeatureStore.load(directory).image_ids) == 5
+
+
+def test_folder_without_a_manifest_names_the_command(tmp_path):
+    directory = write_features(tmp_path)
+    (directory / "manifest.json").unlink()
+    message = r"manifest\.json does not exist\. Run 'showtell features --dataset tiny' first"
+    with pytest.raises(MissingArtifactError, match=message):
+        FeatureStore.load(directory)
+
+
+def test_missing_shard_names_the_command(tmp_path):
+    directory = write_features(tmp_path)
+    (directory / "part-00001.h5").unlink()
+    with pytest.raises(MissingArtifactError, match=r"part-00001\.h5 is missing.*showtell features"):
+        FeatureStore.load(directory)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_damaged_shard_is_reported(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    path = directory / f"part-00001{suffix}"
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(len(content) - half))
+    with pytest.raises(BadShardError, match=rf"{path.name}.*Delete it and run 'showtell features'"):
+        FeatureStore.load(directory)
+
+
+def test_shard_of_another_width_is_reported(tmp_path):
+    directory = write_features(tmp_path)
+    manifest = Manifest.read(directory)
+    replace(manifest, counts=manifest.counts | {"feature_dim": 2048}).write(directory)
+    message = "part-00000.h5: 'features' is (3, 6) float16, expected (3, 2048) float16."
+    with pytest.raises(BadShardError, match=re.escape(message)):
+        FeatureStore.load(directory)
+
+
+def test_shard_of_other_weights_is_reported(tmp_path):
+    directory = write_features(tmp_path)
+    shard = read_shard(directory / "part-00001.h5")
+    write_shard(directory / "part-00001.h5", replace(shard, fingerprint="f" * 64))
+    with pytest.raises(BadShardError, match=r"part-00001\.h5.*not the shard that manifest\.json"):
+        FeatureStore.load(directory)
+
+
+@pytest.mark.parametrize(("num_images", "problem"), [(4, "not the shard"), (6, "hold 5 images")])
+def test_count_that_does_not_fit_is_reported(tmp_path, num_images, problem):
+    directory = write_features(tmp_path)
+    manifest = Manifest.read(directory)
+    replace(manifest, counts=manifest.counts | {"num_images": num_images}).write(directory)
+    with pytest.raises(BadShardError, match=rf"{problem}.*showtell features"):
+        FeatureStore.load(directory)
+
+
+def make_older(directory: Path, seconds: float) -> None:
+    path = directory / "manifest.json"
+    os.utime(path, (path.stat().st_mtime - seconds,) * 2)
+
+
+def test_newest_complete_features_are_found(tmp_path):
+    for age, name in enumerate(["a-x", "c-x", "b-x"]):
+        make_older(write_features(tmp_path, name), age * 100)
+    root = tmp_path / DATASET
+    assert find_features(root, None).name == "a-x"
+    (root / "features/a-x/part-00000.h5").unlink()
+    assert find_features(root, None).name == "c-x"
+    (root / "features/c-x/manifest.json").unlink()
+    assert find_features(root) == root / "features/b-x"
+    assert find_features(root, "b-x") == root / "features/b-x"
+
+
+def test_features_of_an_unknown_name_list_those_there_are(tmp_path):
+    for name in ("b-x", "a-x"):
+        write_features(tmp_path, name)
+    message = r"resnet50-caffe holds no finished features; there are: a-x, b-x\. Run 'showtell f"
+    with pytest.raises(MissingArtifactError, match=message):
+        find_features(tmp_path / DATASET, "resnet50-caffe")
+
+
+def test_dataset_without_features_names_the_command(tmp_path):
+    message = r"no finished features\. Run 'showtell features --dataset tiny' first"
+    with pytest.raises(MissingArtifactError, match=message):
+        find_features(tmp_path / DATASET, None)
+
+
+def test_features_without_extras_are_one_view_without_a_copy(tmp_path):
+    store = FeatureStore.load(write_features(tmp_path))
+    assert store.num_views == 1
+    assert store.views.shape == (5, 1, WIDTH)
+    assert store.views.data_ptr() == store.features.data_ptr()
+    assert store.grid_shape is None
+    digest = hashlib.sha256(np.array(IDS, np.int64).tobytes() + store.features.numpy().tobytes())
+    assert store.sha256 == digest.hexdigest()
+    message = r"has no grids\. Run 'showtell features .*--format hdf5 --grid'"
+    with pytest.raises(MissingArtifactError, match=message):
+        store.gather_grid(store.rows([3]))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_store_holds_all_views(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    grids = add_extras(directory, num_places=None)
+    store = FeatureStore.load(directory)
+    assert store.num_views == 3
+    assert store.views.dtype == torch.float16
+    np.testing.assert_array_equal(store.views.numpy(), grids[:, :, 0])
+    assert torch.equal(store.features, store.views[:, 0])
+    assert store.grid_shape is None
+
+
+def test_grids_are_gathered_from_memory_maps_in_any_order(tmp_path):
+    directory = write_features(tmp_path)
+    grids = add_extras(directory)
+    store = FeatureStore.load(directory)
+    assert store.grid_shape == (4, WIDTH)
+    assert all(isinstance(grid, np.memmap) for grid in store.grids.maps)
+    rows, views = torch.tensor([4, 0, 2, 3, 0, 4]), torch.tensor([1, 0, 2, 0, 2, 1])
+    gathered = store.gather_grid(rows, views)
+    assert gathered.dtype == torch.float16
+    expected = [grids[row, view] for row, view in zip(rows, views, strict=True)]
+    np.testing.assert_array_equal(gathered.numpy(), np.stack(expected))
+    np.testing.assert_array_equal(store.gather_grid(rows).numpy(), grids[rows.numpy(), 0])
+    assert store.gather_grid(rows[:0]).shape == (0, 4, WIDTH)
+
+
+def test_grids_of_a_shard_without_rows_are_passed_over(tmp_path):
+    directory = write_features(tmp_path, ids=[3, 5, 8])  # the second shard is empty
+    grids = add_extras(directory)
+    store = FeatureStore.load(directory)
+    np.testing.assert_array_equal(store.gather_grid(torch.tensor([2, 0])), grids[[2, 0], 0])
+
+
+def test_sha256_tells_views_and_grids_apart(tmp_path):
+    hashes = []
+    for name, extras in {"a": (1, 4), "b": (3, None), "c": (3, 4), "d": (3, 4)}.items():
+        directory = write_features(tmp_path, name)
+        add_extras(directory, *extras)
+        hashes.append(FeatureStore.load(directory).sha256)
+    hashes.append(FeatureStore.load(write_features(tmp_path, "e")).sha256)
+    assert len(set(hashes)) == 4
+    assert hashes[2] == hashes[3]
+
+
+def test_missing_grid_names_the_command(tmp_path):
+    directory = write_features(tmp_path)
+    add_extras(directory)
+    (directory / "part-00001.grid.npy").unlink()
+    message = r"part-00001\.grid\.npy is missing.*showtell features"
+    with pytest.raises(MissingArtifactError, match=message):
+        FeatureStore.load(directory)
+
+
+def test_grid_of_another_shard_is_reported(tmp_path):
+    directory = write_features(tmp_path, ids=[*IDS, 2**33 + 5])  # two shards of three
+    add_extras(directory)
+    (directory / "part-00000.grid.npy").replace(directory / "part-00001.grid.npy")
+    content = (directory / "part-00001.grid.npy").read_bytes()
+    (directory / "part-00000.grid.npy").write_bytes(content)
+    with pytest.raises(BadShardError, match=r"part-00001\.grid\.npy: the grid of image"):
+        FeatureStore.load(directory)
+
+
+def test_command_that_mends_brings_views_and_grids_back(tmp_path):
+    directory = write_features(tmp_path)
+    add_extras(directory)
+    write_table(tmp_path, [1, 2])
+    with pytest.raises(MismatchError, match=r"--views 3 --grid'"):
+        FeatureStore.load(directory)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from showtell.model.decoders.ensemble import Ensemble
+from showtell.model.generation.beam import beam_search
+from showtell.pipeline.config import DecodingOptions
+from showtell.pipeline.text.vocab import BOS
+
+OPTIONS = [
+    {"beam": 1},
+    {"beam": 3},
+    {"beam": 3, "no_repeat_ngram": 1, "min_length": 3},
+    {"beam": 4, "beam_groups": 2},
+]
+MIXED = [
+    {"cell": "gru", "seed": 1},
+    {"cell": "lstm", "hidden_size": 12, "num_layers": 2, "seed": 2},
+    {"cell": "rnn", "feature_dim": 4, "image_as": "initial-state", "seed": 3},
+    {"cell": "gru", "feature_dim": 5, "attention": "soft", "seed": 4},
+    {"cell": "lstm", "attention": "adaptive", "seed": 5},
+]
+
+
+@pytest.fixture
+def mixed(random_decoder) -> Ensemble:
+    """Decoders that share nothing but the size of their vocabulary."""
+    return Ensemble([random_decoder(**options) for options in MIXED])
+
+
+def features_of(ensemble: Ensemble, num_images: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [
+        torch.randn(num_images, *([3] if m.looks_at_grid else []), m.config.feature_dim)
+        for m in ensemble.members
+    ]
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_ensemble_of_a_decoder_with_itself_is_the_decoder(
+    random_decoder, cell: str, options: dict[str, int], num_members: int
+) -> None:
+    decoder, features = random_decoder(cell=cell), torch.randn(20, 6)
+    ensemble, chosen = Ensemble([decoder] * num_members), DecodingOptions(**options)
+    alone = beam_search(decoder, decoder.init_state(features), chosen)
+    together = beam_search(ensemble, ensemble.init_state([features] * num_members), chosen)
+    for ones, others in zip(alone, together, strict=True):
+        assert [h.token_ids for h in ones] == [h.token_ids for h in others]
+        assert [h.log_prob for h in ones] == pytest.approx([h.log_prob for h in others], abs=1e-4)
+
+
+def test_step_gives_the_mean_of_the_members_probabilities(mixed) -> None:
+    features = features_of(mixed, 4)
+    torch.manual_seed(1)
+    captions = torch.cat([torch.full((4, 1), BOS), torch.randint(4, 12, (4, 5))], 1)
+    state = mixed.init_state(features)
+    for length in range(captions.shape[1]):
+        logits, state = mixed.step(captions[:, length], state)
+        mean = 0
+        for member, own in zip(mixed.members, features, strict=True):
+            outputs = member(own, captions[:, : length + 1])  # the path of the training
+            mean = mean + member.logits(outputs)[:, -1].softmax(1) / len(mixed.members)
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double().softmax(1), mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_mixed_members_are_searched_in_batches_as_one_by_one(mixed, options) -> None:
+    chosen, features = DecodingOptions(max_length=8, **options), features_of(mixed, 15)
+    together = beam_search(mixed, mixed.init_state(features), chosen)
+    for image, hypotheses in enumerate(together):
+        own = [member[image, None] for member in features]
+        (alone,) = beam_search(mixed, mixed.init_state(own), chosen)
+        assert [h.token_ids for h in hypotheses] == [h.token_ids for h in alone]
+
+
+def test_mode_reaches_the_members(mixed) -> None:
+    assert mixed.train().members[1].training
+    assert not mixed.eval().members[1].training

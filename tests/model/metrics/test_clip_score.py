@@ -1,0 +1,114 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from showtell.model.metrics import clip_score as clipscore
+from showtell.model.metrics.clip_score import (
+    find_clip,
+    load_clip,
+    open_picture,
+    scaled_cosines,
+    score_clip,
+)
+from showtell.pipeline.captions import read_images
+from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory) -> Path:
+    """A CLIP that has learned nothing and knows letters only, as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(code) + end for code in range(97, 123) for end in ("", "</w>")]
+    words = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    layers |= {"num_attention_heads": 2}
+    ids = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    config = transformers.CLIPConfig(
+        text_config=layers | ids | {"vocab_size": len(words), "max_position_embeddings": 77},
+        vision_config=layers | {"image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = transformers.CLIPImageProcessor(**sizes)
+    transformers.CLIPProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_scores_of_embeddings_equal_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    images, texts = rng.normal(size=(2, 9, 4))
+    images[0], texts[1] = texts[0], -images[1]
+    expected = []
+    for image, text in zip(images, texts, strict=True):
+        dot = sum(a * b for a, b in zip(image, text, strict=True))
+        expected.append(2.5 * max(dot / (math.hypot(*image) * math.hypot(*text)), 0))
+    found = scaled_cosines(torch.from_numpy(images), torch.from_numpy(texts))
+    assert found == pytest.approx(expected)
+    assert found[:2] == pytest.approx([2.5, 0])
+
+
+def test_scores_are_those_of_each_picture_with_its_prompted_caption(
+    tiny_clip, prepared_scenes
+) -> None:
+    captions_dir = prepared_scenes / "scenes" / "captions"
+    images = read_images(captions_dir / "images.parquet")
+    captions = ["a red square", "", "stars " * 99, "a cat", "z"]
+    hypotheses = dict(zip(images.image_ids[:5].tolist(), captions, strict=True))
+    found = score_clip(tiny_clip, captions_dir, hypotheses)
+    model, processor = load_clip(tiny_clip)
+    for index, caption in enumerate(captions):
+        path = prepared_scenes / "scenes/raw" / images.file_names[index]
+        picture = open_picture(ImageFiles(path.parent), path.name)
+        text = f"A photo depicts {caption}"
+        limits = {"truncation": True, "max_length": 77}
+        inputs = processor(text=text, images=picture, return_tensors="pt", **limits)
+        with torch.inference_mode():
+            cosine = float(model(**inputs).logits_per_image / model.logit_scale.exp())
+        assert found[index] == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
+    assert len(set(found.round(6))) > 1
+
+
+def test_clip_is_known_by_its_content(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(clipscore, "find_spec", lambda name: True)
+    assert find_clip(None) == {}
+    with pytest.raises(MissingArtifactError, match=r"holds no CLIP, expected config\.json and one"):
+        find_clip(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    one = find_clip(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert set(one) == {"clip"} and find_clip(tmp_path) != one
+
+
+def test_missing_transformers_names_the_command(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(clipscore, "find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ScorerError, match=r"Run \.venv/bin/pip install -e '\.\[clip\]'"):
+        find_clip(tmp_path)
+
+
+def test_damaged_clip_is_an_error(tmp_path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ScorerError, match="cannot be loaded as CLIP"):
+        load_clip(tmp_path)
+
+
+def test_picture_that_is_gone_or_broken_is_named(tmp_path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    for name in ("gone.jpg", "broken.jpg"):
+        with pytest.raises(DatasetError, match=rf"{name} cannot be read for CLIPScore"):
+            open_picture(ImageFiles(tmp_path), name)

@@ -1,0 +1,115 @@
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from showtell.model.runs.run_log import METRICS_NAME, RunLog
+
+
+def records_of(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / METRICS_NAME).read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def events_of(run_dir: Path) -> Iterator[Event]:
+    """What TensorBoard reads: (length uint64, crc uint32, event, crc uint32), file by file."""
+    for path in sorted((run_dir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (size,) = struct.unpack_from("<Q", content, at)
+            yield Event.FromString(content[at + 12 : at + 12 + size])
+            at += 12 + size + 4
+        assert at == len(content)
+
+
+def scalars_of(run_dir: Path) -> list[tuple[int, str, float]]:
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events_of(run_dir)
+        for value in event.summary.value
+    ]
+
+
+def test_log_is_one_json_object_a_line(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(50, loss=3.5, lr=1e-3)
+        log.write(57, epoch=1, val_CIDEr=0.25)
+    assert records_of(tmp_path) == [
+        {"step": 50, "loss": 3.5, "lr": 1e-3},
+        {"step": 57, "epoch": 1, "val_CIDEr": 0.25},
+    ]
+    assert (tmp_path / METRICS_NAME).read_text("utf-8").endswith("}\n")
+
+
+def test_record_can_be_read_while_the_training_goes_on(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(1, loss=3.5)
+        assert records_of(tmp_path) == [{"step": 1, "loss": 3.5}]
+
+
+def test_resumed_log_drops_the_records_after_its_checkpoint(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        for step in (1, 2, 3, 4):
+            log.write(step, loss=float(step))
+    with RunLog(tmp_path, step=2) as log:
+        assert [record["step"] for record in records_of(tmp_path)] == [1, 2]
+        log.write(3, loss=33.0)
+    assert records_of(tmp_path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 33.0},
+    ]
+
+
+def test_log_from_the_start_drops_all_there_was(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(1, loss=1.0)
+    with RunLog(tmp_path, step=0):
+        pass
+    assert (tmp_path / METRICS_NAME).read_bytes() == b""
+
+
+@pytest.mark.parametrize("unfinished", ['{"st', '{"step": 2, "loss": 0.', '{"step": 2}', "{"])
+def test_line_that_a_power_cut_left_unfinished_is_dropped(tmp_path, unfinished: str) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(1, loss=1.0)
+    with (tmp_path / METRICS_NAME).open("a") as file:
+        file.write(unfinished)
+    with RunLog(tmp_path, step=5) as log:
+        log.write(6, loss=6.0)
+    assert [record["step"] for record in records_of(tmp_path)] == [1, 6]
+
+
+def test_tensorboard_holds_the_same_scalars(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(50, loss=3.5, lr=0.25)
+        log.write(57, epoch=1, val_CIDEr=0.125)
+    assert scalars_of(tmp_path) == [
+        (50, "loss", 3.5),
+        (50, "lr", 0.25),
+        (57, "epoch", 1.0),
+        (57, "val_CIDEr", 0.125),
+    ]
+
+
+def test_resumed_log_tells_tensorboard_from_where_on_to_forget(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write(3, loss=3.0)
+    with RunLog(tmp_path, step=2) as log:
+        log.write(3, loss=33.0)
+    starts = [
+        event.step for event in events_of(tmp_path) if event.session_log.status == 1
+    ]  # SessionLog.START: earlier events from this step on are orphans
+    assert starts[-1] == 3
+    assert (3, "loss", 33.0) in scalars_of(tmp_path)
+
+
+def test_log_is_closed_after_an_error(tmp_path) -> None:
+    with pytest.raises(ZeroDivisionError), RunLog(tmp_path, step=0) as log:
+        log.write(1, loss=1.0)
+        raise ZeroDivisionError
+    assert log.file.closed
+    assert scalars_of(tmp_path) == [(1, "loss", 1.0)]

@@ -1,0 +1,212 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from showtell.model.compare import compare, find_differences, find_evaluation
+from showtell.model.metrics.caption_scorer import CaptionScorer
+from showtell.model.metrics.per_image import ImageScores
+from showtell.pipeline import status
+from showtell.pipeline.config import CompareConfig
+from showtell.pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
+from showtell.pipeline.stage.manifest import Manifest, hash_file
+
+CAPTIONS = ("images.parquet", "captions.parquet", "vocab.json")
+NUM_IMAGES = 40
+
+
+def make_images(seed: int, better: float = 0.0, num_images: int = NUM_IMAGES) -> ImageScores:
+    """Captions of drawn words; CIDEr of image i is noise about the same for every seed."""
+    rng = np.random.default_rng(seed)
+    words = lambda: " ".join(rng.choice(list("abcdefgh"), 9))  # noqa: E731
+    references = {image_id: [words(), words()] for image_id in range(num_images)}
+    scores = CaptionScorer(references).score_each({i: words() for i in references})
+    cider = np.random.default_rng(99).random(num_images) + better + 0.1 * rng.random(num_images)
+    return ImageScores(
+        scores.image_ids, scores.bleu, rng.random((num_images, 23)), {"CIDEr": cider}
+    )
+
+
+def write_evaluation(data: Path, run: str, images: ImageScores, split: str = "val") -> Path:
+    """What train and eval leave of a run, as far as `compare` looks at it."""
+    run_dir, captions = data / "runs" / run, data / "scenes" / "captions"
+    eval_dir = run_dir / "eval" / f"{split}-beam3"
+    eval_dir.mkdir(parents=True)
+    (run_dir / "best.safetensors").write_text(run)
+    Manifest("train", 1, {"dataset": "scenes"}, {}, {}).write(run_dir)
+    images.write(eval_dir / "scores.npz")
+    inputs = {name: hash_file(captions / name) for name in CAPTIONS}
+    inputs["best.safetensors"] = hash_file(run_dir / "best.safetensors")
+    outputs = {"scores.npz": (eval_dir / "scores.npz").stat().st_size}
+    details = {"dataset": "scenes"}
+    Manifest("eval", 2, {"split": split}, inputs, outputs, details=details).write(eval_dir)
+    return eval_dir
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data folder with one evaluation each of the runs `a` and `b`, of which `b` is better."""
+    (tmp_path / "scenes/captions").mkdir(parents=True)
+    for name in CAPTIONS:
+        (tmp_path / "scenes/captions" / name).write_text(name)
+    write_evaluation(tmp_path, "a", make_images(0))
+    write_evaluation(tmp_path, "b", make_images(1, better=0.2))
+    return tmp_path
+
+
+def write_ensemble(data: Path, images: ImageScores) -> Path:
+    """An evaluation of the runs `a` and `b` together."""
+    captions = data / "scenes" / "captions"
+    eval_dir = data / "ensembles/a+b/eval/val-beam3"
+    eval_dir.mkdir(parents=True)
+    images.write(eval_dir / "scores.npz")
+    inputs = {name: hash_file(captions / name) for name in CAPTIONS}
+    for run in "ab":
+        inputs[f"{run}/best.safetensors"] = hash_file(data / f"runs/{run}/best.safetensors")
+    outputs = {"scores.npz": (eval_dir / "scores.npz").stat().st_size}
+    details = {"dataset": "scenes"}
+    Manifest("eval", 2, {"split": "val"}, inputs, outputs, details=details).write(eval_dir)
+    return eval_dir
+
+
+def change_manifest(data: Path, run: str, section: str, name: str, value: object) -> None:
+    path = data / "runs" / run / "eval/val-beam3/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest[section][name] = value
+    path.write_text(json.dumps(manifest))
+
+
+# --- the statistics ----------------------------------------------------------------------------
+
+
+def test_differences_are_paired_by_image() -> None:
+    a, b = make_images(0), make_images(1, better=0.03)
+    found = {d.name: d for d in find_differences(a, b, 1000, seed=0)}["CIDEr"]
+    differences = b.means["CIDEr"] - a.means["CIDEr"]
+    error = differences.std() / np.sqrt(NUM_IMAGES)
+    assert found.score_b - found.score_a == pytest.approx(differences.mean())
+    assert found.low == pytest.approx(differences.mean() - 1.96 * error, abs=0.3 * error)
+    assert found.high == pytest.approx(differences.mean() + 1.96 * error, abs=0.3 * error)
+    # Unpaired, each score alone swings far more than the two differ.
+    assert a.means["CIDEr"].std() / np.sqrt(NUM_IMAGES) > 5 * error
+
+
+def test_order_of_the_images_makes_no_difference() -> None:
+    a, b = make_images(0), make_images(1)
+    turned = b.select(np.arange(NUM_IMAGES)[::-1])
+    assert find_differences(a, turned, 200, seed=0) == find_differences(a, b, 200, seed=0)
+
+
+def test_evaluation_does_not_differ_from_itself() -> None:
+    for found in find_differences(make_images(0), make_images(0), 200, seed=0):
+        assert (found.low, found.high, found.p_value) == (0, 0, 1)
+
+
+def test_only_scores_that_both_have_are_compared() -> None:
+    a = make_images(0).with_means({"SPICE": np.ones(NUM_IMAGES)})
+    names = [found.name for found in find_differences(a, make_images(1), 200, seed=0)]
+    assert names == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "CIDEr"]
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_command_shows_scores_difference_interval_and_p(data, showtell) -> None:
+    status, shown = showtell("compare", "a", "b/val-beam3", "--data", data)
+    assert status == 0
+    found = compare(CompareConfig(data=data, eval_a="a", eval_b="b"))[-1]
+    row = next(line.split() for line in shown.splitlines() if "CIDEr" in line)
+    assert row[1:4] == [
+        f"{100 * found.score_a:.1f}",
+        f"{100 * found.score_b:.1f}",
+        f"{100 * (found.score_b - found.score_a):+.1f}",
+    ]
+    assert f"{100 * found.low:+.1f} to {100 * found.high:+.1f}" in " ".join(row)
+    assert row[-1] == f"{found.p_value:.4f}" == "0.0002"
+    assert "40 images" in shown and "p below 0.05" in shown
+
+
+def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
+    folder = data / "runs/a/eval/val-beam3"
+    for name in ("a", "a/val-beam3", str(folder), f"{folder}/"):
+        assert find_evaluation(data, name) == folder
+    shutil.copytree(folder, folder.with_name("val-beam5"))
+    with pytest.raises(
+        MissingArtifactError, match=r"val-beam3, val-beam5\. Give one, .*a/val-beam3"
+    ):
+        find_evaluation(data, "a")
+    for name in ("x", "a/test-beam3", "", str(data)):
+        with pytest.raises(MissingArtifactError, match=r"names n.*(Give one|'showtell eval)"):
+            find_evaluation(data, name)
+
+
+def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showtell) -> None:
+    folder = write_ensemble(data, make_images(2, better=0.4))
+    for name in ("a+b", "b+a", "b+a/val-beam3", str(folder)):
+        assert find_evaluation(data, name) == folder
+    code, shown = showtell("compare", "a", "a+b", "--data", str(data))
+    assert code == 0 and "CIDEr" in shown
+    Path(data / "runs/b/best.safetensors").write_text("trained again")
+    status._hash.cache_clear()
+    code, shown = showtell("compare", "a", "a+b", "--data", str(data))
+    assert code != 0 and "stale: b/best.safetensors changed" in shown
+    assert "'showtell eval --run a --run b'" in shown
+    with pytest.raises(MissingArtifactError, match="'showtell eval --run x --run y'"):
+        find_evaluation(data, "x+y")
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "named"),
+    [
+        ("details", "dataset", "coco", r"different datasets \(scenes and coco\)"),
+        ("config", "split", "test", r"different splits \(val and test\)"),
+    ],
+)
+def test_other_references_are_refused(data, section, name, value, named) -> None:
+    change_manifest(data, "b", section, name, value)
+    with pytest.raises(MismatchError, match=named):
+        compare(CompareConfig(data=data, eval_a="a", eval_b="b"))
+
+
+def test_captions_prepared_otherwise_are_refused(data, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data / "scenes", other / "scenes")
+    (other / "scenes/captions/captions.parquet").write_text("other captions")
+    folder = write_evaluation(other, "b", make_images(1))
+    with pytest.raises(MismatchError, match="different captions"):
+        compare(CompareConfig(data=data, eval_a="a", eval_b=str(folder)))
+
+
+def test_other_images_are_refused(data) -> None:
+    write_evaluation(data, "c", make_images(1, num_images=NUM_IMAGES - 1))
+    with pytest.raises(MismatchError, match=r"scores 40 images and .* 39, and image 39 is in one"):
+        compare(CompareConfig(data=data, eval_a="a", eval_b="c"))
+
+
+def test_stale_or_unfinished_evaluations_are_refused(data, showtell) -> None:
+    (data / "runs/b/best.safetensors").write_text("trained again")
+    status, shown = showtell("compare", "a", "b", "--data", data)
+    assert status == 1
+    assert "stale: best.safetensors changed. Run 'showtell eval --run b'" in shown
+    (data / "runs/a/eval/val-beam3/manifest.json").unlink()
+    with pytest.raises(MissingArtifactError, match=r"is not finished. Run 'showtell eval --run a'"):
+        compare(CompareConfig(data=data, eval_a="a", eval_b="a"))
+
+
+def test_evaluation_of_an_older_showtell_is_refused(data) -> None:
+    folder = data / "runs/a/eval/val-beam3"
+    (folder / "scores.npz").unlink()
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outputs": {}, "version": 1}))
+    with pytest.raises(MissingArtifactError, match=r"has no scores\.npz: .* older showtell"):
+        compare(CompareConfig(data=data, eval_a="a", eval_b="b"))
+
+
+def test_too_few_draws_are_refused() -> None:
+    with pytest.raises(ConfigError, match="draws must be at least 100, got 9"):
+        CompareConfig(eval_a="a", eval_b="b", draws=9)

@@ -1,0 +1,515 @@
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from showtell.model import train as train_module
+from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.generation import generate as decoding
+from showtell.model.train import Trainer, train
+from showtell.model.training.batches import CaptionBatches
+from showtell.model.training.data import decoder_config, load_training_data
+from showtell.model.training.loss import caption_loss, learning_rate_at, make_optimizer
+from showtell.model.training.resume import default_run_name
+from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.stage.errors import (
+    ConfigError,
+    MismatchError,
+    MissingArtifactError,
+    ShowTellError,
+    StoppedError,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny_config(data: Path, **options: object) -> TrainConfig:
+    sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 16, "epochs": 3}
+    return TrainConfig(data=data, dataset="scenes", run="r", **(sizes | options))
+
+
+def weights_of(data: Path, run: str, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(data / "runs" / run / f"{name}.safetensors")
+
+
+def assert_same_weights(data: Path, first: str, second: str) -> None:
+    for name in ("best", "last"):
+        left, right = weights_of(data, first, name), weights_of(data, second, name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), key
+
+
+def metrics_of(data: Path, run: str) -> list[dict[str, float]]:
+    return [json.loads(x) for x in (data / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
+    config = tiny_config(scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
+    data = load_training_data(config)
+    torch.manual_seed(0)
+    decoder = Decoder(decoder_config(config, data))
+    batch = CaptionBatches(data.store, data.captions, 8, CPU).gather(torch.arange(8))
+    optimizer = make_optimizer(decoder, replace(config, learning_rate=1e-2))
+    before = caption_loss(decoder, batch).item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        caption_loss(decoder, batch).backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
+        optimizer.step()
+    # What stays is what the image and the words before leave open: captions of one image differ.
+    assert caption_loss(decoder, batch).item() < before / 4
+
+
+def test_validation_by_a_wide_beam_takes_a_few_images_at_a_time(scenes, monkeypatch) -> None:
+    monkeypatch.setattr(decoding, "ROWS_TOGETHER", 12)
+    sizes, look = [], Decoder.init_state
+    monkeypatch.setattr(
+        Decoder, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+    )
+    train(tiny_config(scenes, epochs=1, val_beam=4, val_images=5))
+    assert sizes == [3, 2]
+
+
+def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
+    manifest = train(tiny_config(scenes, epochs=8, learning_rate=1e-2))
+    run_dir = scenes / "runs" / "r"
+    records = metrics_of(scenes, "r")
+    losses = [record["loss"] for record in records if "loss" in record]
+    scores = [record["val_CIDEr"] for record in records if "val_CIDEr" in record]
+    assert losses[-1] < losses[0]
+    assert len(scores) == 8
+    assert manifest.details["CIDEr"] == pytest.approx(max(scores))
+    assert scores.index(max(scores)) + 1 == manifest.counts["best_epoch"]
+    assert {"config.json", "vocab.json", "best.safetensors", "last.safetensors"} <= {
+        path.name for path in run_dir.iterdir()
+    }
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "gru", "num_layers": 2},
+        {"cell": "lstm", "attention": "soft", "ema": 0.7, "scheduled_sampling": 0.3},
+        {"init": "first", "scst": True, "ema": 0.7, "batch_size": 32, "xe_weight": 0.2},
+    ],
+    ids=str,
+)
+def test_stopped_and_resumed_run_equals_one_never_stopped(
+    grid_scenes, monkeypatch, options: dict[str, object]
+) -> None:
+    scenes, options = grid_scenes, {"dropout": 0.3} | options
+    if "init" in options:
+        train(replace(tiny_config(scenes, cell="lstm", epochs=1), run="first"))
+    train(tiny_config(scenes, **options))
+    shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
+    real_clip, stop_at = torch.nn.utils.clip_grad_norm_, iter((5, 11))
+    next_stop, calls = next(stop_at), 0
+
+    def clip_that_is_interrupted(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == next_stop:
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C in the middle of a step
+        return real_clip(*args)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_that_is_interrupted)
+    match = r"stopped by SIGINT at step 5\. Run 'showtell train"
+    with pytest.raises(StoppedError, match=match) as stopped:
+        train(tiny_config(scenes, **options))
+    assert stopped.value.exit_status == 130
+    next_stop, calls = next(stop_at), 0
+    with pytest.raises(StoppedError, match="at step 16"):
+        train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
+    next_stop = -1
+    torch.manual_seed(999)  # whatever came before the resumption must not matter
+    train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
+    assert_same_weights(scenes, "r", "whole")
+    # Loss and reward are means of the steps since the record before, or since the resumption.
+    without_time = [
+        [
+            {k: v for k, v in record.items() if "second" not in k and k not in ("loss", "reward")}
+            for record in metrics_of(scenes, run)
+        ]
+        for run in ("r", "whole")
+    ]
+    assert without_time[0] == without_time[1]
+
+
+def test_kept_weights_are_the_running_mean(scenes, monkeypatch) -> None:
+    train(tiny_config(scenes, epochs=1, ema=0.8))
+    weights, kept = weights_of(scenes, "r"), weights_of(scenes, "r", "best")
+    for name, value in kept.items():
+        assert torch.equal(value, weights[f"average.module.{name}"])
+    assert not torch.equal(kept["output_bias"], weights["model.output_bias"])
+    # A mean that forgets at once is the weights themselves.
+    train(replace(tiny_config(scenes, epochs=1, ema=1e-12), run="forgets"))
+    train(replace(tiny_config(scenes, epochs=1), run="plain"))
+    plain = weights_of(scenes, "plain", "best")
+    for name, value in weights_of(scenes, "forgets", "best").items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, scenes) -> None:
+    train(tiny_config(scenes, cell="lstm", learning_rate=1e-2))
+    common = ("train", "--data", scenes, "--init", "r", "--scst", "--epochs", 1)
+    status, output = showtell(*common, "--learning-rate", 1e-9, "--weight-decay", 0)
+    assert status == 0, output
+    config = json.loads((scenes / "runs/r-scst/config.json").read_text())
+    assert config["decoder"]["cell"] == "lstm" and config["decoder"]["hidden_size"] == 16
+    before = weights_of(scenes, "r", "best")
+    for name, value in weights_of(scenes, "r-scst", "best").items():  # at no learning rate
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
+    assert default_run_name(tiny_config(scenes, init="r")) == "r-tuned"
+    assert default_run_name(tiny_config(scenes)) == "scenes-gru"
+    assert default_run_name(tiny_config(scenes, attention="soft")) == "scenes-gru-soft"
+    status, output = showtell(*common, "--cell", "gru", "--run", "x")
+    assert status == 1
+    assert "--init r was trained with cell lstm, got gru. Leave it out" in output
+    with pytest.raises(MismatchError, match="--init r was trained with num_layers 1, got 2"):
+        train(replace(tiny_config(scenes, init="r", num_layers=2), run="x"))
+    with pytest.raises(MissingArtifactError, match=r"no run 'nosuch' with weights \(there are r"):
+        train(replace(tiny_config(scenes, init="nosuch"), run="x"))
+    assert not (scenes / "runs/x/config.json").exists()
+
+
+def test_run_does_not_start_from_one_of_another_vocabulary(scenes) -> None:
+    from showtell.pipeline.prepare import prepare
+
+    train(tiny_config(scenes, epochs=1))
+    prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
+    with pytest.raises(MismatchError, match="--init was trained with the vocabulary"):
+        train(replace(tiny_config(scenes, init="r"), run="s"))
+
+
+def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> None:
+    command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
+    for options, what, views in (
+        ({"attention": "soft"}, "holds no grids, which --attention soft looks at", 1),
+        ({"views": 2}, "holds 1 views of each image, --views .* asks for 2", 2),
+    ):
+        wanted = command.format(views) if "attention" in options else command[:-14].format(views)
+        with pytest.raises(MissingArtifactError, match=f"{what}. {wanted}"):
+            train(tiny_config(scenes, **options))
+    with pytest.raises(MissingArtifactError, match=f"asks for 3. {command.format(3)}"):
+        train(tiny_config(grid_scenes, views=3))
+
+
+def test_views_are_trained_on_and_all_of_them_by_default(grid_scenes) -> None:
+    for run, views in (("one", 1), ("two", 2), ("all", None)):
+        train(replace(tiny_config(grid_scenes, epochs=1, views=views), run=run))
+    assert_same_weights(grid_scenes, "two", "all")
+    one, two = (weights_of(grid_scenes, run, "best") for run in ("one", "two"))
+    assert torch.equal(one["feature_mean"], two["feature_mean"])  # of the pictures themselves
+    assert not torch.equal(one["image.weight"], two["image.weight"])
+
+
+def test_words_start_from_pretrained_vectors(scenes, capsys) -> None:
+    from showtell.pipeline.text.vocab import Vocab
+
+    vocab = Vocab.read(scenes / "scenes/captions/vocab.json")
+    words, path = vocab.words[4:8], scenes / "vectors.txt"
+    given = torch.randn(4, 16)
+    lines = [" ".join([w, *map(str, v.tolist())]) for w, v in zip(words, given, strict=True)]
+    path.write_text("\n".join(lines))
+    options = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0}
+    train(tiny_config(scenes, word_vectors=path, **options))
+    assert f"vectors for 4 of {len(vocab)} words" in capsys.readouterr().out
+    put, centred = weights_of(scenes, "r", "best")["embedding.weight"][4:8], given - given.mean(0)
+    factor = (put * centred).sum() / centred.square().sum()
+    torch.testing.assert_close(put, factor * centred, rtol=1e-3, atol=1e-4)
+    train(tiny_config(scenes, word_vectors=path, **options))  # up to date
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(MismatchError, match="trained with other word_vectors"):
+        train(tiny_config(scenes, word_vectors=path, **options))
+    with pytest.raises(MissingArtifactError, match=r"nosuch does not exist\. Give --word-vec"):
+        train(replace(tiny_config(scenes, word_vectors=scenes / "nosuch"), run="s"))
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(scenes, monkeypatch) -> None:
+    train(tiny_config(scenes))
+    shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
+    real_validate = Trainer._validate
+
+    def die_in_second_epoch(self: Trainer, log: object) -> None:
+        if self.progress.epoch == 2:
+            raise RuntimeError("power cut")
+        real_validate(self, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate", die_in_second_epoch)
+        with pytest.raises(RuntimeError):
+            train(tiny_config(scenes))
+    train(tiny_config(scenes, resume=True))
+    assert_same_weights(scenes, "r", "whole")
+    steps = [record["step"] for record in metrics_of(scenes, "r")]
+    assert steps == sorted(steps)
+    assert len([record for record in metrics_of(scenes, "r") if "val_CIDEr" in record]) == 3
+
+
+def test_features_are_centered_on_the_train_images_alone(scenes) -> None:
+    train(tiny_config(scenes, epochs=1))
+    data = load_training_data(tiny_config(scenes))
+    rows = data.store.rows(sorted(set(data.captions.image_ids.tolist())))
+    features = data.store.features[rows].float()
+    expected = (features / features.norm(dim=1, keepdim=True)).mean(0)
+    torch.testing.assert_close(weights_of(scenes, "r", "best")["feature_mean"], expected)
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(scenes) -> None:
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(tiny_config(scenes, epochs=1), run=run, seed=seed))
+    assert_same_weights(scenes, "a", "b")
+    assert any(
+        not torch.equal(value, weights_of(scenes, "c")[name])
+        for name, value in weights_of(scenes, "a").items()
+        if name.startswith("model.")
+    )
+
+
+def test_both_shard_formats_give_the_same_run(scenes, random_weights) -> None:
+    from showtell.features.extract import extract
+
+    train(replace(tiny_config(scenes, epochs=1), run="hdf5"))
+    extract(
+        FeaturesConfig(
+            data=scenes,
+            dataset="scenes",
+            encoder="resnet18",
+            weights=str(random_weights),
+            image_size=64,
+            shard_size=25,
+            format="parquet",
+        )
+    )
+    assert not list(scenes.glob("scenes/features/*/*.h5"))
+    train(replace(tiny_config(scenes, epochs=1), run="parquet"))
+    assert_same_weights(scenes, "hdf5", "parquet")
+
+
+def test_finished_run_is_not_trained_again(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    before = (scenes / "runs" / "r" / "last.safetensors").read_bytes()
+    train(tiny_config(scenes, epochs=1))
+    assert "up to date" in capsys.readouterr().out
+    assert (scenes / "runs" / "r" / "last.safetensors").read_bytes() == before
+
+
+def test_run_is_never_overwritten_by_another(scenes) -> None:
+    train(tiny_config(scenes, epochs=1))
+    before = (scenes / "runs" / "r" / "best.safetensors").read_bytes()
+    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+        train(tiny_config(scenes, epochs=1, cell="lstm"))
+    with pytest.raises(MismatchError, match=r"started with dropout 0\.5, got 0\.1"):
+        train(tiny_config(scenes, epochs=1, dropout=0.1, resume=True))
+    assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
+
+
+def test_finished_run_needs_no_checkpoint_and_misses_its_weights(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    run_dir = scenes / "runs" / "r"
+    (run_dir / "last.safetensors").unlink()
+    train(tiny_config(scenes, epochs=1))
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+        train(tiny_config(scenes, epochs=1, cell="lstm"))
+    (run_dir / "best.safetensors").unlink()
+    with pytest.raises(MissingArtifactError, match=r"best\.safetensors of a finished run is gone"):
+        train(tiny_config(scenes, epochs=1))
+
+
+def test_option_given_at_its_default_is_not_ignored_on_resume(showtell, scenes) -> None:
+    train(tiny_config(scenes, epochs=1, cell="lstm"))
+    common = ("train", "--dataset", "scenes", "--run", "r", "--resume", "--data", scenes)
+    assert showtell(*common)[0] == 0
+    status, output = showtell(*common, "--cell", "gru")
+    assert status == 1 and "started with cell lstm, got gru" in output
+
+
+def test_train_images_without_features_are_counted_and_all_of_them_refused(
+    scenes, monkeypatch, capsys
+) -> None:
+    from showtell.features.store import FeatureStore
+
+    real_has = FeatureStore.has
+    val_ids = set(load_training_data(tiny_config(scenes)).val_image_ids)
+
+    def has_all_but(first: int, self: FeatureStore, image_ids: object) -> torch.Tensor:
+        ids = torch.as_tensor(image_ids)
+        is_val = torch.tensor([int(i) in val_ids for i in ids])
+        return real_has(self, image_ids) & (is_val | (ids > first))
+
+    monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(2, self, ids))
+    train(tiny_config(scenes, epochs=1))
+    assert "warning: 10 train captions are left out" in capsys.readouterr().err
+    monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(10**9, self, ids))
+    with pytest.raises(MissingArtifactError, match="features of no train image"):
+        train(replace(tiny_config(scenes), run="other"))
+
+
+def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
+    from showtell.pipeline.prepare import prepare
+
+    train(tiny_config(scenes, epochs=1))
+    prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
+    with pytest.raises(MismatchError, match=r"trained with other .*vocab.json.* than"):
+        train(tiny_config(scenes, epochs=1))
+
+
+def test_training_stops_when_patience_is_out(scenes, monkeypatch) -> None:
+    caption = "a red square above a blue star"
+    monkeypatch.setattr(Trainer, "decode_validation", lambda self: [caption] * 10)
+    manifest = train(tiny_config(scenes, epochs=10, patience=2))
+    # All epochs score the same, so that the first stays the best.
+    assert manifest.counts["num_epochs"] == 3
+
+
+def test_while_nothing_scores_the_latest_weights_are_kept(scenes, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
+    manifest = train(tiny_config(scenes, epochs=4, patience=2))
+    assert manifest.counts["num_epochs"] == manifest.counts["best_epoch"] == 4
+    assert "no val caption has scored in CIDEr" in capsys.readouterr().err
+
+
+def test_few_steps_are_warned_of_and_no_loss_is_shown_before_there_is_one(scenes, capsys) -> None:
+    train(tiny_config(scenes, epochs=1))
+    captured = capsys.readouterr()
+    assert "warning: 13 steps in all are few. A smaller --batch-size" in captured.err
+    assert "nan" not in captured.out
+
+
+def test_monitor_chooses_the_score_that_picks_the_best_epoch(scenes) -> None:
+    manifest = train(tiny_config(scenes, epochs=3, monitor="Bleu_4", learning_rate=1e-2))
+    scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
+    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+
+
+def test_one_val_image_whose_cider_is_always_0_is_judged_by_bleu(scenes, capsys) -> None:
+    manifest = train(tiny_config(scenes, epochs=3, val_images=1, learning_rate=1e-2))
+    scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
+    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+    assert "one val image" in " ".join(capsys.readouterr().err.split())
+
+
+def test_clipped_gradients_are_clipped_after_backward(scenes, monkeypatch) -> None:
+    norms = []
+    real_clip = torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters: list[torch.Tensor], limit: float) -> torch.Tensor:
+        norm = real_clip(parameters, limit)
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        norms.append((float(norm), float(after)))
+        return norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    train(tiny_config(scenes, epochs=1, grad_clip=0.01))
+    assert norms and all(before > 0.01 and after <= 0.0101 for before, after in norms)
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_advice(scenes, monkeypatch) -> None:
+    monkeypatch.setattr(train_module, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(
+        train_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
+    )
+    with pytest.raises(ShowTellError, match=r"the loss is nan at step 1.*--learning-rate"):
+        train(tiny_config(scenes))
+
+
+def test_training_without_prepare_or_features_names_the_command(tmp_path, scenes) -> None:
+    with pytest.raises(MissingArtifactError, match="showtell prepare --dataset scenes"):
+        train(tiny_config(tmp_path / "nothing"))
+    shutil.rmtree(scenes / "scenes" / "features")
+    with pytest.raises(MissingArtifactError, match="showtell features --dataset scenes"):
+        train(tiny_config(scenes))
+
+
+def test_resume_without_a_run_is_refused(scenes) -> None:
+    with pytest.raises(MissingArtifactError, match="nothing to resume"):
+        train(tiny_config(scenes, resume=True))
+
+
+def test_run_without_its_checkpoint_names_the_ways_out(scenes) -> None:
+    train(tiny_config(scenes))
+    for name in ("last.safetensors", "manifest.json"):
+        (scenes / "runs/r" / name).unlink()
+    with pytest.raises(MissingArtifactError, match=r"Delete .*/r to train it anew, or .* --run"):
+        train(tiny_config(scenes, resume=True))
+
+
+def test_run_of_another_version_is_not_resumed(scenes) -> None:
+    train(tiny_config(scenes))
+    path = scenes / "runs/r/config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"train": saved["train"] | {"old_option": 1}}))
+    with pytest.raises(MismatchError, match=r"another version of showtell .*old_option"):
+        train(tiny_config(scenes, resume=True))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_bf16_on_any_cpu_trains(scenes, cell: str) -> None:
+    """Begun on a CPU that multiplies bf16, a run may go on where oneDNN's LSTM cannot."""
+    train(tiny_config(scenes, precision="bf16", cell=cell, epochs=1))
+    assert np.isfinite(metrics_of(scenes, "r")[-2]["loss"])
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+def test_schedule_peaks_at_the_learning_rate_and_ends_low(schedule: str) -> None:
+    config = TrainConfig(schedule=schedule, learning_rate=0.1)
+    rates = [learning_rate_at(step, 1000, config) for step in range(1000)]
+    assert max(rates) == pytest.approx(0.1, rel=1e-3)
+    assert min(rates) > 0
+    assert schedule == "constant" or (rates[-1] < 1e-4 and rates[0] < 0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "transformer"}, "cell must be one of gru, lstm, rnn, got 'transformer'"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"run": "../x"}, "run must be a plain name"),
+        ({"monitor": "METEOR"}, "monitor must be one of CIDEr, Bleu_4"),
+        ({"attention": "hard"}, "attention must be one of none, soft, adaptive"),
+        ({"scst": True}, "--scst goes on from a trained run; name it with --init RUN"),
+        (
+            {"scst": True, "init": "r", "scst_samples": 1},
+            "--scst-baseline mean needs at least 2 --scst-samples, got 1",
+        ),
+        ({"init": "r", "word_vectors": "v.txt"}, "--init and --word-vectors exclude each other"),
+        (
+            {"scst": True, "init": "r", "scheduled_sampling": 0.1},
+            "--scst and --scheduled-sampling exclude each other",
+        ),
+        ({"xe_weight": 1.5}, "xe_weight must be 0 to 1, got 1.5"),
+        ({"views": 0}, "views must be at least 1"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**options)
+
+
+def test_decoder_config_follows_the_options(scenes) -> None:
+    config = tiny_config(scenes, cell="rnn", num_layers=2, image_as="initial-state")
+    data = load_training_data(config)
+    assert decoder_config(config, data) == DecoderConfig(
+        cell="rnn",
+        feature_dim=512,
+        vocab_size=len(data.vocab),
+        embed_size=16,
+        hidden_size=16,
+        num_layers=2,
+        dropout=0.5,
+        image_as="initial-state",
+        tie_embeddings=True,
+    )

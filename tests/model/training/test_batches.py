@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import torch
+
+from showtell.features.grids import GridFiles
+from showtell.features.store import FeatureStore
+from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.training.batches import CaptionBatches
+from showtell.model.training.loss import caption_loss
+from showtell.pipeline.captions import EncodedCaptions
+from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.text.vocab import BOS, EOS, PAD
+
+NUM_IMAGES, NUM_CAPTIONS, FEATURE_DIM, NUM_VIEWS = 40, 300, 6, 3
+
+
+def make_store(image_ids: np.ndarray, tmp_path) -> FeatureStore:
+    """Features that tell their image and view: those of view v of image i are all i + v / 4."""
+    told = torch.from_numpy(image_ids)[:, None] + torch.arange(NUM_VIEWS) / 4
+    views = told.half()[..., None].expand(-1, -1, FEATURE_DIM).contiguous()
+    manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={})
+    grids = GridFiles((np.repeat(views[:, :, None].numpy(), 3, axis=2),), np.zeros(0, np.uint32))
+    ids = torch.from_numpy(image_ids)
+    return FeatureStore(ids, views[:, 0], {}, manifest, tmp_path, views, grids)
+
+
+def make_captions(seed: int = 0) -> EncodedCaptions:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 15, NUM_CAPTIONS)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    return EncodedCaptions(
+        caption_ids=np.arange(NUM_CAPTIONS),
+        image_ids=rng.integers(0, NUM_IMAGES, NUM_CAPTIONS) * 7,
+        tokens=rng.integers(4, 50, offsets[-1]).astype(np.int32),
+        offsets=offsets,
+    )
+
+
+def make_batches(
+    tmp_path, batch_size: int = 16, missing: tuple[int, ...] = (), **options: object
+) -> CaptionBatches:
+    image_ids = np.array([i * 7 for i in range(NUM_IMAGES) if i not in missing], dtype=np.int64)
+    store = make_store(image_ids, tmp_path)
+    return CaptionBatches(store, make_captions(), batch_size, torch.device("cpu"), **options)
+
+
+def rows_of(
+    batches: CaptionBatches, seed: int
+) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """(image, inputs, targets) of every caption of an epoch, without padding."""
+    return [
+        (int(feature.flatten()[0]), tuple(i[t != PAD].tolist()), tuple(t[t != PAD].tolist()))
+        for positions in batches.plan_epoch(seed)
+        for batch in [batches.gather(positions)]
+        for feature, i, t in zip(
+            batch.features[batch.owners], batch.inputs, batch.targets, strict=True
+        )
+    ]
+
+
+KINDS = [{}, {"by_image": True}, {"by_image": True, "grid": True}, {"grid": True}]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_epoch_has_every_caption_once_with_its_own_image(tmp_path, options) -> None:
+    captions = make_captions()
+    expected = []
+    for index, image_id in enumerate(captions.image_ids.tolist()):
+        words = captions.tokens[captions.offsets[index] : captions.offsets[index + 1]].tolist()
+        expected.append((image_id, (BOS, *words), (*words, EOS)))
+    batches = make_batches(tmp_path, **options)
+    assert sorted(rows_of(batches, seed=3)) == sorted(expected)
+    assert len(batches.plan_epoch(3)) == len(batches)
+
+
+def test_captions_of_images_without_features_are_left_out(tmp_path) -> None:
+    rows = rows_of(make_batches(tmp_path, missing=(0, 5)), seed=0)
+    assert {0, 35}.isdisjoint(image for image, _, _ in rows)
+    captions = make_captions()
+    assert len(rows) == (~np.isin(captions.image_ids, (0, 35))).sum()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_order_and_views_follow_from_the_seed_alone(tmp_path, options) -> None:
+    first, second = (make_batches(tmp_path, **options) for _ in range(2))
+    assert rows_of(first, seed=1) == rows_of(second, seed=1)
+    assert rows_of(first, seed=1) != rows_of(first, seed=2)
+    assert torch.equal(first.draw_views(1), second.draw_views(1))
+    assert not torch.equal(first.draw_views(1), first.draw_views(2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16, 60])
+def test_no_image_is_in_two_batches_and_no_batch_too_large(tmp_path, batch_size: int) -> None:
+    batches = make_batches(tmp_path, batch_size, by_image=True)
+    seen: list[int] = []
+    for positions in batches.plan_epoch(0):
+        batch = batches.gather(positions)
+        seen += batch.rows.tolist()
+        assert len(batch.inputs) <= batch_size or len(batch.rows) == 1
+        assert len(batch.features) == len(batch.rows) == len(batch.owners.unique())
+    assert sorted(seen) == sorted(set(seen)) == batches.images.tolist()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_views_are_drawn_from_all_and_gathered(tmp_path, options) -> None:
+    batches = make_batches(tmp_path, **options)
+    views = batches.draw_views(5)
+    assert views.unique().tolist() == list(range(NUM_VIEWS))
+    for positions in batches.plan_epoch(5):
+        batch = batches.gather(positions, views)
+        # The longest caption comes first, the others in their order.
+        ordered = sorted(positions.tolist(), key=lambda i: -batches.lengths[i])
+        told = batches.rows[ordered] * 7 + views[ordered] / 4
+        assert torch.equal(batch.features.flatten(1)[:, 0][batch.owners].float(), told)
+        assert batch.features.shape[1:] == ((3, FEATURE_DIM) if batches.grid else (FEATURE_DIM,))
+    if batches.by_image:
+        for row in batches.images:
+            assert len(views[batches.rows == row].unique()) == 1
+
+
+def test_views_are_drawn_among_the_first_ones_asked_for(tmp_path) -> None:
+    for options in KINDS:
+        drawn = make_batches(tmp_path, num_views=2, **options).draw_views(0)
+        assert drawn.unique().tolist() == [0, 1]
+
+
+def test_grids_are_read_from_the_store(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def gather_grid(self: FeatureStore, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        asked.append((rows.tolist(), views.tolist()))
+        return torch.zeros(len(rows), 3, FEATURE_DIM).half()
+
+    monkeypatch.setattr(FeatureStore, "gather_grid", gather_grid)
+    batches = make_batches(tmp_path, by_image=True, grid=True)
+    batch = batches.gather(batches.plan_epoch(0)[0])
+    assert asked == [(batch.rows.tolist(), [0] * len(batch.rows))]  # once an image
+
+
+def test_batches_hold_captions_of_similar_length(tmp_path) -> None:
+    batches = make_batches(tmp_path)
+    padded = real = 0
+    for positions in batches.plan_epoch(0):
+        batch = batches.gather(positions)
+        padded, real = padded + batch.targets.numel(), real + len(batch.real)
+    assert real / padded > 0.85  # without buckets about 0.53
+
+
+def test_real_names_the_targets_that_are_no_padding(tmp_path) -> None:
+    batches = make_batches(tmp_path)
+    for positions in batches.plan_epoch(0):
+        batch = batches.gather(positions)
+        expected = (batch.targets.flatten() != PAD).nonzero()[:, 0]
+        assert torch.equal(batch.real, expected)
+
+
+@pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
+def test_loss_ignores_padding(tmp_path, image_as: str) -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        cell="gru",
+        feature_dim=FEATURE_DIM,
+        vocab_size=50,
+        embed_size=8,
+        hidden_size=8,
+        image_as=image_as,
+    )
+    decoder = Decoder(config).double().eval()
+    batches = make_batches(tmp_path)
+    positions = torch.arange(10)
+    batch = batches.gather(positions)
+    together = caption_loss(decoder, batch, label_smoothing=0.1)
+    # Each caption alone has no padding; the batch's mean is over words, not over captions.
+    alone = [batches.gather(positions[i : i + 1]) for i in range(10)]
+    losses = [caption_loss(decoder, one, label_smoothing=0.1) * len(one.real) for one in alone]
+    expected = torch.stack(losses).sum() / sum(len(one.real) for one in alone)
+    torch.testing.assert_close(together, expected)
+
+
+def test_loss_is_the_cross_entropy_of_a_plain_loop(tmp_path) -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        cell="lstm", feature_dim=FEATURE_DIM, vocab_size=50, embed_size=8, hidden_size=8
+    )
+    decoder = Decoder(config).double().eval()
+    batch = make_batches(tmp_path).gather(torch.arange(5))
+    total, count = 0.0, 0
+    for feature, inputs, targets in zip(batch.features, batch.inputs, batch.targets, strict=True):
+        state = decoder.init_state(feature[None])
+        for word, target in zip(inputs, targets, strict=True):
+            if target == PAD:
+                break
+            logits, state = decoder.step(word[None], state)
+            total -= float(logits.log_softmax(1)[0, target])
+            count += 1
+    assert float(caption_loss(decoder, batch)) == pytest.approx(total / count, rel=1e-6)

@@ -1,0 +1,98 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from showtell.model.training.batches import CaptionBatch
+from showtell.model.training.loss import average_weights, mix_inputs
+from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
+
+WORDS = [[5, 6, 7], [8, 9], [4], []]  # of images 1, 0, 1, 2
+
+
+def make_batch(grid: bool = False) -> CaptionBatch:
+    torch.manual_seed(0)
+    features = torch.randn(3, 4, 6) if grid else torch.randn(3, 6)
+    pad = lambda rows: torch.tensor([row + [PAD] * (4 - len(row)) for row in rows])  # noqa: E731
+    targets = pad([[*words, EOS] for words in WORDS])
+    return CaptionBatch(
+        features=features.double(),
+        rows=torch.arange(3),
+        owners=torch.tensor([1, 0, 1, 2]),
+        inputs=pad([[BOS, *words] for words in WORDS]),
+        targets=targets,
+        lengths=torch.tensor([4, 3, 2, 1]),
+        real=(targets.flatten() != PAD).nonzero()[:, 0],
+    )
+
+
+@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
+def test_inputs_are_replaced_at_the_rate_and_nothing_else_is(random_decoder, attention) -> None:
+    decoder = random_decoder(attention=attention)
+    with torch.no_grad():  # so that it writes what the captions have not
+        decoder.output_bias[10:] += 50
+    batch = make_batch(grid=decoder.looks_at_grid)
+    before = copy.deepcopy(batch)
+    same, mixed = mix_inputs(decoder, batch, 0.0), mix_inputs(decoder, batch, 1.0)
+    assert torch.equal(same.inputs, batch.inputs)
+    is_word = (batch.inputs != PAD) & (batch.inputs != BOS)
+    assert (mixed.inputs[is_word] >= 10).all()
+    assert torch.equal(mixed.inputs[~is_word], batch.inputs[~is_word])
+    for name in ("features", "rows", "owners", "targets", "lengths", "real"):
+        assert torch.equal(getattr(mixed, name), getattr(batch, name))
+    assert torch.equal(batch.inputs, before.inputs)  # the caller's own is not touched
+
+
+def test_no_input_is_what_never_stands_before_a_word(random_decoder) -> None:
+    decoder = random_decoder()
+    with torch.no_grad():
+        decoder.output_bias[[PAD, BOS, EOS, UNK]] += 50
+    batch = make_batch()
+    mixed = mix_inputs(decoder, batch, 1.0).inputs
+    is_word = (batch.inputs != PAD) & (batch.inputs != BOS)
+    assert not torch.isin(mixed[is_word], torch.tensor([PAD, BOS, EOS, UNK])).any()
+
+
+def test_words_are_drawn_behind_what_was_drawn_before(random_decoder) -> None:
+    decoder = random_decoder()
+    with torch.no_grad():  # nearly certain of the next word
+        decoder.embedding.weight *= 30
+        decoder.output_bias.zero_()
+    batch = make_batch()
+    mixed = mix_inputs(decoder, batch, 1.0)
+    for row, (owner, words) in enumerate(zip(batch.owners, WORDS, strict=True)):
+        state, word = decoder.init_state(batch.features[owner, None]), torch.tensor([BOS])
+        for position in range(1, len(words) + 1):
+            logits, state = decoder.step(word, state)
+            word = logits.argmax(1)
+            assert logits.softmax(1).max() > 0.999
+            assert mixed.inputs[row, position] == word
+
+
+def test_share_of_replaced_inputs_is_the_rate(random_decoder) -> None:
+    decoder = random_decoder()
+    with torch.no_grad():
+        decoder.output_bias[10:] += 50
+    one = make_batch()
+    inputs = torch.full((500, 5), 4)
+    inputs[:, 0] = BOS
+    batch = replace(one, inputs=inputs, owners=torch.zeros(500).long())
+    share = (mix_inputs(decoder, batch, 0.25).inputs[:, 1:] >= 10).double().mean()
+    assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+
+
+def test_average_is_the_running_mean_of_a_plain_loop(random_decoder) -> None:
+    decoder = random_decoder()
+    average, expected = average_weights(decoder, 0.75), {}
+    for step in range(5):
+        for parameter in decoder.parameters():
+            parameter.detach().add_(torch.randn_like(parameter))
+        average.update_parameters(decoder)
+        for name, value in decoder.named_parameters():
+            value = value.detach().clone()
+            expected[name] = value if step == 0 else 0.75 * expected[name] + 0.25 * value
+    for name, value in average.module.named_parameters():
+        torch.testing.assert_close(value.detach(), expected[name])
+    assert torch.equal(average.module.feature_mean, decoder.feature_mean)
+    assert not average.module.training

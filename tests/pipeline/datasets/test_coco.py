@@ -1,0 +1,245 @@
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.datasets.registry import find_recipe, load_dataset, load_records
+from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
+
+COCO_MINI = Path(__file__).parents[4] / "shared" / "coco-mini"
+
+
+def coco_json(split, year, ids, captions=2):
+    return {
+        "info": {},
+        "images": [{"id": i, "file_name": f"COCO_{split}{year}_{i:012d}.jpg"} for i in ids],
+        "annotations": [
+            {"id": 10 * i + n, "image_id": i, "caption": f" Caption {n} of {i}.\n"}
+            for n in range(captions)
+            for i in reversed(ids)
+        ],
+    }
+
+
+def write_coco(root, year=2014, zipped=False, **splits):
+    for split, content in splits.items():
+        path = root / "annotations" / f"captions_{split}{year}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        names = [f"{split}{year}/{image['file_name']}" for image in content["images"]]
+        if zipped:
+            with zipfile.ZipFile(root / f"{split}{year}.zip", "w") as archive:
+                for name in names:
+                    archive.writestr(name, b"x")
+        else:
+            for name in names:
+                (root / name).parent.mkdir(exist_ok=True)
+                (root / name).write_bytes(b"x")
+    return PrepareConfig(dataset=f"coco{year}", source=root)
+
+
+@pytest.mark.parametrize("year", [2014, 2017])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_coco_reads_both_splits_from_folders_and_zips(tmp_path, year, zipped):
+    train, val = coco_json("train", year, [30, 9]), coco_json("val", year, [42])
+    config = write_coco(tmp_path, year, zipped, train=train, val=val)
+    records = load_records(config)
+    assert [(r.image_id, r.split) for r in records] == [(9, "train"), (30, "train"), (42, "val")]
+    assert records[0].file_name == f"train{year}/COCO_train{year}_000000000009.jpg"
+    assert records[0].captions == ("Caption 0 of 9.", "Caption 1 of 9.")
+
+
+def test_coco_reads_annotations_out_of_their_zip(tmp_path):
+    config = write_coco(
+        tmp_path, train=coco_json("train", 2014, [1, 2]), val=coco_json("val", 2014, [3])
+    )
+    unpacked = load_records(config)
+    folder = tmp_path / "annotations"
+    with zipfile.ZipFile(tmp_path / "annotations_trainval2014.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"annotations/{path.name}")
+            path.unlink()
+    folder.rmdir()
+    assert load_records(config) == unpacked
+    assert find_recipe(config).inputs == [tmp_path / "annotations_trainval2014.zip"]
+
+
+def test_coco_without_val_holds_out_a_tenth_of_train(tmp_path):
+    config = write_coco(tmp_path, 2017, train=coco_json("train", 2017, list(range(1, 41))))
+    dataset = load_dataset(config)
+    assert sum(r.split == "val" for r in dataset.records) == 4
+    assert sum(r.split == "train" for r in dataset.records) == 36
+    assert "has no val split: 4 of its 40 train images are held out" in dataset.warnings[0]
+    again = load_records(config)
+    other = load_records(PrepareConfig(dataset="coco2017", source=tmp_path, seed=1))
+    assert again == dataset.records
+    assert other != dataset.records
+
+
+def test_coco_without_train_is_refused(tmp_path):
+    config = write_coco(tmp_path, val=coco_json("val", 2014, [3]))
+    with pytest.raises(DatasetError, match="has no train split, only val"):
+        load_records(config)
+
+
+def test_coco_images_without_captions_are_left_out_and_counted(tmp_path):
+    content = coco_json("train", 2014, [1, 2, 3])
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+    dataset = load_dataset(write_coco(tmp_path, train=content, val=coco_json("val", 2014, [4])))
+    name = "train2014/COCO_train2014_000000000002.jpg"
+    assert [r.image_id for r in dataset.records] == [1, 3, 4]
+    assert dataset.left_out == ((name, "without captions"),)
+    assert dataset.warnings == (f"1 image without captions, left out ({name}).",)
+
+
+def broken(change):
+    content = coco_json("train", 2014, [1, 2])
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"].append(c["images"][0]), "lists image 1 .* twice"),
+        (lambda c: c["images"].pop(), r"2 captions for images that it does not list \(image_id 2"),
+        (lambda c: c.pop("annotations"), "not laid out as published: no key 'annotations'"),
+        (lambda c: c["images"][0].pop("id"), "no key 'id'"),
+        (lambda c: c.update(images=3), "not laid out as published"),
+        (lambda c: c["annotations"][0].update(caption=7), "a caption that is no text"),
+        (lambda c: c["annotations"][0].update(caption="\ud800"), "a caption that is no text"),
+        (lambda c: c.update(annotations=[]), "none of the 3 images of .* has a caption"),
+        (lambda c: c["images"][0].update(file_name="../../x.jpg"), "leads out of the source"),
+    ],
+)
+def test_coco_tells_of_malformed_annotations_in_one_line(tmp_path, change, message):
+    val = coco_json("val", 2014, [4], captions=0 if "has a caption" in message else 1)
+    config = write_coco(tmp_path, train=coco_json("train", 2014, [1, 2]), val=val)
+    path = tmp_path / "annotations" / "captions_train2014.json"
+    path.write_text(json.dumps(broken(change)))
+    with pytest.raises(DatasetError, match=message) as error:
+        load_records(config)
+    assert "\n" not in str(error.value)
+
+
+def test_coco_tells_where_json_ends_too_early(tmp_path):
+    config = write_coco(tmp_path, train=coco_json("train", 2014, [1]))
+    path = tmp_path / "annotations" / "captions_train2014.json"
+    path.write_text(path.read_text()[:60])
+    with pytest.raises(DatasetError, match=r"captions_train2014\.json, line 1, column \d+: not JS"):
+        load_records(config)
+
+
+def test_coco_tells_of_a_damaged_annotations_zip(tmp_path):
+    (tmp_path / "annotations_trainval2014.zip").write_bytes(b"<html>404</html>")
+    with pytest.raises(DatasetError, match=r"annotations_trainval2014\.zip is a damaged zip"):
+        load_records(PrepareConfig(dataset="coco2014", source=tmp_path))
+
+
+def test_coco_without_annotations_names_the_download(tmp_path):
+    with pytest.raises(MissingArtifactError, match="showtell download --dataset coco2014"):
+        load_records(PrepareConfig(dataset="coco2014", source=tmp_path))
+
+
+def test_coco_missing_images_are_counted_and_named(tmp_path):
+    config = write_coco(
+        tmp_path, train=coco_json("train", 2014, [1, 2, 3, 4, 5]), val=coco_json("val", 2014, [6])
+    )
+    for path in list((tmp_path / "train2014").iterdir()):
+        path.unlink()
+    names = ", ".join(f"train2014/COCO_train2014_{i:012d}.jpg" for i in (1, 2, 3))
+    message = rf"5 of 6 images with captions are not there \({re.escape(names)}, …\)"
+    with pytest.raises(DatasetError, match=message + ".*showtell download --dataset coco2014"):
+        load_records(config)
+
+
+def test_coco_same_id_in_both_splits_is_refused(tmp_path):
+    config = write_coco(
+        tmp_path, train=coco_json("train", 2014, [1]), val=coco_json("val", 2014, [1])
+    )
+    with pytest.raises(DatasetError, match=r"image id 1 belongs to both train2014/.* and val2014/"):
+        load_records(config)
+
+
+def karpathy_json(**changes):
+    images = [
+        {
+            "filepath": "val2014",
+            "filename": f"COCO_val2014_{cocoid:012d}.jpg",
+            "imgid": place,
+            "cocoid": cocoid,
+            "split": split,
+            "sentences": [{"raw": f"Sentence {n} of {cocoid}.", "tokens": []} for n in range(2)],
+        }
+        for place, (cocoid, split) in enumerate(
+            [(77, "restval"), (5, "test"), (6, "val"), (4, "train")]
+        )
+    ]
+    for key, value in changes.items():
+        images[0][key] = value
+    return {"dataset": "coco", "images": images}
+
+
+def write_karpathy(root, content, folder="val2014", dataset="mine"):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for image in content.get("images", []):
+        (root / folder / image.get("filename", "x")).write_bytes(b"x")
+    path = root / "dataset_coco.json"
+    path.write_text(json.dumps(content))
+    return PrepareConfig(dataset=dataset, source=root, karpathy=path)
+
+
+def test_karpathy_restval_joins_train_and_cocoid_is_the_id(tmp_path):
+    records = load_records(write_karpathy(tmp_path, karpathy_json()))
+    found = [(r.image_id, r.split) for r in records]
+    assert found == [(4, "train"), (77, "train"), (6, "val"), (5, "test")]
+    assert records[1].file_name == "val2014/COCO_val2014_000000000077.jpg"
+    assert records[1].captions == ("Sentence 0 of 77.", "Sentence 1 of 77.")
+
+
+@pytest.mark.parametrize("folder", ["Images", "Flicker8k_Dataset", "flickr30k-images", "."])
+def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
+    content = karpathy_json()
+    for image in content["images"]:
+        del image["filepath"], image["cocoid"]
+    records = load_records(write_karpathy(tmp_path, content, folder, "flickr8k"))
+    prefix = "" if folder == "." else f"{folder}/"
+    assert records[0].file_name == f"{prefix}COCO_val2014_000000000077.jpg"
+    assert [r.image_id for r in records] == [0, 3, 2, 1]  # imgid, train first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "dev"}, "is in split 'dev', expected one of train, restval, val, test"),
+        ({"cocoid": 5}, "image id 5 belongs to both"),
+        ({"filename": "COCO_val2014_000000000005.jpg"}, "lists image val2014/.*05.jpg twice"),
+        ({"filepath": "../val2014"}, "leads out of the source"),
+        ({"sentences": [{"tokens": []}]}, "not laid out as published: no key 'raw'"),
+        ({"filepath": "train2014"}, "1 of 4 images with captions are not there"),
+    ],
+)
+def test_karpathy_tells_of_bad_entries_in_one_line(tmp_path, changes, message):
+    config = write_karpathy(tmp_path, karpathy_json(**changes))
+    with pytest.raises(DatasetError, match=message):
+        load_records(config)
+
+
+def test_karpathy_missing_file_is_named(tmp_path):
+    config = PrepareConfig(dataset="x", source=tmp_path, karpathy=tmp_path / "dataset_coco.json")
+    with pytest.raises(MissingArtifactError, match=r"dataset_coco\.json is no file.*--karpathy"):
+        load_records(config)
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs ../shared/coco-mini")
+def test_coco_mini_gives_every_image_its_five_captions():
+    records = load_records(PrepareConfig(dataset="coco2017", source=COCO_MINI))
+    content = json.loads((COCO_MINI / "annotations/captions_train2017.json").read_text())
+    expected = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        expected[annotation["image_id"]].append(annotation["caption"].strip())
+    assert {r.image_id: list(r.captions) for r in records} == expected
+    assert sum(r.split == "val" for r in records) == 8

@@ -1,0 +1,301 @@
+import gc
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from showtell.pipeline import prepare as stage
+from showtell.pipeline.captions import read_captions, read_images, read_references
+from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.prepare import prepare, up_to_date
+from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ShowTellError
+from showtell.pipeline.stage.manifest import Manifest, hash_file, locked
+from showtell.pipeline.text.tokenizer import tokenize
+from showtell.pipeline.text.vocab import SPECIALS, UNK, Vocab
+
+SHARED = Path(__file__).parents[3] / "shared"
+ROWS = [
+    ("a.png", "A dog runs .", "train"),
+    ("a.png", "The dog sees a dog.", "train"),
+    ("b.png", "A cat sleeps", "train"),
+    ("c.png", "A dog sees a zebra", "val"),
+    ("d.png", "Zebra zebra zebra cat", "test"),
+]
+OUTPUTS = ("images.parquet", "captions.parquet", "vocab.json", "manifest.json")
+
+
+def write_source(root, rows=ROWS):
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [",".join(row) for row in rows]
+    (root / "captions.csv").write_text("\n".join(["file_name,caption,split", *lines]) + "\n")
+    for name, _, _ in rows:
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def make_config(tmp_path, **options):
+    source = tmp_path / "source"
+    if not source.exists():
+        write_source(source)
+    options = {"min_count": 1} | options
+    return PrepareConfig(data=tmp_path / "data", dataset="mine", source=source, **options)
+
+
+def snapshot(config):
+    paths = [config.captions_dir / name for name in OUTPUTS]
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino, p.read_bytes()) for p in paths}
+
+
+def test_prepare_writes_images_captions_and_vocabulary(tmp_path):
+    config = make_config(tmp_path)
+    prepare(config)
+    directory = tmp_path / "data" / "mine" / "captions"
+    images = read_images(directory / "images.parquet")
+    assert images.image_ids.tolist() == [1, 2, 3, 4]
+    assert images.file_names == ["a.png", "b.png", "c.png", "d.png"]
+    assert images.splits == ["train", "train", "val", "test"]
+    encoded, vocab = (
+        read_captions(directory / "captions.parquet"),
+        Vocab.read(directory / "vocab.json"),
+    )
+    assert encoded.image_ids.tolist() == [1, 1, 2, 3, 4]
+    words = [vocab.words[i] for i in encoded.tokens[: encoded.offsets[2]]]
+    assert words == [*tokenize(ROWS[0][1]), *tokenize(ROWS[1][1])]
+    raw = read_references(directory / "captions.parquet", "caption", images.image_ids)
+    assert raw[1] == [ROWS[0][1], ROWS[1][1]]
+
+
+def test_prepare_counts_the_vocabulary_on_train_alone(tmp_path):
+    config = make_config(tmp_path)
+    manifest = prepare(config)
+    vocab = Vocab.read(config.captions_dir / "vocab.json")
+    expected = Counter(w for _, text, split in ROWS if split == "train" for w in tokenize(text))
+    assert dict(zip(vocab.words[4:], vocab.counts[4:], strict=True)) == expected
+    assert "zebra" not in vocab.words
+    encoded = read_captions(config.captions_dir / "captions.parquet")
+    assert encoded.tokens[encoded.offsets[4] :].tolist()[:3] == [UNK] * 3
+    assert manifest.details["oov"] == {"train": 0.0, "val": 1 / 5, "test": 3 / 4}
+
+
+def test_prepare_manifest_says_what_was_made(tmp_path):
+    config = make_config(tmp_path)
+    manifest = prepare(config)
+    assert manifest == Manifest.read(config.captions_dir)
+    counts = manifest.counts
+    assert (counts["num_images"], counts["num_captions"]) == (4, 5)
+    assert [counts[f"num_{s}_images"] for s in ("train", "val", "test")] == [2, 1, 1]
+    assert [counts[f"num_{s}_captions"] for s in ("train", "val", "test")] == [3, 1, 1]
+    assert counts["vocab_size"] == len(Vocab.read(config.captions_dir / "vocab.json"))
+    assert manifest.details["source"] == str((tmp_path / "source").resolve())
+    table = tmp_path / "source" / "captions.csv"
+    assert manifest.inputs[str(table.resolve())] == hash_file(table)
+    assert manifest.missing_outputs(config.captions_dir) == []
+
+
+def test_prepare_run_again_does_no_work(tmp_path, capsys, monkeypatch):
+    config = make_config(tmp_path)
+    first = prepare(config)
+    before = snapshot(config)
+    capsys.readouterr()
+    monkeypatch.setattr(stage, "load_dataset", None)  # reading again would fail
+    assert prepare(config) == first
+    assert snapshot(config) == before
+    assert "captions is up to date" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_prepare_twice_from_nothing_gives_the_same_bytes(tmp_path):
+    first, second = make_config(tmp_path), make_config(tmp_path, min_count=1)
+    prepare(first)
+    before = snapshot(first)
+    for path in first.captions_dir.iterdir():
+        path.unlink()
+    prepare(second)
+    for name in ("images.parquet", "captions.parquet", "vocab.json"):
+        assert snapshot(second)[name][2] == before[name][2]
+
+
+@pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": None, "vocab_size": 3}])
+def test_prepare_with_another_option_is_redone(tmp_path, options):
+    prepare(make_config(tmp_path))
+    config = make_config(tmp_path, **options)
+    assert up_to_date(config) is None
+    prepare(config)
+    vocab = Vocab.read(config.captions_dir / "vocab.json")
+    assert "sleeps" not in vocab.words
+    assert up_to_date(config) is not None
+
+
+def test_prepare_default_min_count_is_five_spelt_out(tmp_path):
+    write_source(tmp_path / "source", ROWS * 5)
+    prepare(make_config(tmp_path, min_count=None))
+    assert up_to_date(make_config(tmp_path, min_count=5)) is not None
+
+
+def test_prepare_with_changed_captions_is_redone(tmp_path):
+    config = make_config(tmp_path)
+    before = prepare(config)
+    write_source(tmp_path / "source", [*ROWS, ("e.png", "A horse", "train")])
+    after = prepare(config)
+    assert after.inputs != before.inputs
+    assert after.counts["num_images"] == 5
+    assert "horse" in Vocab.read(config.captions_dir / "vocab.json").words
+
+
+def test_prepare_with_a_new_split_list_is_redone(tmp_path):
+    source = tmp_path / "flickr"
+    source.mkdir()
+    names = [f"{i}_x.jpg" for i in range(1, 4)]
+    for name in names:
+        (source / name).write_bytes(b"x")
+    rows = "".join(f"{name},A dog\n" for name in names)
+    (source / "captions.txt").write_text(f"image,caption\n{rows}")
+    (source / "train.txt").write_text(names[0])
+    (source / "val.txt").write_text(names[1])
+    config = PrepareConfig(data=tmp_path, dataset="flickr8k", source=source, min_count=1)
+    assert prepare(config).skipped == ((names[2], "in no split"),)
+    (source / "test.txt").write_text(names[2])
+    manifest = prepare(config)
+    assert (manifest.counts["num_test_images"], manifest.skipped) == (1, ())
+
+
+def test_prepare_redoes_an_output_that_is_gone_or_damaged(tmp_path):
+    config = make_config(tmp_path)
+    for name in ("images.parquet", "captions.parquet", "vocab.json"):
+        prepare(config)
+        good = (config.captions_dir / name).read_bytes()
+        (config.captions_dir / name).unlink()
+        prepare(config)
+        assert (config.captions_dir / name).read_bytes() == good
+    images = config.captions_dir / "images.parquet"
+    good = images.read_bytes()
+    images.write_bytes(b"\0" * len(good))
+    prepare(config)
+    assert images.read_bytes() == good
+
+
+def test_prepare_with_a_vanished_image_is_refused_and_keeps_what_is_there(tmp_path):
+    config = make_config(tmp_path)
+    prepare(config)
+    before = snapshot(config)
+    (tmp_path / "source" / "b.png").unlink()
+    with pytest.raises(DatasetError, match=r"1 of 4 images with captions are not there \(b\.png\)"):
+        prepare(config)
+    assert snapshot(config) == before
+
+
+def test_prepare_that_fails_while_writing_keeps_what_is_there(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    prepare(config)
+    before = snapshot(config)
+
+    def fail(*_args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Vocab, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(make_config(tmp_path, min_count=2))
+    assert gc.isenabled()
+    assert snapshot(config) == before
+    assert sorted(p.name for p in config.captions_dir.iterdir()) == sorted([*OUTPUTS, ".lock"])
+    assert up_to_date(config) is not None
+
+
+def test_prepare_stopped_before_its_manifest_is_not_done(tmp_path, monkeypatch):
+    prepare(make_config(tmp_path))
+    config = make_config(tmp_path, min_count=2)
+
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    # The new files must not pass for the old ones, whose manifest had the same file names.
+    assert Manifest.read(config.captions_dir) is None
+    assert prepare(config).config["min_count"] == 2
+
+
+def test_prepare_leaves_out_captions_without_words(tmp_path, capsys):
+    rows = [*ROWS, ("a.png", "...", "train"), ("e.png", "!", "train")]
+    write_source(tmp_path / "source", rows)
+    config = make_config(tmp_path)
+    manifest = prepare(config)
+    assert manifest.skipped == (("e.png", "no word in any caption"),)
+    assert (manifest.counts["num_images"], manifest.counts["num_captions"]) == (4, 5)
+    assert read_captions(config.captions_dir / "captions.parquet").lengths.min() >= 3
+    assert "2 captions without a word left out" in capsys.readouterr().err
+    assert up_to_date(config) is not None
+
+
+def test_prepare_prints_the_counts_of_each_split(tmp_path, capsys):
+    prepare(make_config(tmp_path))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["train", "2", "3", "11", "0.00%"] in lines
+    assert ["test", "1", "1", "4", "75.00%"] in lines
+    assert any(line[:2] == ["vocabulary", "7"] for line in lines)
+
+
+def test_prepare_tells_of_a_vocabulary_that_is_too_small(tmp_path, capsys):
+    prepare(make_config(tmp_path, min_count=None, vocab_size=1))
+    assert "words of train are outside the vocabulary" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"occurs 5 times or more\. Give a lower --min-count"):
+        prepare(make_config(tmp_path, min_count=None))
+
+
+def test_prepare_is_refused_while_another_process_writes(tmp_path):
+    config = make_config(tmp_path)
+    with (
+        locked(config.captions_dir),
+        pytest.raises(ShowTellError, match="written by another showtell process"),
+    ):
+        prepare(config)
+
+
+def test_prepare_of_an_unknown_dataset_leaves_no_folder(tmp_path):
+    with pytest.raises(DatasetError, match="dataset 'flikr8k' is none of"):
+        prepare(PrepareConfig(data=tmp_path / "data", dataset="flikr8k"))
+    with pytest.raises(MissingArtifactError, match="showtell download --dataset coco2014"):
+        prepare(PrepareConfig(data=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_prepare_config_in_the_manifest_makes_the_same_config_again(tmp_path):
+    config = make_config(tmp_path)
+    values = json.loads(json.dumps(prepare(config).config))
+    values["source"] = Path(values["source"])
+    assert up_to_date(PrepareConfig(data=config.data, **values)) is not None
+
+
+@pytest.mark.skipif(not (SHARED / "flickr8k").is_dir(), reason="needs ../shared/flickr8k")
+def test_prepare_of_flickr8k_has_the_known_figures(tmp_path):
+    config = PrepareConfig(data=tmp_path, dataset="flickr8k", source=SHARED / "flickr8k")
+    manifest = prepare(config)
+    counts = manifest.counts
+    assert (counts["num_train_images"], counts["num_train_captions"]) == (6000, 30000)
+    assert (counts["num_val_images"], counts["num_val_captions"]) == (1000, 5000)
+    assert counts["num_test_images"] == 0
+    # As many words as pycocoevalcap's Java tokenizer gives five times or more in train.
+    assert counts["vocab_size"] == 2539 + len(SPECIALS)
+    assert 0.02 < manifest.details["oov"]["train"] < manifest.details["oov"]["val"] < 0.05
+    encoded = read_captions(config.captions_dir / "captions.parquet")
+    assert len(encoded) == 35000
+    assert encoded.tokens.min() == UNK and encoded.tokens.max() == counts["vocab_size"] - 1
+    assert encoded.lengths.min() >= 1
+
+
+@pytest.mark.skipif(not (SHARED / "coco-mini").is_dir(), reason="needs ../shared/coco-mini")
+def test_prepare_of_coco_mini_holds_out_val(tmp_path, capsys):
+    source = SHARED / "coco-mini"
+    manifest = prepare(PrepareConfig(data=tmp_path, dataset="coco2017", source=source, min_count=2))
+    assert (manifest.counts["num_train_images"], manifest.counts["num_val_images"]) == (72, 8)
+    assert manifest.counts["num_captions"] == 400
+    assert "has no val split: 8 of its 80 train images are held out" in capsys.readouterr().err
+
+
+def test_folder_laid_out_as_coco_under_another_name_is_told_what_it_is(tmp_path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/captions_train2017.json").touch()
+    with pytest.raises(DatasetError, match=r"laid out as COCO. Give --dataset coco2017 .*--source"):
+        prepare(PrepareConfig(data=tmp_path / "data", dataset="mini", source=tmp_path))

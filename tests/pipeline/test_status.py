@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from showtell.pipeline import status
+from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.stage.manifest import locked
+from showtell.pipeline.status import find_stages, show_status
+
+
+@pytest.fixture(autouse=True)
+def forget_hashes() -> None:
+    """Within one command no file changes; between two, all may."""
+    status._hash.cache_clear()
+
+
+def states_of(data: Path) -> dict[str, str]:
+    status._hash.cache_clear()
+    return {stage.stage: stage.state for stage in find_stages(data)}
+
+
+def test_status_of_nothing_says_where_to_begin(tmp_path, capsys) -> None:
+    show_status(tmp_path)
+    assert "holds nothing yet" in capsys.readouterr().out
+
+
+def test_finished_stages_are_done_and_absent_ones_missing(scenes, capsys) -> None:
+    assert states_of(scenes) == {"download": "missing", "prepare": "done", "features": "done"}
+    show_status(scenes)
+    shown = capsys.readouterr().out
+    assert "60 images" in shown and "512 feature dim" in shown
+
+
+def test_changed_source_makes_prepare_stale(scenes) -> None:
+    table = scenes / "scenes/raw/captions.csv"
+    table.write_text(table.read_text() + "images/000001.jpg,one more caption,train\n")
+    # The copy still names the table it was prepared from, so that it is prepared anew first.
+    from showtell.pipeline.prepare import prepare
+
+    prepare(PrepareConfig(data=scenes, dataset="scenes", min_count=1))
+    assert states_of(scenes)["prepare"] == "done"
+    table.write_text(table.read_text() + "images/000002.jpg,and another,train\n")
+    assert states_of(scenes)["prepare"] == "stale: captions.csv changed"
+
+
+def test_other_images_make_features_stale(scenes) -> None:
+    from showtell.pipeline.prepare import prepare
+
+    table = scenes / "scenes/raw/captions.csv"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(row for row in rows if "000001" not in row))
+    prepare(PrepareConfig(data=scenes, dataset="scenes", min_count=1))
+    assert states_of(scenes)["features"] == "stale: images.parquet changed"
+
+
+def test_deleted_shard_makes_features_stale(scenes) -> None:
+    next(scenes.glob("scenes/features/*/part-00000.h5")).unlink()
+    assert states_of(scenes)["features"] == "stale: part-00000.h5 is missing"
+
+
+def test_run_without_an_end_is_stopped(scenes) -> None:
+    run = scenes / "runs" / "half"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert states_of(scenes)["train"] == "missing"
+    (run / "last.safetensors").write_bytes(b"")
+    assert states_of(scenes)["train"].startswith("stopped")
+    with locked(run):
+        assert states_of(scenes)["train"] == "running"
+    assert states_of(scenes)["train"].startswith("stopped")
+
+
+def test_folder_of_a_stage_that_wrote_nothing_is_no_stage(scenes) -> None:
+    (scenes / "runs/half").mkdir(parents=True)
+    (scenes / "runs/half/config.json").write_text("{}")
+    folders = (
+        "scenes/features/resnet50-IMAGENET1K_V1",
+        "coco2014/raw",
+        "runs/half/eval/test-beam7",
+        "ensembles/a+b/eval/test-beam7",
+    )
+    for folder in folders:
+        (scenes / folder).mkdir(parents=True)
+        (scenes / folder / ".lock").touch()
+    paths = {stage.path for stage in find_stages(scenes)}
+    assert scenes / "runs/half" in paths
+    assert not paths & {scenes / folder for folder in folders}

@@ -1,0 +1,409 @@
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from showtell.features.encoders.backbone import Backbone, load_backbone
+from showtell.features.extract import extract
+from showtell.model.decoders.decoder import Decoder
+from showtell.model.evaluate import evaluate
+from showtell.model.runs.checkpoint import RunConfig
+from showtell.model.train import train
+from showtell.pipeline.captions import read_images
+from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
+from showtell.pipeline.stage.errors import (
+    ConfigError,
+    DatasetError,
+    MismatchError,
+    MissingArtifactError,
+    WeightsError,
+)
+from showtell.serving import captioner as captioner_module
+from showtell.serving.captioner import Captioner, caption_files, find_images, load
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+@pytest.fixture(scope="module")
+def data(prepared_scenes, look_closer, random_weights, tmp_path_factory) -> Path:
+    """A data folder with a run `r` that writes different captions for different pictures.
+
+    All in float32, so that a picture's features do not depend on the others in its batch.
+    """
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("captioner") / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
+    look_closer(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def captioner(data) -> Captioner:
+    return load("r", data=data, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pictures(prepared_scenes) -> list[Path]:
+    """The drawn scenes, of all splits."""
+    return sorted((prepared_scenes / "scenes/raw/images").iterdir())
+
+
+@pytest.fixture
+def folder(pictures, tmp_path) -> Path:
+    """Pictures in a folder of a folder, beside what is no picture."""
+    folder = tmp_path / "mine"
+    (folder / "a").mkdir(parents=True)
+    for path, name in zip(pictures, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
+        Image.open(path).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run_dir(data, tmp_path) -> Path:
+    """A copy of the run, alone, that a test may write to."""
+    return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
+
+
+def written_of(data: Path, folder: str) -> tuple[list[dict[str, str]], list[Path]]:
+    """What `eval` wrote of run `r`, and the pictures in the same order."""
+    written = json.loads((data / "runs/r/eval" / folder / "captions.json").read_text("utf-8"))
+    images = read_images(data / "scenes/captions/images.parquet")
+    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
+    return written, [data / "scenes/raw" / names[entry["image_id"]] for entry in written]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers, beam: int) -> None:
+    evaluate(
+        EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
+    )
+    written, paths = written_of(data, f"train-beam{beam}")
+    assert len(paths) > captioner_module.BATCH_SIZE  # more than one pass
+    captions = captioner.caption(paths, beam=beam)
+    assert captions == [entry["caption"] for entry in written]
+    assert len(set(captions)) > 3
+
+
+def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
+    data, captioner, pictures, run_dir
+) -> None:
+    expected = captioner.caption(pictures[:4])
+    for options in (
+        {"run": data / "runs/r"},
+        {"run": str(run_dir)},
+        {"run": "r", "data": str(data)},
+        {"data": data},
+    ):
+        loaded = load(**options, device="cpu", precision="fp32")
+        assert loaded.caption(pictures[:4]) == expected
+        assert not loaded.decoder.training
+
+
+@pytest.mark.parametrize(
+    ("has_int8", "asked", "expected"),
+    [(True, "auto", "int8"), (False, "auto", "auto"), (True, "fp32", "fp32")],
+)
+def test_a_run_trained_on_int8_features_looks_in_int8_where_the_cpu_can(
+    data, run_dir, monkeypatch, has_int8, asked, expected
+) -> None:
+    run = RunConfig.read(run_dir)
+    replace(run, backbone=run.backbone | {"precision": "int8"}).write(run_dir)
+    taken = []
+
+    def load_network(*args):
+        taken.append(args[-1])
+        return load_backbone(*args[:-1], "fp32")
+
+    monkeypatch.setattr(captioner_module, "load_backbone", load_network)
+    monkeypatch.setattr(captioner_module, "cpu_multiplies_int8", lambda: has_int8)
+    loaded = load(run_dir, device="cpu", precision=asked)
+    assert taken == [expected]
+    assert loaded.precision.dtype != torch.int8  # the decoder has no such layers
+
+
+def test_run_with_attention_captions_as_eval_does(
+    prepared_scenes, random_weights, scorers, tmp_path
+) -> None:
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", grid=True, **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    attentive = {"run": "r", "attention": "soft", "learning_rate": 2e-2}
+    train(TrainConfig(data=data, dataset="scenes", **attentive, **sizes))
+    evaluate(EvalConfig(data=data, run="r", split="train", precision="fp32", device="cpu"))
+    written, paths = written_of(data, "train-beam3")
+    captions = load("r", data=data, device="cpu", precision="fp32").caption(paths)
+    assert captions == [entry["caption"] for entry in written]
+    assert len(set(captions)) > 1
+
+
+@pytest.mark.parametrize("attention", ["none", "adaptive"])
+def test_views_and_consensus_caption_as_eval_does(
+    prepared_scenes, random_weights, scorers, tmp_path, attention: str
+) -> None:
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    several = {"views": 3, "grid": attention != "none"}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **several, **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 4}
+    train(TrainConfig(data=data, dataset="scenes", run="r", attention=attention, **sizes))
+    decoding = {"beam": 4, "views": 3, "consensus": 5}
+    evaluate(EvalConfig(data=data, run="r", precision="fp32", device="cpu", **decoding))
+    written, paths = written_of(data, "test-beam4-views3-consensus5")
+    captioner = load("r", data=data, device="cpu", precision="fp32")
+    assert captioner.caption(paths, **decoding) == [entry["caption"] for entry in written]
+    with Image.open(paths[0]) as picture:
+        assert captioner.caption(picture, **decoding) == [written[0]["caption"]]
+
+
+def test_preset_fills_in_what_is_not_given(captioner, pictures, monkeypatch) -> None:
+    seen: list[DecodingOptions] = []
+
+    def remember(
+        self: Captioner, pixels: object, options: DecodingOptions, _: object
+    ) -> list[object]:
+        seen.append(options)
+        return []
+
+    monkeypatch.setattr(Captioner, "decode_pixels", remember)
+    captioner.caption(pictures[0], preset="consensus", views=1)
+    [options] = seen
+    assert (options.beam, options.consensus, options.views) == (50, 1000, 1)
+    with pytest.raises(ConfigError, match="preset"):
+        captioner.caption(pictures[0], preset="nonsense")
+
+
+def test_consensus_away_from_the_training_images_is_refused(run_dir, pictures, tmp_path) -> None:
+    alone = load(run_dir, data=tmp_path, device="cpu")
+    assert alone.caption(pictures[0], beam=2)
+    with pytest.raises(MissingArtifactError, match="features"):
+        alone.caption(pictures[0], beam=2, consensus=5)
+
+
+def test_run_that_looks_at_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(Decoder, "looks_at_grid", True)
+    monkeypatch.setattr(Backbone, "has_grid", False)
+    with pytest.raises(MismatchError, match=r"looks at grids, which resnet18-\S+ at --image-size"):
+        load(run_dir, device="cpu")
+
+
+def test_unknown_run_is_refused(data, tmp_path) -> None:
+    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
+        load("x", data=data)
+    with pytest.raises(MissingArtifactError, match="there is none"):
+        load(data=tmp_path)
+
+
+def test_pictures_of_pil_and_paths_get_the_same_captions(captioner, folder) -> None:
+    paths = sorted(folder.rglob("*.png"))
+    opened = [Image.open(path) for path in paths]
+    for path, image in zip(paths, opened, strict=True):
+        assert np.array_equal(captioner.pixels(path), captioner.pixels(image))
+    expected = captioner.caption(paths)
+    assert captioner.caption([str(path) for path in paths]) == expected
+    assert captioner.caption(opened) == expected
+    assert captioner.caption([opened[0], paths[1], str(paths[2])]) == expected
+
+
+def test_captions_come_in_the_order_of_the_images(captioner, pictures) -> None:
+    some = pictures[:8]
+    captions = captioner.caption(some)
+    assert captions[::-1] == captioner.caption(some[::-1])
+    assert captions == [captioner.caption([path])[0] for path in some]
+
+
+def test_no_images_have_no_captions(captioner) -> None:
+    assert captioner.caption([]) == []
+
+
+def test_options_of_the_search_are_used(captioner, pictures) -> None:
+    short = captioner.caption(pictures[:8], max_length=2)
+    assert max(len(caption.split()) for caption in short) == 2
+    low, high = (
+        captioner.caption(pictures[:20], beam=5, length_penalty=penalty) for penalty in (0.0, 3.0)
+    )
+    assert sum(map(len, low)) < sum(map(len, high))
+
+
+def test_draws_go_on_from_batch_to_batch(captioner, pictures, monkeypatch) -> None:
+    options = {"sample": True, "temperature": 2.0}
+    expected = captioner.caption(pictures[:10], **options)
+    assert len(set(expected)) > 1
+    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 3)
+    assert captioner.caption(pictures[:10], **options) == expected
+    assert captioner.caption(pictures[:10], **options, seed=1) != expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotated_photograph_is_turned_upright(
+    captioner, pictures, tmp_path, orientation: int
+) -> None:
+    upright = Image.open(pictures[0]).convert("RGB").crop((0, 0, 60, 90))
+    # How a camera stores it: what undoes each orientation (EXIF 2.3, tag 0x0112).
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "rotated.png"
+    stored.save(path, exif=exif)
+    expected = captioner.pixels(upright)
+    assert np.array_equal(captioner.pixels(path), expected)
+    opened = Image.open(path)
+    assert np.array_equal(captioner.pixels(opened), expected)
+    assert opened.getexif()[ORIENTATION] == orientation  # the caller's own is not touched
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_picture_of_any_mode_is_captioned(captioner, mode: str) -> None:
+    (caption,) = captioner.caption([Image.new(mode, (50, 40))])
+    assert caption
+
+
+def test_grey_picture_is_its_own_rgb(captioner, pictures, tmp_path) -> None:
+    grey = Image.open(pictures[0]).convert("L")
+    grey.save(tmp_path / "grey.png")
+    (pixels,) = captioner.pixels(tmp_path / "grey.png")
+    assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2])
+    assert captioner.caption([grey]) == captioner.caption([grey.convert("RGB")])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no picture", "is not a readable image: not an image in a format that PIL knows."),
+        (b"", "is not a readable image: the file is empty."),
+        (None, "cannot be read: No such file or directory."),
+    ],
+)
+def test_unreadable_image_is_named(captioner, tmp_path, pictures, content, reason: str) -> None:
+    path = tmp_path / "broken.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        captioner.caption([pictures[0], path])
+    assert str(caught.value) == f"{path} {reason}"
+
+
+def test_cut_photograph_is_named(captioner, tmp_path, pictures) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.open(pictures[0]).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DatasetError, match=rf"{re.escape(str(path))} is not a readable image: \w"):
+        captioner.caption([path])
+
+
+def test_folder_gives_its_images_by_name(folder) -> None:
+    assert list(find_images([folder])) == [
+        folder / name for name in ("a/c.png", "a.png", "b.png", "d.PNG")
+    ]
+
+
+def test_files_and_folders_keep_the_order_they_are_given_in(folder) -> None:
+    given = [folder / "d.PNG", folder / "a", folder / "notes.txt"]
+    assert list(find_images(given)) == [
+        folder / "d.PNG",
+        folder / "a" / "c.png",
+        folder / "notes.txt",  # whatever is named is tried
+    ]
+
+
+def test_folder_without_images_is_refused(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(DatasetError) as caught:
+        list(find_images([tmp_path]))
+    assert str(caught.value).startswith(f"{tmp_path} holds no images (.bmp, .gif, .jpeg, .jpg,")
+
+
+def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
+    captioner, folder, tmp_path, capsys
+) -> None:
+    missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
+    assert caption_files(captioner, [missing, there], DecodingOptions()) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {missing} cannot be read: No such file or directory.\n"
+    assert captured.out.startswith(f"{there}: ")
+
+
+def test_one_image_needs_no_list(captioner, folder) -> None:
+    path = next(find_images([folder]))
+    assert captioner.caption(str(path)) == captioner.caption([path])
+
+
+def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:
+    assert caption_files(captioner, [folder], DecodingOptions()) == 0
+    paths = list(find_images([folder]))
+    expected = captioner.caption(paths)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
+
+
+def test_caption_files_prints_several_captions_below_each_other(captioner, folder, capsys) -> None:
+    path = next(find_images([folder]))
+    options = DecodingOptions(beam=4, n_best=3, length_penalty=0.0)
+    assert caption_files(captioner, [path], options) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    found = [(float(line.split()[0]), " ".join(line.split()[1:])) for line in lines]
+    assert head == f"{path}:" and len(set(found)) == 3
+    assert found == sorted(found, reverse=True)
+    assert found[0][1] == captioner.caption(path, beam=4, length_penalty=0.0)[0]
+
+
+def test_caption_files_goes_on_after_an_unreadable_image(
+    captioner, folder, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
+    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "d.PNG").write_bytes(b"")
+    assert caption_files(captioner, [folder], DecodingOptions(beam=1)) == 2
+    captured = capsys.readouterr()
+    assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
+        str(folder / name) for name in ("a/c.png", "a.png")
+    ]
+    errors = captured.err.splitlines()
+    assert [line.split(" is not")[0] for line in errors] == [
+        f"error: {folder / name}" for name in ("b.png", "d.PNG")
+    ]
+
+
+def change_backbone(run_dir: Path, **values: object) -> None:
+    path = run_dir / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["backbone"] |= values
+    path.write_text(json.dumps(config), "utf-8")
+
+
+def test_other_weights_than_those_of_the_run_are_refused(run_dir, tmp_path) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    torch.save(resnet18().state_dict(), tmp_path / "other.pth")
+    change_backbone(run_dir, weights=str(tmp_path / "other.pth"))
+    with pytest.raises(MismatchError) as caught:
+        load(run_dir, device="cpu")
+    trained_with = json.loads((run_dir / "config.json").read_text())["backbone"]["weights_sha256"]
+    assert str(run_dir) in str(caught.value)
+    assert f"was trained with {trained_with[:12]}" in str(caught.value)
+
+
+def test_weights_that_are_gone_are_named(run_dir, tmp_path) -> None:
+    change_backbone(run_dir, weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(WeightsError, match=r"gone\.pth"):
+        load(run_dir, device="cpu")
