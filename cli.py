@@ -16,12 +16,17 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from .bench.config import BenchConfig
+from .features.config import FeaturesConfig
+from .model.config import CompareConfig, EvalConfig, TrainConfig
 from .model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
-from .pipeline import config as configs
+from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import print_error
 from .pipeline.stage.errors import ShowTellError
+from .pipeline.stage.options import StageConfig, options_of
+from .serving.config import CaptionConfig
 
-Config = TypeVar("Config", bound=configs.StageConfig)
+Config = TypeVar("Config", bound=StageConfig)
 
 app = typer.Typer(
     help="Image captioning on features that are computed once: prepare, features, train, eval.",
@@ -45,7 +50,7 @@ def command(
             given = tuple(
                 name for name, source in sources.items() if source and source.name != "DEFAULT"
             )
-            trains = issubclass(config_class, configs.TrainConfig)
+            trains = issubclass(config_class, TrainConfig)
             if values.get("preset") is not None:
                 presets = TRAIN_PRESETS if trains else DECODING_PRESETS
                 values = apply_preset(presets, values["preset"], values, given)
@@ -56,7 +61,7 @@ def command(
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-        parameters += [_option_of(field) for field in configs.options_of(config_class)]
+        parameters += [_option_of(field) for field in options_of(config_class)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = stage.__doc__
@@ -85,58 +90,58 @@ def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     )
 
 
-@command(configs.DownloadConfig, "download")
-def download(config: configs.DownloadConfig) -> None:
+@command(DownloadConfig, "download")
+def download(config: DownloadConfig) -> None:
     """Fetch a dataset's archives, resumed and verified (or draw the embedded one: scenes)."""
     from .pipeline.download import download
 
     download(config)
 
 
-@command(configs.PrepareConfig, "prepare")
-def prepare(config: configs.PrepareConfig) -> None:
+@command(PrepareConfig, "prepare")
+def prepare(config: PrepareConfig) -> None:
     """Tokenize captions and count the vocabulary."""
     from .pipeline.prepare import prepare
 
     prepare(config)
 
 
-@command(configs.FeaturesConfig, "features")
-def features(config: configs.FeaturesConfig) -> None:
+@command(FeaturesConfig, "features")
+def features(config: FeaturesConfig) -> None:
     """Run the frozen network over every image, once, and cache what it sees."""
     from .features.extract import extract
 
     extract(config)
 
 
-@command(configs.TrainConfig, "train")
-def train(config: configs.TrainConfig) -> None:
+@command(TrainConfig, "train")
+def train(config: TrainConfig) -> None:
     """Train a decoder on cached features."""
     from .model.train import train
 
     train(config)
 
 
-@command(configs.EvalConfig, "eval")
-def evaluate(config: configs.EvalConfig) -> None:
+@command(EvalConfig, "eval")
+def evaluate(config: EvalConfig) -> None:
     """Caption a split with a run or several, and score it with the official scorers."""
     from .model.evaluate import evaluate
 
     evaluate(config)
 
 
-@command(configs.CompareConfig, "compare")
-def compare(config: configs.CompareConfig) -> None:
+@command(CompareConfig, "compare")
+def compare(config: CompareConfig) -> None:
     """Tell whether two evaluations of the same images differ by more than chance."""
     from .model.compare import compare
 
     compare(config)
 
 
-@command(configs.CaptionConfig, "caption")
-def caption(config: configs.CaptionConfig) -> None:
+@command(CaptionConfig, "caption")
+def caption(config: CaptionConfig) -> None:
     """Caption photographs: one line each, the path and the caption."""
-    from .model.runs.checkpoint import choose_run
+    from .model.runs.run import choose_run
     from .serving.captioner import caption_files, load
 
     run = config.run or choose_run(config.data, None).name
@@ -145,8 +150,8 @@ def caption(config: configs.CaptionConfig) -> None:
         raise typer.Exit(1)
 
 
-@command(configs.BenchConfig, "bench")
-def bench(config: configs.BenchConfig) -> None:
+@command(BenchConfig, "bench")
+def bench(config: BenchConfig) -> None:
     """Measure how fast each stage is, beside what the machine allows."""
     from .bench.run import bench
 
@@ -160,7 +165,7 @@ def status(
     ] = Path("data"),
 ) -> None:
     """Show each stage: done, running, stopped, stale or missing, with counts, time and size."""
-    from .pipeline.status import show_status
+    from .model.runs.status import show_status
 
     show_status(data)
 

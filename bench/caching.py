@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 
+from ..features.config import FeaturesConfig
 from ..features.device import choose_device, keep_freed_memory
 from ..features.encoders.backbone import load_backbone
 from ..features.plan import ImageList, list_images, plan_shards
@@ -17,10 +18,11 @@ from ..features.reading.batches import ImageBatch, read_batches
 from ..features.reading.transform import Transform, caffe_transform
 from ..features.runner import compute_shards, measure_bare_rate
 from ..features.store import FeatureStore, find_features, mending_command
-from ..pipeline.config import BenchConfig, FeaturesConfig
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
-from ..pipeline.stage.manifest import Manifest, Stopwatch
+from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.stopwatch import Stopwatch
+from .config import BenchConfig
 from .figures import Figures
 from .limits import time_reading
 

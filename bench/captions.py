@@ -11,9 +11,10 @@ from typing import Any
 from ..model.metrics.caption_scorer import CaptionScorer
 from ..model.metrics.official import Meteor, OfficialScorer, tokenize_with_java
 from ..pipeline.captions import read_images, read_references
-from ..pipeline.config import BenchConfig, PrepareConfig
+from ..pipeline.config import PrepareConfig
 from ..pipeline.prepare import prepare
 from ..pipeline.stage.manifest import Manifest
+from .config import BenchConfig
 from .figures import Figures
 
 

@@ -13,11 +13,14 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..features.config import FeaturesConfig
 from ..features.plan import list_images
 from ..features.shards import FeatureShard, write_shard
-from ..pipeline.config import BenchConfig, FeaturesConfig, PrepareConfig
+from ..pipeline.config import PrepareConfig
 from ..pipeline.prepare import prepare
-from ..pipeline.stage.manifest import Manifest, write_json
+from ..pipeline.stage.files import write_json
+from ..pipeline.stage.manifest import Manifest
+from .config import BenchConfig
 from .figures import Figures
 from .run import DATASET
 

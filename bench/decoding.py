@@ -12,10 +12,11 @@ from ..model.decoders.decoder import Decoder, DecoderConfig
 from ..model.decoders.precision import Precision
 from ..model.decoders.state import DecoderState
 from ..model.generation.generate import BATCH_SIZE, decode, iterate_features
-from ..model.runs.checkpoint import RunConfig, find_run, load_run, run_names
+from ..model.generation.options import DecodingOptions
+from ..model.runs.run import RunConfig, find_run, load_run, run_names
 from ..pipeline.captions import read_images
-from ..pipeline.config import BenchConfig, DecodingOptions
 from ..pipeline.stage.errors import MissingArtifactError
+from .config import BenchConfig
 from .figures import Figures
 from .limits import Shape, count_flops, time_products
 

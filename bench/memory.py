@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..features.config import FeaturesConfig
 from ..features.device import keep_freed_memory
 from ..features.encoders.backbone import Backbone
 from ..features.plan import ImageList, plan_shards
 from ..features.reading.transform import caffe_transform
 from ..features.runner import compute_shards
-from ..pipeline.config import BenchConfig, FeaturesConfig
 from ..pipeline.datasets.image_files import ImageFiles
-from ..pipeline.stage.manifest import Stopwatch
+from ..pipeline.stage.stopwatch import Stopwatch
 from .caching import measure_decoding
+from .config import BenchConfig
 from .figures import Figures, peak_memory
 
 FEW, MANY = 1_000, 100_000

@@ -10,10 +10,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from ..pipeline.config import BenchConfig
 from ..pipeline.stage.console import format_bytes, print_note, print_table
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
-from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest, write_json
+from ..pipeline.stage.files import write_json
+from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from .config import BenchConfig
 from .figures import Figures, peak_memory
 
 DATASET = "coco-scale"

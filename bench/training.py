@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from ..model.config import TrainConfig
 from ..model.decoders.decoder import DecoderConfig
 from ..model.runs.run_log import METRICS_NAME
 from ..model.train import Trainer, train
 from ..model.training.data import load_training_data
-from ..pipeline.config import BenchConfig, TrainConfig
+from .config import BenchConfig
 from .figures import Figures, peak_memory
 from .limits import Shape, count_flops, time_products
 

@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.config import FeaturesConfig
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
 from ..pipeline.stage.errors import DatasetError
-from ..pipeline.stage.manifest import Manifest, Stopwatch, hash_file, hash_json, locked
+from ..pipeline.stage.files import hash_file, hash_json, locked
+from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.stopwatch import Stopwatch
+from .config import FeaturesConfig
 from .device import choose_device, choose_precision, keep_freed_memory, precision_name
 from .encoders.backbone import load_backbone
 from .encoders.weights import FILE_SUFFIXES, check_weights

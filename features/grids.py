@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from ..pipeline.stage.errors import BadShardError
-from ..pipeline.stage.manifest import partial_path
+from ..pipeline.stage.files import partial_path
 from .shards import MEND, FeatureShard, describe, write_error
 
 GridMap = np.memmap[tuple[int, ...], np.dtype[np.float16]]

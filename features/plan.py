@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pipeline.captions import read_images
-from ..pipeline.config import FeaturesConfig
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.stage.errors import BadShardError
-from ..pipeline.stage.manifest import Manifest, hash_file, hash_json
+from ..pipeline.stage.files import hash_file, hash_json
+from ..pipeline.stage.manifest import Manifest
+from .config import FeaturesConfig
 from .grids import grid_name, open_grid
 from .reading.decode import MISSING, UNREAD
 from .shards import SUFFIXES, read_fingerprint, read_shard

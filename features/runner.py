@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..pipeline.config import FeaturesConfig
 from ..pipeline.stage.console import ProgressLine
 from ..pipeline.stage.errors import ShowTellError
-from ..pipeline.stage.manifest import Stopwatch
+from ..pipeline.stage.stopwatch import Stopwatch
+from .config import FeaturesConfig
 from .encoders.backbone import Backbone
 from .grids import GridWriter, grid_name
 from .plan import ImageList, ShardJob, Skipped

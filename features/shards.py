@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..pipeline.stage.errors import BadShardError, MissingArtifactError, ShowTellError
-from ..pipeline.stage.manifest import atomic_path
+from ..pipeline.stage.files import atomic_path
 
 SUFFIXES = {"hdf5": ".h5", "parquet": ".parquet"}
 MEND = "Delete it and run 'showtell features'."

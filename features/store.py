@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
-from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest, hash_file
+from ..pipeline.stage.files import hash_file
+from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .grids import GridFiles, GridMap, grid_name, open_grid
 from .shards import MEND, read_shard
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..pipeline.config import CompareConfig
 from ..pipeline.stage.console import print_note, print_table
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
-from ..pipeline.status import eval_status, holds_files
+from ..pipeline.status import holds_files
+from .config import CompareConfig
 from .metrics.bootstrap import draw_scores, interval, p_value
 from .metrics.per_image import SCORES_NAME, ImageScores
+from .runs.status import eval_status
 
 MEANING = (
     "p below 0.05: so large a difference is unlikely to come from the choice of images alone; "

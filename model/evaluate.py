@@ -26,9 +26,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..features.device import choose_device, keep_freed_memory
-from ..features.store import FeatureStore, find_features, require_views
+from ..features.store import FeatureStore, require_views
 from ..pipeline.captions import read_images, read_references
-from ..pipeline.config import EvalConfig
 from ..pipeline.stage.console import (
     ProgressLine,
     format_seconds,
@@ -37,8 +36,11 @@ from ..pipeline.stage.console import (
     print_warning,
 )
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
-from ..pipeline.stage.manifest import Manifest, Stopwatch, hash_file, locked, write_json
+from ..pipeline.stage.files import hash_file, locked, write_json
+from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.stopwatch import Stopwatch
 from ..pipeline.text.vocab import Vocab
+from .config import EvalConfig
 from .decoders.decoder import Decoder
 from .decoders.ensemble import join_decoders
 from .decoders.precision import Precision
@@ -49,7 +51,8 @@ from .metrics.bootstrap import intervals
 from .metrics.extra_scores import add_extra_scores, find_extra_scorers
 from .metrics.official import OfficialScorer
 from .metrics.per_image import SCORES_NAME
-from .runs.checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, choose_run, load_run
+from .runs.layout import BEST_NAME, VOCAB_NAME
+from .runs.run import RunConfig, choose_run, load_run, load_run_features
 
 VERSION = 3
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
@@ -155,25 +158,6 @@ def _results_dir(data: Path, members: Sequence[Member]) -> Path:
     if len(members) == 1:
         return members[0].run_dir
     return data / "ensembles" / "+".join(member.run_dir.name for member in members)
-
-
-def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
-    """Load the features a run was trained on.
-
-    Raises:
-        MissingArtifactError: they are not there.
-        MismatchError: they were made by another network or with another transform.
-    """
-    store = FeatureStore.load(find_features(data / run.dataset, run.features))
-    for name in ("encoder", "weights_sha256", "transform"):
-        expected = run.backbone[name]
-        if store.backbone.get(name) != expected:
-            raise MismatchError(
-                f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained "
-                f"on {expected!r}. Run 'showtell features' with the run's options again, or train "
-                f"another run."
-            )
-    return store
 
 
 def _check_vocab(captions_dir: Path, run: RunConfig, run_dir: Path) -> None:

@@ -5,7 +5,7 @@ What is given on the command line beside a preset wins over it.
 
 from typing import Any
 
-from ..pipeline.config import require_choice
+from ..pipeline.stage.options import require_choice
 
 Presets = dict[str, dict[str, Any]]
 

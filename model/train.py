@@ -23,7 +23,6 @@ from ..features.device import (
     keep_freed_memory,
     precision_name,
 )
-from ..pipeline.config import DecodingOptions, TrainConfig
 from ..pipeline.stage.console import (
     ProgressLine,
     format_bytes,
@@ -33,24 +32,19 @@ from ..pipeline.stage.console import (
     print_warning,
 )
 from ..pipeline.stage.errors import ShowTellError, StoppedError
-from ..pipeline.stage.manifest import Manifest, Stopwatch, locked
+from ..pipeline.stage.files import locked
+from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.stopwatch import Stopwatch
+from .config import TrainConfig
 from .decoders.decoder import Decoder
 from .decoders.precision import Precision
 from .decoders.word_vectors import read_word_vectors, set_word_vectors
 from .generation.generate import choose_batch_size, decode_captions, iterate_features
+from .generation.options import DecodingOptions
 from .metrics.caption_scorer import CaptionScorer
-from .runs.checkpoint import (
-    BEST_NAME,
-    CONFIG_NAME,
-    LAST_NAME,
-    VOCAB_NAME,
-    Progress,
-    RunConfig,
-    load_checkpoint,
-    load_run,
-    save_checkpoint,
-    save_weights,
-)
+from .runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
+from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from .runs.run import RunConfig, load_run
 from .runs.run_log import RunLog
 from .training.batches import CaptionBatch, CaptionBatches
 from .training.data import (
@@ -59,13 +53,8 @@ from .training.data import (
     load_training_data,
     require_same_inputs,
 )
-from .training.loss import (
-    average_weights,
-    caption_loss,
-    learning_rate_at,
-    make_optimizer,
-    mix_inputs,
-)
+from .training.loss import caption_loss, mix_inputs
+from .training.optim import average_weights, learning_rate_at, make_optimizer
 from .training.resume import built_like, check_run, default_run_name, started_with
 from .training.scst import SelfCriticalLoss
 

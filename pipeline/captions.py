@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from .datasets.registry import ImageRecord
 from .stage.errors import MismatchError, MissingArtifactError
-from .stage.manifest import atomic_path
+from .stage.files import atomic_path
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
 
 

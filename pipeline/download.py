@@ -25,7 +25,9 @@ from .config import DownloadConfig
 from .datasets.scenes import SCENES_VERSION, draw_scenes
 from .stage.console import format_bytes, print_note
 from .stage.errors import DownloadError
-from .stage.manifest import Manifest, Stopwatch, atomic_path, file_size, locked, write_json
+from .stage.files import atomic_path, file_size, locked, write_json
+from .stage.manifest import Manifest
+from .stage.stopwatch import Stopwatch
 
 VERSION = 1
 COCO_URL = "http://images.cocodataset.org"

@@ -24,16 +24,10 @@ from .datasets.image_files import ImageFiles
 from .datasets.registry import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import ShowTellError
-from .stage.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Stopwatch,
-    atomic_path,
-    hash_file,
-    hash_json,
-    locked,
-)
+from .stage.files import atomic_path, hash_file, hash_json, locked
+from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
+from .stage.stopwatch import Stopwatch
 from .text.columns import TokenizedCaptions, tokenize_all
 from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab

@@ -18,13 +18,13 @@ from ..features.store import require_views
 from ..model.decoders.decoder import Decoder
 from ..model.decoders.ensemble import join_decoders
 from ..model.decoders.precision import Precision
-from ..model.evaluate import load_run_features
 from ..model.generation.consensus import Consensus
 from ..model.generation.generate import CaptionModel, decode
 from ..model.generation.hypothesis import Hypothesis
+from ..model.generation.options import DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
-from ..model.runs.checkpoint import CONFIG_NAME, RunConfig, find_run, load_run, run_names
-from ..pipeline.config import DecodingOptions
+from ..model.runs.layout import CONFIG_NAME
+from ..model.runs.run import RunConfig, find_run, load_run, load_run_features, run_names
 from ..pipeline.stage.console import print_error, print_note
 from ..pipeline.stage.errors import DatasetError, MismatchError
 from ..pipeline.text.vocab import Vocab

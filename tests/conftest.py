@@ -56,8 +56,9 @@ def random_weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_scenes(tmp_path_factory, random_weights) -> Path:
     """A data folder with a few drawn scenes, prepared and with features; copy it to change it."""
+    from showtell.features.config import FeaturesConfig
     from showtell.features.extract import extract
-    from showtell.pipeline.config import FeaturesConfig, PrepareConfig
+    from showtell.pipeline.config import PrepareConfig
     from showtell.pipeline.datasets.scenes import draw_scenes
     from showtell.pipeline.prepare import prepare
 
@@ -80,8 +81,8 @@ def prepared_scenes(tmp_path_factory, random_weights) -> Path:
 @pytest.fixture(scope="session")
 def prepared_grids(prepared_scenes, random_weights, tmp_path_factory) -> Path:
     """The same with two views of each picture and their grids, 2×2; copy it to change it."""
+    from showtell.features.config import FeaturesConfig
     from showtell.features.extract import extract
-    from showtell.pipeline.config import FeaturesConfig
 
     data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("grids") / "data"))
     options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}

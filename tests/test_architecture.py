@@ -16,21 +16,34 @@ FOLDERS = ("pipeline", "features", "model", "serving", "bench")
 ORDER = {
     "pipeline": [
         "stage",
-        "text archives config",
+        "text archives config status",
         "datasets",
         "captions",
-        "prepare download status",
+        "prepare download",
     ],
-    "features": ["shards device reading", "grids encoders", "store plan", "runner", "extract"],
+    "features": [
+        "config shards device reading",
+        "grids encoders",
+        "store plan",
+        "runner",
+        "extract",
+    ],
     "model": [
         "presets kernels",
         "metrics decoders",
-        "generation runs",
+        "generation",
+        "config",
+        "runs",
         "training",
         "train evaluate compare",
     ],
-    "serving": ["captioner"],
-    "bench": ["figures", "limits captions run", "caching training decoding coco_scale", "memory"],
+    "serving": ["config", "captioner"],
+    "bench": [
+        "config figures",
+        "limits captions run",
+        "caching training decoding coco_scale",
+        "memory",
+    ],
 }
 
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))] + [
@@ -156,7 +169,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_loads_no_torch() -> None:
-    loaded = modules_after("import showtell.cli, showtell.pipeline.status")
+    loaded = modules_after("import showtell.cli, showtell.model.runs.status")
     assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py", "tokenizers"})
 
 

@@ -10,9 +10,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from showtell.bench import coco_scale, decoding, memory, training
+from showtell.bench.config import BENCH_STAGES, COCO_SCALE_STAGES, BenchConfig
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
 from showtell.bench.run import bench, choose_dataset, measure
+from showtell.model.config import TrainConfig
 from showtell.model.decoders.decoder import Decoder
 from showtell.model.kernels import recurrence
 from showtell.model.kernels.padding import ALIGNMENT
@@ -22,13 +24,7 @@ from showtell.model.training.batches import CaptionBatches
 from showtell.model.training.data import decoder_config, load_training_data
 from showtell.model.training.loss import caption_loss
 from showtell.pipeline.captions import read_captions
-from showtell.pipeline.config import (
-    BENCH_STAGES,
-    COCO_SCALE_STAGES,
-    BenchConfig,
-    PrepareConfig,
-    TrainConfig,
-)
+from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
 from showtell.pipeline.stage.errors import MissingArtifactError
 from showtell.pipeline.stage.manifest import Manifest

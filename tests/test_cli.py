@@ -10,17 +10,21 @@ import pytest
 from rich.console import Console
 
 from showtell import cli
-from showtell.pipeline import config as configs
+from showtell.features.config import FeaturesConfig
+from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline import prepare as prepare_module
+from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.stage import console
 from showtell.pipeline.stage.errors import DatasetError, ShowTellError
+from showtell.pipeline.stage.options import options_of
 
 STAGES = {
-    "download": configs.DownloadConfig,
-    "prepare": configs.PrepareConfig,
-    "features": configs.FeaturesConfig,
-    "train": configs.TrainConfig,
-    "eval": configs.EvalConfig,
+    "download": DownloadConfig,
+    "prepare": PrepareConfig,
+    "features": FeaturesConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
 }
 COMMANDS = (*STAGES, "caption", "status")
 
@@ -36,9 +40,9 @@ def same_everywhere(monkeypatch) -> None:
 
 
 @pytest.fixture
-def prepared(monkeypatch) -> list[configs.PrepareConfig]:
+def prepared(monkeypatch) -> list[PrepareConfig]:
     """The configs that `showtell prepare` has been run with; nothing is prepared."""
-    seen: list[configs.PrepareConfig] = []
+    seen: list[PrepareConfig] = []
     monkeypatch.setattr(prepare_module, "prepare", seen.append)
     return seen
 
@@ -65,7 +69,7 @@ def shown_default(field: "dataclasses.Field[Any]") -> str | None:
 def test_every_option_of_a_config_is_in_the_help_of_its_command(showtell: Run, command) -> None:
     status, output = showtell(command, "--help")
     entries = help_entries(output)
-    fields = configs.options_of(STAGES[command])
+    fields = options_of(STAGES[command])
     assert status == 0
     assert list(entries) == [*(f"--{f.name.replace('_', '-')}" for f in fields), "--help"]
     for field in fields:
@@ -122,7 +126,7 @@ def test_help_of_every_command_loads_no_torch() -> None:
 
 def test_no_options_mean_the_defaults_of_the_config(showtell: Run, prepared) -> None:
     assert showtell("prepare") == (0, "")
-    assert prepared == [configs.PrepareConfig()]
+    assert prepared == [PrepareConfig()]
 
 
 def test_options_arrive_in_the_config_with_their_types(showtell: Run, prepared) -> None:
@@ -132,19 +136,17 @@ def test_options_arrive_in_the_config_with_their_types(showtell: Run, prepared) 
     )
     assert status == 0
     assert prepared == [
-        configs.PrepareConfig(
-            data=Path("root"), dataset="own", table=Path("a.csv"), min_count=2, seed=7
-        )
+        PrepareConfig(data=Path("root"), dataset="own", table=Path("a.csv"), min_count=2, seed=7)
     ]
 
 
 def test_flags_can_be_switched_on_and_off(showtell: Run, monkeypatch) -> None:
     from showtell.model import train as train_module
 
-    seen: list[configs.TrainConfig] = []
+    seen: list[TrainConfig] = []
     monkeypatch.setattr(train_module, "train", seen.append)
     assert showtell("train", "--no-tie-embeddings", "--resume", "--dropout", 0.25)[0] == 0
-    assert seen == [configs.TrainConfig(tie_embeddings=False, resume=True, dropout=0.25)]
+    assert seen == [TrainConfig(tie_embeddings=False, resume=True, dropout=0.25)]
     assert set(seen[0].given) == {"tie_embeddings", "resume", "dropout"}
 
 
@@ -160,7 +162,7 @@ def test_environment_names_the_data_folder(showtell: Run, prepared, monkeypatch,
 def test_error_of_showtell_is_one_red_line_and_exit_status_1(showtell: Run, monkeypatch) -> None:
     message = "captions.csv is empty; see [docs] and 'showtell prepare --help'. " * 6
 
-    def fail(config: configs.PrepareConfig) -> None:
+    def fail(config: PrepareConfig) -> None:
         raise DatasetError(message.strip())
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
@@ -197,7 +199,7 @@ def test_impossible_option_is_an_error_of_showtell(showtell: Run) -> None:
 
 
 def test_bug_keeps_its_traceback(showtell: Run, monkeypatch) -> None:
-    def fail(config: configs.PrepareConfig) -> None:
+    def fail(config: PrepareConfig) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
@@ -250,7 +252,7 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
         calls.append((run, options))
         return "the captioner"
 
-    def caption_files(loaded: object, images: list[Path], options: configs.DecodingOptions) -> int:
+    def caption_files(loaded: object, images: list[Path], options: DecodingOptions) -> int:
         calls.append((loaded, images, options.decoding_name))
         return 1 if Path("bad.jpg") in images else 0
 

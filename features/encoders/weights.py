@@ -24,7 +24,7 @@ from torch import nn
 from torchvision import models
 
 from ...pipeline.stage.errors import ConfigError, HubUnreachableError, WeightsError
-from ...pipeline.stage.manifest import hash_file
+from ...pipeline.stage.files import hash_file
 from ..reading.transform import Transform, caffe_transform, from_torchvision
 from .caffe import load_caffe_resnet50
 from .state_dict import fit_state_dict, read_state_dict

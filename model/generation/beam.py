@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pipeline.config import DecodingOptions
 from ...pipeline.text.vocab import EOS, PAD
 from ..decoders.state import S, StepModel
 from ..kernels.padding import staying
 from ..kernels.topk import topk
 from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
+from .options import DecodingOptions
 
 IMAGES_TOGETHER = 4  # that leave the batch: what attention multiplies is then of few sizes
 

@@ -6,8 +6,8 @@ Letters in shapes: R beams (or draws) of all images, V vocabulary, T words so fa
 import torch
 from torch import Tensor
 
-from ...pipeline.config import DecodingOptions
 from ...pipeline.text.vocab import BOS, EOS, PAD, UNK
+from .options import DecodingOptions
 
 # Never written: they are no words.
 FORBIDDEN = (PAD, BOS, UNK)

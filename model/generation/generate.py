@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ...features.store import FeatureStore
-from ...pipeline.config import DecodingOptions
 from ...pipeline.text.vocab import Vocab
 from ..decoders.decoder import Decoder
 from ..decoders.precision import Precision
 from ..decoders.state import S, StepModel
 from .beam import beam_search
 from .hypothesis import Hypothesis
+from .options import DecodingOptions
 from .sampling import sample_captions
 
 BATCH_SIZE = 500  # images that are decoded together

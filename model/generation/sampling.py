@@ -6,11 +6,11 @@ Letters in shapes: N images still drawn for, K draws of each, R = N·K, V vocabu
 import torch
 from torch import Tensor
 
-from ...pipeline.config import DecodingOptions
 from ...pipeline.text.vocab import EOS
 from ..decoders.state import S, StepModel
 from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
+from .options import DecodingOptions
 
 
 @torch.no_grad()

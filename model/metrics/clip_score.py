@@ -23,7 +23,8 @@ from ...pipeline.captions import read_images
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
-from ...pipeline.stage.manifest import Manifest, hash_file
+from ...pipeline.stage.files import hash_file
+from ...pipeline.stage.manifest import Manifest
 from .ngrams import Floats
 
 PROMPT = "A photo depicts "

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pipeline.stage.errors import MissingArtifactError
-from ...pipeline.stage.manifest import atomic_path
+from ...pipeline.stage.files import atomic_path
 from ...pipeline.stage.ragged import Ints
 from .caption_scorer import BLEU_NAMES, BleuCounts
 from .meteor import meteor_of_counts

@@ -7,7 +7,7 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
-from ...pipeline.stage.manifest import atomic_path
+from ...pipeline.stage.files import atomic_path
 
 METRICS_NAME = "metrics.jsonl"
 

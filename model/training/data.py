@@ -5,14 +5,16 @@ from pathlib import Path
 
 from ...features.store import FeatureStore, extending_command, find_features, require_views
 from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
-from ...pipeline.config import TrainConfig
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
-from ...pipeline.stage.manifest import Manifest, hash_file
+from ...pipeline.stage.files import hash_file
+from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
+from ..config import TrainConfig
 from ..decoders.decoder import DecoderConfig
 from ..decoders.word_vectors import require_file
-from ..runs.checkpoint import BEST_NAME, VOCAB_NAME, RunConfig, find_run
+from ..runs.layout import BEST_NAME, VOCAB_NAME
+from ..runs.run import RunConfig, find_run
 
 
 @dataclass(frozen=True)

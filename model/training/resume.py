@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ...pipeline.config import TrainConfig
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
-from ..runs.checkpoint import BEST_NAME, LAST_NAME, RunConfig, find_run
+from ..config import TrainConfig
+from ..runs.layout import BEST_NAME, LAST_NAME
+from ..runs.run import RunConfig, find_run
 from .data import TrainingData
 
 # Options that say how a run is carried out, not what comes out of it.

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pipeline.config import DecodingOptions, TrainConfig
 from ...pipeline.text.vocab import BOS, EOS, PAD, SPECIALS, Vocab
+from ..config import TrainConfig
 from ..decoders.decoder import Decoder
 from ..decoders.state import DecoderState
 from ..generation.constraints import FORBIDDEN, next_log_probs
+from ..generation.options import DecodingOptions
 from ..kernels.padding import ALIGNMENT, pad_rows, round_rows, staying
 from ..metrics.caption_scorer import CaptionScorer
 from .batches import CaptionBatch

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..stage.manifest import file_size, write_json
+from ..stage.files import file_size, write_json
 
 STATE_FIELDS = ("etag", "last_modified")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..stage.errors import DatasetError
-from ..stage.manifest import atomic_path
+from ..stage.files import atomic_path
 from .scene_drawing import COLORS, LANDSCAPES, SCALE, SHAPES, draw_landscape, draw_shape
 
 SCENES_VERSION = 1  # of the pictures and captions; to be raised with any change to either

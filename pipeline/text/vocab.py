@@ -26,7 +26,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 from ..stage.errors import ConfigError, DatasetError, MismatchError, MissingArtifactError
-from ..stage.manifest import write_json
+from ..stage.files import write_json
 from .subwords import UNKNOWN, WordCutter
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3

@@ -13,6 +13,7 @@ from PIL import Image
 
 from showtell.features import device, plan, runner
 from showtell.features import extract as stage
+from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract, features_dir
 from showtell.features.grids import grid_name
 from showtell.features.reading import decode as pictures
@@ -21,7 +22,6 @@ from showtell.features.reading.transform import VIEWS, Transform
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, mending_command
 from showtell.pipeline.captions import read_images, write_images
-from showtell.pipeline.config import FeaturesConfig
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.datasets.registry import ImageRecord
 from showtell.pipeline.stage.errors import (
@@ -31,7 +31,8 @@ from showtell.pipeline.stage.errors import (
     ShowTellError,
     WeightsError,
 )
-from showtell.pipeline.stage.manifest import Manifest, hash_json, locked
+from showtell.pipeline.stage.files import hash_json, locked
+from showtell.pipeline.stage.manifest import Manifest
 
 NUM_IMAGES, SHARD_SIZE, BATCH_SIZE = 22, 8, 3
 EXTRAS = {"views": 2, "batch_size": 2 * BATCH_SIZE, "grid": True}  # as many batches as without

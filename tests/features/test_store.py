@@ -14,7 +14,8 @@ from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
 from showtell.pipeline.datasets.registry import ImageRecord
 from showtell.pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
-from showtell.pipeline.stage.manifest import Manifest, hash_file
+from showtell.pipeline.stage.files import hash_file
+from showtell.pipeline.stage.manifest import Manifest
 
 IDS = [3, 5, 8, 2**33, 2**33 + 4]
 SKIPPED = {4: "the file is empty", 9: "does not exist"}

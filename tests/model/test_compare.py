@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from showtell.model.compare import compare, find_differences, find_evaluation
+from showtell.model.config import CompareConfig
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.per_image import ImageScores
 from showtell.pipeline import status
-from showtell.pipeline.config import CompareConfig
 from showtell.pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
-from showtell.pipeline.stage.manifest import Manifest, hash_file
+from showtell.pipeline.stage.files import hash_file
+from showtell.pipeline.stage.manifest import Manifest
 
 CAPTIONS = ("images.parquet", "captions.parquet", "vocab.json")
 NUM_IMAGES = 40
@@ -149,7 +150,7 @@ def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showt
     code, shown = showtell("compare", "a", "a+b", "--data", str(data))
     assert code == 0 and "CIDEr" in shown
     Path(data / "runs/b/best.safetensors").write_text("trained again")
-    status._hash.cache_clear()
+    status.hash_if_present.cache_clear()
     code, shown = showtell("compare", "a", "a+b", "--data", str(data))
     assert code != 0 and "stale: b/best.safetensors changed" in shown
     assert "'showtell eval --run a --run b'" in shown

@@ -10,30 +10,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
 from showtell.features.store import FeatureStore, find_features
 from showtell.model import evaluate as evaluate_module
+from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.decoders.decoder import Decoder
 from showtell.model.decoders.ensemble import Ensemble
 from showtell.model.evaluate import evaluate
 from showtell.model.generation import generate as decoding
 from showtell.model.generation.beam import beam_search
+from showtell.model.generation.options import DecodingOptions
 from showtell.model.metrics.official import score_official
 from showtell.model.metrics.per_image import ImageScores
-from showtell.model.runs.checkpoint import load_run, run_names
+from showtell.model.runs.run import load_run, run_names
+from showtell.model.runs.status import find_stages
 from showtell.model.train import train
 from showtell.pipeline import status as status_module
 from showtell.pipeline.captions import read_images, read_references
-from showtell.pipeline.config import (
-    DecodingOptions,
-    EvalConfig,
-    FeaturesConfig,
-    PrepareConfig,
-    TrainConfig,
-)
+from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError, ScorerError
-from showtell.pipeline.status import find_stages
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 TABLE = "scenes/raw/captions.csv"
@@ -277,7 +274,7 @@ def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
     assert re.search(line + "done", showtell("status", "--data", data)[1])
     assert sorted(run_names(data)) == ["r", "s"]
     shutil.copy(data / "runs/r/best.safetensors", data / "runs/s/best.safetensors")
-    status_module._hash.cache_clear()
+    status_module.hash_if_present.cache_clear()
     assert "s/best.safetensors changed" in " ".join(
         stage.state for stage in find_stages(data) if "ensembles" in stage.path.parts
     )

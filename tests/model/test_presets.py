@@ -1,7 +1,8 @@
 import pytest
 
+from showtell.model.config import TrainConfig
+from showtell.model.generation.options import DecodingOptions
 from showtell.model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
-from showtell.pipeline.config import DecodingOptions, TrainConfig
 from showtell.pipeline.stage.errors import ConfigError
 
 

@@ -9,15 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from showtell.features.config import FeaturesConfig
 from showtell.model import train as train_module
+from showtell.model.config import TrainConfig
 from showtell.model.decoders.decoder import Decoder, DecoderConfig
 from showtell.model.generation import generate as decoding
 from showtell.model.train import Trainer, train
 from showtell.model.training.batches import CaptionBatches
 from showtell.model.training.data import decoder_config, load_training_data
-from showtell.model.training.loss import caption_loss, learning_rate_at, make_optimizer
+from showtell.model.training.loss import caption_loss
+from showtell.model.training.optim import learning_rate_at, make_optimizer
 from showtell.model.training.resume import default_run_name
-from showtell.pipeline.config import FeaturesConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.stage.errors import (
     ConfigError,
     MismatchError,

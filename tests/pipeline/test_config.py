@@ -7,19 +7,12 @@ from typing import Any
 
 import pytest
 
-from showtell.pipeline.config import (
-    DatasetConfig,
-    DecodingOptions,
-    DownloadConfig,
-    EvalConfig,
-    FeaturesConfig,
-    PrepareConfig,
-    StageConfig,
-    TrainConfig,
-    option,
-    options_of,
-)
+from showtell.features.config import FeaturesConfig
+from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.generation.options import DecodingOptions
+from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.stage.errors import ConfigError
+from showtell.pipeline.stage.options import DatasetConfig, StageConfig, option, options_of
 
 STAGES = (DownloadConfig, PrepareConfig, FeaturesConfig, TrainConfig, EvalConfig)
 OF_DATASET = STAGES[:4]

@@ -20,7 +20,8 @@ from showtell.pipeline.archives.fetch import Archive, back_off, parse_retry_afte
 from showtell.pipeline.config import DownloadConfig
 from showtell.pipeline.download import ON_REQUEST, RECIPES, download, find_archives
 from showtell.pipeline.stage.errors import DownloadError, ShowTellError
-from showtell.pipeline.stage.manifest import Manifest, locked, write_json
+from showtell.pipeline.stage.files import locked, write_json
+from showtell.pipeline.stage.manifest import Manifest
 
 
 def make_zip(**members: str) -> bytes:

@@ -10,7 +10,8 @@ from showtell.pipeline.captions import read_captions, read_images, read_referenc
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ShowTellError
-from showtell.pipeline.stage.manifest import Manifest, hash_file, locked
+from showtell.pipeline.stage.files import hash_file, locked
+from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.text.tokenizer import tokenize
 from showtell.pipeline.text.vocab import SPECIALS, UNK, Vocab
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from showtell.features.config import FeaturesConfig
 from showtell.features.encoders.backbone import Backbone, load_backbone
 from showtell.features.extract import extract
+from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.decoders.decoder import Decoder
 from showtell.model.evaluate import evaluate
-from showtell.model.runs.checkpoint import RunConfig
+from showtell.model.generation.options import DecodingOptions
+from showtell.model.runs.run import RunConfig
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
-from showtell.pipeline.config import DecodingOptions, EvalConfig, FeaturesConfig, TrainConfig
 from showtell.pipeline.stage.errors import (
     ConfigError,
     DatasetError,

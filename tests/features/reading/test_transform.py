@@ -8,8 +8,8 @@ from torchvision.transforms import functional
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode
 
+from showtell.features.config import MAX_VIEWS
 from showtell.features.reading.transform import VIEWS, Transform, caffe_transform, from_torchvision
-from showtell.pipeline.config import MAX_VIEWS
 from showtell.pipeline.stage.errors import ConfigError
 
 PRESETS = [

@@ -3,7 +3,7 @@ import torch
 
 from showtell.model.decoders.ensemble import Ensemble
 from showtell.model.generation.beam import beam_search
-from showtell.pipeline.config import DecodingOptions
+from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import BOS
 
 OPTIONS = [

@@ -7,7 +7,7 @@ import torch
 from showtell.model.decoders.decoder import Decoder, DecoderConfig
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.hypothesis import Hypothesis
-from showtell.pipeline.config import DecodingOptions
+from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
 
 CELLS = ("gru", "lstm", "rnn")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from showtell.model.generation.constraints import block_ngrams, next_log_probs
-from showtell.pipeline.config import DecodingOptions
+from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
 
 VOCAB_SIZE = 8

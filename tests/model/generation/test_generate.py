@@ -13,7 +13,7 @@ from showtell.model.generation.generate import (
     iterate_features,
     iterate_members,
 )
-from showtell.pipeline.config import DecodingOptions
+from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import build_vocab
 
 PRECISION = Precision("fp32", torch.device("cpu"))

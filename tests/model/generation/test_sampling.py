@@ -7,8 +7,8 @@ import torch
 from showtell.model.decoders.decoder import Decoder
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.hypothesis import Hypothesis
+from showtell.model.generation.options import DecodingOptions
 from showtell.model.generation.sampling import draw_words, sample_captions
-from showtell.pipeline.config import DecodingOptions
 from showtell.pipeline.text.vocab import EOS
 
 CELLS = ("gru", "lstm", "rnn")

@@ -12,19 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from showtell.model.decoders.decoder import Decoder, DecoderConfig
 from showtell.model.runs import checkpoint
-from showtell.model.runs.checkpoint import (
-    BEST_NAME,
-    CONFIG_NAME,
-    LAST_NAME,
-    VOCAB_NAME,
-    Progress,
-    RunConfig,
-    find_run,
-    load_checkpoint,
-    load_run,
-    save_checkpoint,
-    save_weights,
-)
+from showtell.model.runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
+from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from showtell.model.runs.run import RunConfig, find_run, load_run
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
 from showtell.pipeline.text.vocab import SPECIALS, Vocab
 

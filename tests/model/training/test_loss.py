@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from showtell.model.training.batches import CaptionBatch
-from showtell.model.training.loss import average_weights, mix_inputs
+from showtell.model.training.loss import mix_inputs
+from showtell.model.training.optim import average_weights
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
 
 WORDS = [[5, 6, 7], [8, 9], [4], []]  # of images 1, 0, 1, 2

@@ -8,7 +8,9 @@ import pytest
 import torch
 from pycocoevalcap.cider.cider import Cider
 
+from showtell.model.config import TrainConfig
 from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.generation.options import DecodingOptions
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
 from showtell.model.training.scst import (
@@ -17,7 +19,6 @@ from showtell.model.training.scst import (
     mean_of_others,
     policy_loss,
 )
-from showtell.pipeline.config import DecodingOptions, TrainConfig
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK, build_vocab
 
 RULES = DecodingOptions()

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from showtell.pipeline.stage import manifest as manifest_module
+from showtell.pipeline.stage import stopwatch as stopwatch_module
 from showtell.pipeline.stage.errors import MissingArtifactError, ShowTellError
-from showtell.pipeline.stage.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Stopwatch,
+from showtell.pipeline.stage.files import (
     atomic_path,
     file_size,
     hash_file,
@@ -22,6 +19,8 @@ from showtell.pipeline.stage.manifest import (
     locked,
     write_json,
 )
+from showtell.pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from showtell.pipeline.stage.stopwatch import Stopwatch
 
 CONFIG = {"dataset": "scenes", "min_count": None, "share": 0.5, "sizes": (1, 2)}
 INPUTS = {"captions.csv": "ab12"}
@@ -224,7 +223,7 @@ def test_write_json_that_fails_leaves_the_old_file_alone(tmp_path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from showtell.pipeline.stage.manifest import locked
+from showtell.pipeline.stage.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -313,7 +312,7 @@ class Clock:
 
 def test_stopwatch_adds_up_its_parts(monkeypatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(manifest_module, "time", clock)
+    monkeypatch.setattr(stopwatch_module, "time", clock)
     watch = Stopwatch()
     for _ in range(2):
         with watch.part("read"):
@@ -328,7 +327,7 @@ def test_stopwatch_adds_up_its_parts(monkeypatch) -> None:
 
 def test_stopwatch_counts_a_part_that_failed(monkeypatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(manifest_module, "time", clock)
+    monkeypatch.setattr(stopwatch_module, "time", clock)
     watch = Stopwatch()
     with pytest.raises(ZeroDivisionError), watch.part("read"):
         clock.now += 2.0
@@ -337,7 +336,7 @@ def test_stopwatch_counts_a_part_that_failed(monkeypatch) -> None:
 
 
 def test_stopwatch_that_has_just_started_has_shares(monkeypatch) -> None:
-    monkeypatch.setattr(manifest_module, "time", Clock())
+    monkeypatch.setattr(stopwatch_module, "time", Clock())
     watch = Stopwatch()
     with watch.part("read"):
         pass

@@ -18,8 +18,9 @@ from tokenizers import (
     trainers,
 )
 
+from showtell.model.config import EvalConfig, TrainConfig
 from showtell.pipeline.captions import read_captions, read_images, read_references
-from showtell.pipeline.config import EvalConfig, PrepareConfig, TrainConfig
+from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
 from showtell.pipeline.text.subwords import WordCutter, read_tokenizer, train_bpe
@@ -262,7 +263,7 @@ def test_prepare_with_a_changed_tokenizer_is_redone(scenes) -> None:
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "bert"])
 def test_run_on_pieces_writes_clean_captions(scenes, scorers, look_closer, kind) -> None:
     from showtell.model import evaluate as evaluate_stage
-    from showtell.model.runs.checkpoint import load_run
+    from showtell.model.runs.run import load_run
     from showtell.model.train import train
 
     config = prepare_scenes(scenes, kind)

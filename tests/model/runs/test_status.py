@@ -2,20 +2,20 @@ from pathlib import Path
 
 import pytest
 
+from showtell.model.runs.status import find_stages, show_status
 from showtell.pipeline import status
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.stage.manifest import locked
-from showtell.pipeline.status import find_stages, show_status
+from showtell.pipeline.stage.files import locked
 
 
 @pytest.fixture(autouse=True)
 def forget_hashes() -> None:
     """Within one command no file changes; between two, all may."""
-    status._hash.cache_clear()
+    status.hash_if_present.cache_clear()
 
 
 def states_of(data: Path) -> dict[str, str]:
-    status._hash.cache_clear()
+    status.hash_if_present.cache_clear()
     return {stage.stage: stage.state for stage in find_stages(data)}
 
 

@@ -1,0 +1,72 @@
+"""Whether each stage, run and evaluation is done, stale, stopped or missing: `showtell status`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...pipeline.stage.console import print_note, print_table
+from ...pipeline.stage.files import is_locked
+from ...pipeline.stage.manifest import Manifest
+from ...pipeline.stage.options import RESERVED
+from ...pipeline.status import (
+    StageStatus,
+    dataset_stages,
+    describe_stage,
+    hash_if_present,
+    holds_files,
+    stage_status,
+)
+from .layout import BEST_NAME, LAST_NAME
+
+
+def show_status(data: Path) -> None:
+    """Print a line for each stage of each dataset and run under `data`."""
+    statuses = list(find_stages(data))
+    if not statuses:
+        print_note(f"{data} holds nothing yet. Begin with 'showtell prepare' or 'make demo'.")
+        return
+    header = ("stage", "folder", "state", "counts", "time", "size")
+    rows = [(s.stage, str(s.path.relative_to(data)), s.state, *describe_stage(s)) for s in statuses]
+    print_table(f"status of {data}", rows, header)
+
+
+def find_stages(data: Path) -> Iterator[StageStatus]:
+    """Yield the stages under `data` in the order in which data flows."""
+    for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
+        if dataset.name not in RESERVED and holds_files(dataset):
+            yield from dataset_stages(dataset)
+    for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
+        yield _run_status(data, run)
+        for evaluation in filter(holds_files, sorted(run.glob("eval/*"))):
+            yield eval_status(data, evaluation)
+    for evaluation in filter(holds_files, sorted(data.glob("ensembles/*/eval/*"))):
+        yield eval_status(data, evaluation)
+
+
+def _run_status(data: Path, run: Path) -> StageStatus:
+    manifest = Manifest.read(run)
+    if is_locked(run):
+        return StageStatus("train", run, "running", manifest)
+    if manifest is None and (run / LAST_NAME).exists():
+        return StageStatus("train", run, "stopped: --resume goes on", None)
+    return stage_status("train", run, _changed_captions(data, manifest, manifest))
+
+
+def eval_status(data: Path, evaluation: Path) -> StageStatus:
+    """Where one evaluation of a run, or of several together, stands."""
+    manifest, changed = Manifest.read(evaluation), list[str]()
+    for name, sha256 in manifest.inputs.items() if manifest else ():
+        run, _, file = name.rpartition("/")  # RUN/FILE of an ensemble's members
+        if file == BEST_NAME:
+            run_dir = data / "runs" / run if run else evaluation.parents[1]
+            changed = changed or _changed_captions(data, manifest, Manifest.read(run_dir))
+            changed += [name] * (hash_if_present(run_dir / file) != sha256)
+    return stage_status("eval", evaluation, changed)
+
+
+def _changed_captions(data: Path, manifest: Manifest | None, run: Manifest | None) -> list[str]:
+    """Files of the run's dataset that are no longer those of the manifest."""
+    if manifest is None or run is None:
+        return []
+    captions = data / run.config["dataset"] / "captions"
+    names = ("images.parquet", "captions.parquet", "vocab.json")
+    return [name for name in names if manifest.inputs.get(name) != hash_if_present(captions / name)]

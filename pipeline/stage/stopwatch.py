@@ -1,0 +1,32 @@
+"""Wall time of a stage and of its parts."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Wall time of a stage, and how much of it each named part took."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to the part `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+
+    def shares(self) -> dict[str, float]:
+        """Part → its share of the wall time so far, 0 to 1."""
+        seconds = max(self.seconds, 1e-9)
+        return {name: spent / seconds for name, spent in self.parts.items()}
