@@ -12,6 +12,7 @@ from ..model.metrics.caption_scorer import CaptionScorer
 from ..model.metrics.official import Meteor, OfficialScorer, tokenize_with_java
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.config import PrepareConfig
+from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
 from ..pipeline.prepare import prepare
 from ..pipeline.stage.manifest import Manifest
 from .config import BenchConfig
@@ -33,8 +34,8 @@ def bench_prepare(config: BenchConfig) -> Figures:
     parsing = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as work:
         manifest = prepare(PrepareConfig(**(options | {"data": Path(work)})))
-    image_ids = read_images(config.captions_dir / "images.parquet").image_ids
-    written = read_references(config.captions_dir / "captions.parquet", "caption", image_ids)
+    image_ids = read_images(config.captions_dir / IMAGES_PARQUET).image_ids
+    written = read_references(config.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
     captions = [*chain.from_iterable(written.values())]
     started = time.perf_counter()
     tokenize_with_java(captions)
@@ -67,8 +68,8 @@ def parse(path: Path) -> None:
 
 def bench_scorers(config: BenchConfig) -> Figures:
     """All official scores of the val images, each captioned by a person, beside METEOR alone."""
-    image_ids = read_images(config.captions_dir / "images.parquet").select("val")
-    path = config.captions_dir / "captions.parquet"
+    image_ids = read_images(config.captions_dir / IMAGES_PARQUET).select("val")
+    path = config.captions_dir / CAPTIONS_PARQUET
     written = read_references(path, "caption", image_ids)
     # The first caption of each image plays the machine's, where there are others.
     hypotheses = {image_id: captions[0] for image_id, captions in written.items()}

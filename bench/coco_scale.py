@@ -17,6 +17,7 @@ from ..features.config import FeaturesConfig
 from ..features.plan import list_images
 from ..features.shards import FeatureShard, write_shard
 from ..pipeline.config import PrepareConfig
+from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.prepare import prepare
 from ..pipeline.stage.files import write_json
 from ..pipeline.stage.manifest import Manifest
@@ -148,7 +149,7 @@ def write_features(data: Path, generator: np.random.Generator) -> None:
         stage="features",
         version=1,
         config={"dataset": DATASET, "encoder": "resnet50", "image_size": None},
-        inputs={"captions/images.parquet": images.sha256, "weights": "drawn"},
+        inputs={IMAGES_INPUT: images.sha256, "weights": "drawn"},
         outputs={name: (directory / name).stat().st_size for name in fingerprints},
         counts={
             "num_images": len(images),

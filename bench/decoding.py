@@ -15,6 +15,7 @@ from ..model.generation.generate import BATCH_SIZE, decode, iterate_features
 from ..model.generation.options import DecodingOptions
 from ..model.runs.run import RunConfig, find_run, load_run, run_names
 from ..pipeline.captions import read_images
+from ..pipeline.layout import IMAGES_PARQUET
 from ..pipeline.stage.errors import MissingArtifactError
 from .config import BenchConfig
 from .figures import Figures
@@ -30,7 +31,7 @@ def bench_decode(config: BenchConfig) -> Figures:
     precision = Precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     run, _, decoder = load_run(find_plain_run(config), precision.device)
     store = FeatureStore.load(find_features(config.dataset_dir, run.features))
-    image_ids = read_images(config.captions_dir / "images.parquet").select("val")
+    image_ids = read_images(config.captions_dir / IMAGES_PARQUET).select("val")
     rows = store.rows(image_ids[store.has(image_ids).numpy()])
     options = DecodingOptions(beam=BEAM)
     counted = Counted(decoder)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
 from ..pipeline.stage.errors import DatasetError
 from ..pipeline.stage.files import hash_file, hash_json, locked
@@ -112,7 +113,7 @@ def is_up_to_date(
 
 def find_vanished(done: Manifest, images: ImageList) -> list[str]:
     """Images that have features, or were tried, and are no longer there."""
-    if done.inputs.get("captions/images.parquet") != images.sha256:
+    if done.inputs.get(IMAGES_INPUT) != images.sha256:
         return []
     skipped = {name for name, _ in done.skipped}
     names = zip(images.file_names, images.stamps, strict=True)
@@ -165,7 +166,7 @@ def describe_inputs(images: ImageList, config: FeaturesConfig, named_sha256: str
     """
     is_file = is_file_name(config.weights)
     return {
-        "captions/images.parquet": images.sha256,
+        IMAGES_INPUT: images.sha256,
         "images": hash_json(images.stamps),
         "weights": hash_file(Path(config.weights)) if is_file else named_sha256,
     }

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..pipeline.captions import read_images
 from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.layout import IMAGES_PARQUET
 from ..pipeline.stage.errors import BadShardError
 from ..pipeline.stage.files import hash_file, hash_json
 from ..pipeline.stage.manifest import Manifest
@@ -88,9 +89,9 @@ def list_images(config: FeaturesConfig) -> ImageList:
     Raises:
         MissingArtifactError: the dataset is not prepared.
     """
-    mend = f"showtell prepare --dataset {config.dataset}"
-    source = Path(Manifest.require(config.captions_dir, mend).details["source"])
-    path = config.captions_dir / "images.parquet"
+    fix_command = f"showtell prepare --dataset {config.dataset}"
+    source = Path(Manifest.require(config.captions_dir, fix_command).details["source"])
+    path = config.captions_dir / IMAGES_PARQUET
     table = read_images(path)
     order = np.argsort(table.image_ids, kind="stable")
     names = [table.file_names[row] for row in order]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.stage.files import hash_file
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
@@ -265,9 +266,8 @@ def check_dataset(directory: Path, manifest: Manifest) -> None:
     Raises:
         MismatchError: with the command that brings the features up to date.
     """
-    name = "captions/images.parquet"
-    path = directory.parents[1] / name
-    expected = manifest.inputs[name]
+    path = directory.parents[1] / IMAGES_INPUT
+    expected = manifest.inputs[IMAGES_INPUT]
     if path.exists() and (found := hash_file(path)) != expected:
         raise MismatchError(
             f"{directory} was computed for another image list: {path} has the sha256 "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..pipeline.layout import CAPTIONS_PARQUET
 from ..pipeline.stage.console import print_note, print_table
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
@@ -139,7 +140,7 @@ def _require_same_references(folders: list[Path], manifests: list[Manifest]) -> 
 
 
 def _hash_of_captions(manifest: Manifest) -> str:
-    return manifest.inputs.get("captions.parquet", "")[:12]
+    return manifest.inputs.get(CAPTIONS_PARQUET, "")[:12]
 
 
 def _require_same_images(folders: list[Path], a: ImageScores, b: ImageScores) -> None:

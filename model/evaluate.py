@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..features.device import choose_device, keep_freed_memory
 from ..features.store import FeatureStore, require_views
 from ..pipeline.captions import read_images, read_references
+from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ..pipeline.stage.console import (
     ProgressLine,
     format_seconds,
@@ -51,7 +52,7 @@ from .metrics.bootstrap import intervals
 from .metrics.extra_scores import add_extra_scores, find_extra_scorers
 from .metrics.official import OfficialScorer
 from .metrics.per_image import SCORES_NAME
-from .runs.layout import BEST_NAME, VOCAB_NAME
+from .runs.layout import BEST_NAME
 from .runs.run import RunConfig, choose_run, load_run, load_run_features
 
 VERSION = 3
@@ -161,10 +162,10 @@ def _results_dir(data: Path, members: Sequence[Member]) -> Path:
 
 
 def _check_vocab(captions_dir: Path, run: RunConfig, run_dir: Path) -> None:
-    vocab = Vocab.read(captions_dir / VOCAB_NAME)
+    vocab = Vocab.read(captions_dir / VOCAB_JSON)
     if vocab.sha256 != run.vocab_sha256:
         raise MismatchError(
-            f"{captions_dir / VOCAB_NAME} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
+            f"{captions_dir / VOCAB_JSON} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
             f"the run {run_dir.name} was trained with {run.decoder.vocab_size:,} and "
             f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' with the "
             f"options of the run again, or train another run."
@@ -173,7 +174,7 @@ def _check_vocab(captions_dir: Path, run: RunConfig, run_dir: Path) -> None:
 
 def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, NDArray[np.int64]]:
     """The split to evaluate and its image ids, (N,) int64."""
-    images = read_images(captions_dir / "images.parquet")
+    images = read_images(captions_dir / IMAGES_PARQUET)
     split = split or ("test" if "test" in images.splits else "val")
     image_ids = images.select(split)
     if not len(image_ids):
@@ -215,7 +216,7 @@ def _decode_and_score(
             f"{members[0].store.directory} has features of no image of this split: there is "
             f"nothing to caption. Mend the images, then run 'showtell features' again."
         )
-    references = read_references(captions_dir / "captions.parquet", "caption", image_ids)
+    references = read_references(captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
     with ExitStack() as stack:
         scorer, on_cpu = OfficialScorer(references), precision.device.type == "cpu"
         if not on_cpu:
@@ -338,8 +339,8 @@ def _show(eval_dir: Path, captions_dir: Path, num_samples: int) -> None:
     captions: list[dict[str, Any]] = json.loads((eval_dir / CAPTIONS_NAME).read_text("utf-8"))
     samples = captions[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
     sample_ids = np.array([sample["image_id"] for sample in samples], dtype=np.int64)
-    references = read_references(captions_dir / "captions.parquet", "caption", sample_ids)
-    images = read_images(captions_dir / "images.parquet")
+    references = read_references(captions_dir / CAPTIONS_PARQUET, "caption", sample_ids)
+    images = read_images(captions_dir / IMAGES_PARQUET)
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     for sample in samples:
         image_id = sample["image_id"]

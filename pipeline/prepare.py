@@ -22,6 +22,7 @@ from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
 from .datasets.image_files import ImageFiles
 from .datasets.registry import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
+from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import ShowTellError
 from .stage.files import atomic_path, hash_file, hash_json, locked
@@ -33,7 +34,6 @@ from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
-IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME = "images.parquet", "captions.parquet", "vocab.json"
 IMAGE_NAMES = "names of the images"  # the input that is no file
 WARN_OOV_RATE = 0.2
 
@@ -121,7 +121,7 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
         return None
     inputs = hash_inputs(config)
     try:
-        names = read_images(directory / IMAGES_NAME).file_names
+        names = read_images(directory / IMAGES_PARQUET).file_names
     except ShowTellError:  # damaged without a change of size: written again
         return None
     stamps = ImageFiles(source_dir(config)).stamps(names)
@@ -218,7 +218,7 @@ def _write(directory: Path, prepared: Prepared) -> dict[str, int]:
 
     The old manifest goes before the first old file does: it must never vouch for a mixture.
     """
-    names = (IMAGES_NAME, CAPTIONS_NAME, VOCAB_NAME)
+    names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
     with ExitStack() as stack:
         images, captions, vocab = (
             stack.enter_context(atomic_path(directory / name)) for name in names

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from .layout import IMAGES_INPUT, IMAGES_PARQUET
 from .stage.console import format_bytes, format_seconds
 from .stage.files import hash_file
 from .stage.manifest import Manifest
@@ -58,11 +59,11 @@ def dataset_stages(dataset: Path) -> Iterator[StageStatus]:
     folders = sorted(filter(holds_files, dataset.glob("features/*")))
     for features in folders:
         manifest = Manifest.read(features)
-        name = "captions/images.parquet"
+        name = IMAGES_INPUT
         is_old = manifest is not None and manifest.inputs.get(name) != hash_if_present(
             dataset / name
         )
-        yield stage_status("features", features, ["images.parquet"] if is_old else [])
+        yield stage_status("features", features, [IMAGES_PARQUET] if is_old else [])
     if not folders:
         yield StageStatus("features", dataset / "features", "missing", None)
 

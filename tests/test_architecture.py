@@ -16,6 +16,7 @@ FOLDERS = ("pipeline", "features", "model", "serving", "bench")
 ORDER = {
     "pipeline": [
         "stage",
+        "layout",
         "text archives config status",
         "datasets",
         "captions",

@@ -9,20 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
+from ...pipeline.stage.errors import ConfigError, MismatchError
+from ...pipeline.stage.files import require_file
 from ...pipeline.text.vocab import Vocab
 
-
-def require_file(path: Path) -> None:
-    """Refuse a path that is no file.
-
-    Raises:
-        MissingArtifactError: it is none.
-    """
-    if not path.is_file():
-        raise MissingArtifactError(
-            f"{path} does not exist. Give --word-vectors the path of a GloVe or word2vec text file."
-        )
+FILE_DESCRIPTION = "a GloVe or word2vec text file"
 
 
 def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
@@ -47,7 +38,7 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
         if vocab.unit == "words" or word.startswith(" ")  # a piece inside a word is no word
     }
     found: dict[int, Tensor] = {}
-    require_file(path)
+    require_file(path, "--word-vectors", FILE_DESCRIPTION)
     number = 1
     try:
         with path.open(encoding="utf-8") as lines:

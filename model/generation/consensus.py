@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...features.store import FeatureStore
 from ...pipeline.captions import read_images, read_references
+from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.ragged import Ints
 from ...pipeline.text.vocab import Vocab
@@ -88,7 +89,7 @@ class Consensus:
         Raises:
             MissingArtifactError: no train image has features.
         """
-        image_ids = read_images(captions_dir / "images.parquet").select("train")
+        image_ids = read_images(captions_dir / IMAGES_PARQUET).select("train")
         image_ids = image_ids[torch.stack([s.has(image_ids) for s in stores]).all(0).numpy()]
         if not len(image_ids):
             raise MissingArtifactError(
@@ -98,7 +99,7 @@ class Consensus:
         return cls(
             image_ids.tolist(),
             appearance(stores, image_ids, num_views),
-            read_references(captions_dir / "captions.parquet", "words", image_ids),
+            read_references(captions_dir / CAPTIONS_PARQUET, "words", image_ids),
             num_neighbors,
             precision,
         )

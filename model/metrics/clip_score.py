@@ -21,6 +21,7 @@ from torch import Tensor
 from ...features.reading.decode import BROKEN_PICTURE, to_rgb, upright
 from ...pipeline.captions import read_images
 from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.layout import IMAGES_PARQUET
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
 from ...pipeline.stage.files import hash_file
@@ -70,7 +71,7 @@ def score_clip(folder: Path, captions_dir: Path, hypotheses: Mapping[int, str]) 
         DatasetError: a picture is gone or broken.
     """
     model, processor = load_clip(folder)
-    images = read_images(captions_dir / "images.parquet")
+    images = read_images(captions_dir / IMAGES_PARQUET)
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     files = ImageFiles(Path(Manifest.require(captions_dir, "showtell prepare").details["source"]))
     options = {"return_tensors": "pt", "padding": True, "truncation": True}

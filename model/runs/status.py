@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.console import print_note, print_table
 from ...pipeline.stage.files import is_locked
 from ...pipeline.stage.manifest import Manifest
@@ -68,5 +69,5 @@ def _changed_captions(data: Path, manifest: Manifest | None, run: Manifest | Non
     if manifest is None or run is None:
         return []
     captions = data / run.config["dataset"] / "captions"
-    names = ("images.parquet", "captions.parquet", "vocab.json")
+    names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
     return [name for name in names if manifest.inputs.get(name) != hash_if_present(captions / name)]

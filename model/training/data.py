@@ -5,15 +5,16 @@ from pathlib import Path
 
 from ...features.store import FeatureStore, extending_command, find_features, require_views
 from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
+from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
-from ...pipeline.stage.files import hash_file
+from ...pipeline.stage.files import hash_file, require_file
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.decoder import DecoderConfig
-from ..decoders.word_vectors import require_file
-from ..runs.layout import BEST_NAME, VOCAB_NAME
+from ..decoders.word_vectors import FILE_DESCRIPTION
+from ..runs.layout import BEST_NAME
 from ..runs.run import RunConfig, find_run
 
 
@@ -55,7 +56,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
     store = FeatureStore.load(find_features(config.dataset_dir, config.features))
     require_features(config, store)
-    images = read_images(captions_dir / "images.parquet")
+    images = read_images(captions_dir / IMAGES_PARQUET)
     val = images.select("val")
     val = val[store.has(val).numpy()][: config.val_images]
     if not len(val):
@@ -63,7 +64,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
             f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
         )
-    captions = read_captions(captions_dir / "captions.parquet").select(images.select("train"))
+    captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
     num_without = int((~store.has(captions.image_ids)).sum())
     if num_without == len(captions):
         raise MissingArtifactError(
@@ -73,21 +74,21 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     if num_without:
         print_warning(f"{num_without:,} train captions are left out: no features of their images.")
     # The vocabulary first: where several have changed, it is the one to name.
-    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_NAME)
+    names = sorted(prepared.outputs, key=lambda name: name != VOCAB_JSON)
     inputs = {name: hash_file(captions_dir / name) for name in names}
     inputs["features"] = store.sha256
     if config.word_vectors is not None:
-        require_file(config.word_vectors)
+        require_file(config.word_vectors, "--word-vectors", FILE_DESCRIPTION)
         inputs["word_vectors"] = hash_file(config.word_vectors)
     if config.init is not None:
         inputs["init"] = hash_file(find_run(config.data, config.init) / BEST_NAME)
     return TrainingData(
-        vocab=Vocab.read(captions_dir / "vocab.json"),
+        vocab=Vocab.read(captions_dir / VOCAB_JSON),
         store=store,
         captions=captions,
         val_image_ids=val.tolist(),
-        val_references=read_references(captions_dir / "captions.parquet", "words", val),
-        captions_path=captions_dir / "captions.parquet",
+        val_references=read_references(captions_dir / CAPTIONS_PARQUET, "words", val),
+        captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
     )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..stage.errors import DatasetError, MissingArtifactError
-from .listing import Listing, how_to_get, parse_json, require_file
+from ..stage.files import require_file
+from .listing import Listing, how_to_get, parse_json
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -84,7 +85,8 @@ class KarpathyRecipe:
     """
 
     def __init__(self, path: Path, locate: Callable[[list[str]], str]) -> None:
-        self.path, self.locate = require_file(path, "--karpathy"), locate
+        self.path = require_file(path, "--karpathy", "a Karpathy-split JSON file")
+        self.locate = locate
         self.inputs = [path]
 
     def read(self) -> Listing:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..stage.errors import DatasetError, MissingArtifactError
+from ..stage.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,6 @@ def how_to_get(dataset: str) -> str:
     if dataset in ("coco2014", "coco2017", "scenes"):
         return f"Run 'showtell download --dataset {dataset}', or give --source DIR."
     return "Give the folder that holds it with --source DIR."
-
-
-def require_file(path: Path, option: str) -> Path:
-    """Return `path`, given by the user as `option`.
-
-    Raises:
-        MissingArtifactError: there is no such file.
-    """
-    if not path.is_file():
-        raise MissingArtifactError(f"{path} is no file. Give an existing file with {option} FILE.")
-    return path
 
 
 def decode_utf8(content: bytes, where: Path) -> str:

@@ -23,7 +23,6 @@ __all__ = [
     "ImageRecord",
     "find_recipe",
     "load_dataset",
-    "load_records",
     "source_dir",
 ]
 
@@ -36,21 +35,13 @@ RECIPES: dict[str, Callable[[Path], Recipe]] = {
 KNOWN = (*RECIPES, "scenes")
 
 
-def load_records(config: PrepareConfig) -> list[ImageRecord]:
+def load_dataset(config: PrepareConfig) -> Dataset:
     """Read and check a dataset.
-
-    Returns:
-        By split (train, val, test), then by image id.
 
     Raises:
         DatasetError: the dataset is unknown, or its files contradict each other.
         MissingArtifactError: the source or one of its files is not there.
     """
-    return load_dataset(config).records
-
-
-def load_dataset(config: PrepareConfig) -> Dataset:
-    """Read and check a dataset; as `load_records`, with what was left out and why."""
     return ListingCheck(find_recipe(config).read(), source_dir(config), config).to_dataset()
 
 

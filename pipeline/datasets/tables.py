@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..stage.errors import DatasetError
-from .listing import Listing, decode_utf8, find_column, read_csv, require_file
+from ..stage.files import require_file
+from .listing import Listing, decode_utf8, find_column, read_csv
 
 TABLE_NAMES = ("captions.csv", "captions.jsonl", "captions.parquet")
 COLUMNS = ("file_name", "caption", "split")
@@ -35,7 +36,7 @@ class TableRecipe:
     """A table whose file names are relative to the source root."""
 
     def __init__(self, table: Path) -> None:
-        self.table = require_file(table, "--table")
+        self.table = require_file(table, "--table", "a CSV, JSONL or Parquet table")
         self.inputs = [table]
         if table.suffix.lower() not in READERS:
             raise DatasetError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import ShowTellError
+from .errors import MissingArtifactError, ShowTellError
 
 LOCK_NAME = ".lock"
 
@@ -20,6 +20,23 @@ def file_size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def require_file(path: Path, option: str, description: str) -> Path:
+    """Return `path` if it names a file.
+
+    Args:
+        path: as the user gave it.
+        option: the option that takes the path, as typed: `--table`.
+        description: the kind of file that the option expects, with its article.
+
+    Raises:
+        MissingArtifactError: it does not exist, or is a folder.
+    """
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise MissingArtifactError(f"{path} {problem}. Give {option} the path of {description}.")
+    return path
 
 
 def hash_file(path: Path) -> str:

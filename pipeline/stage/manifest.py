@@ -57,12 +57,12 @@ class Manifest:
             return None
 
     @classmethod
-    def require(cls, directory: Path, mend: str) -> "Manifest":
+    def require(cls, directory: Path, fix_command: str) -> "Manifest":
         """Read the manifest of a stage that must be done.
 
         Args:
             directory: output directory of the stage.
-            mend: the command that runs the stage.
+            fix_command: the command that runs the stage.
 
         Raises:
             MissingArtifactError: the stage is not done, or one of its files is gone.
@@ -70,11 +70,11 @@ class Manifest:
         manifest = cls.read(directory)
         if manifest is None:
             path = directory / MANIFEST_NAME
-            raise MissingArtifactError(f"{path} does not exist. Run '{mend}' first.")
+            raise MissingArtifactError(f"{path} does not exist. Run '{fix_command}' first.")
         if missing := manifest.missing_outputs(directory):
             raise MissingArtifactError(
                 f"{directory / missing[0]} is missing or not of the size that {MANIFEST_NAME} "
-                f"records ({manifest.outputs[missing[0]]} bytes). Run '{mend}' again."
+                f"records ({manifest.outputs[missing[0]]} bytes). Run '{fix_command}' again."
             )
         return manifest
 

@@ -11,7 +11,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..stage.errors import ConfigError, MissingArtifactError
+from ..stage.errors import ConfigError
+from ..stage.files import require_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,12 +103,9 @@ def read_tokenizer(path: Path) -> str:
         MissingArtifactError: there is no such file.
         ConfigError: it is no tokenizer.
     """
+    require_file(path, "--vocab", "a tokenizer.json file")
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise MissingArtifactError(
-            f"{path} does not exist. Give --vocab the path of a tokenizer.json, words or bpe."
-        ) from None
     except UnicodeDecodeError:
         text = ""  # refused below
     return _load(text, str(path)).to_str()

@@ -60,8 +60,12 @@ def test_broken_file_is_refused(tmp_path, content: bytes, reason: str) -> None:
 
 
 def test_missing_file_and_no_common_word_are_named(tmp_path) -> None:
-    for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(MissingArtifactError, match=f"{path} does not exist. Give --word-vect"):
+    for path, problem in (
+        (tmp_path / "none.txt", "does not exist"),
+        (tmp_path, "is a folder, not a file"),
+    ):
+        message = f"{path} {problem}. Give --word-vectors the path of a GloVe"
+        with pytest.raises(MissingArtifactError, match=message):
             read_word_vectors(path, VOCAB, 3)
     path = tmp_path / "v.txt"
     path.write_text("Hund 1 2 3\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import find_recipe, load_dataset, load_records
+from showtell.pipeline.datasets.registry import find_recipe, load_dataset
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "coco-mini"
@@ -46,7 +46,7 @@ def write_coco(root, year=2014, zipped=False, **splits):
 def test_coco_reads_both_splits_from_folders_and_zips(tmp_path, year, zipped):
     train, val = coco_json("train", year, [30, 9]), coco_json("val", year, [42])
     config = write_coco(tmp_path, year, zipped, train=train, val=val)
-    records = load_records(config)
+    records = load_dataset(config).records
     assert [(r.image_id, r.split) for r in records] == [(9, "train"), (30, "train"), (42, "val")]
     assert records[0].file_name == f"train{year}/COCO_train{year}_000000000009.jpg"
     assert records[0].captions == ("Caption 0 of 9.", "Caption 1 of 9.")
@@ -56,14 +56,14 @@ def test_coco_reads_annotations_out_of_their_zip(tmp_path):
     config = write_coco(
         tmp_path, train=coco_json("train", 2014, [1, 2]), val=coco_json("val", 2014, [3])
     )
-    unpacked = load_records(config)
+    unpacked = load_dataset(config).records
     folder = tmp_path / "annotations"
     with zipfile.ZipFile(tmp_path / "annotations_trainval2014.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"annotations/{path.name}")
             path.unlink()
     folder.rmdir()
-    assert load_records(config) == unpacked
+    assert load_dataset(config).records == unpacked
     assert find_recipe(config).inputs == [tmp_path / "annotations_trainval2014.zip"]
 
 
@@ -73,8 +73,8 @@ def test_coco_without_val_holds_out_a_tenth_of_train(tmp_path):
     assert sum(r.split == "val" for r in dataset.records) == 4
     assert sum(r.split == "train" for r in dataset.records) == 36
     assert "has no val split: 4 of its 40 train images are held out" in dataset.warnings[0]
-    again = load_records(config)
-    other = load_records(PrepareConfig(dataset="coco2017", source=tmp_path, seed=1))
+    again = load_dataset(config).records
+    other = load_dataset(PrepareConfig(dataset="coco2017", source=tmp_path, seed=1)).records
     assert again == dataset.records
     assert other != dataset.records
 
@@ -82,7 +82,7 @@ def test_coco_without_val_holds_out_a_tenth_of_train(tmp_path):
 def test_coco_without_train_is_refused(tmp_path):
     config = write_coco(tmp_path, val=coco_json("val", 2014, [3]))
     with pytest.raises(DatasetError, match="has no train split, only val"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_coco_images_without_captions_are_left_out_and_counted(tmp_path):
@@ -121,7 +121,7 @@ def test_coco_tells_of_malformed_annotations_in_one_line(tmp_path, change, messa
     path = tmp_path / "annotations" / "captions_train2014.json"
     path.write_text(json.dumps(broken(change)))
     with pytest.raises(DatasetError, match=message) as error:
-        load_records(config)
+        load_dataset(config)
     assert "\n" not in str(error.value)
 
 
@@ -130,18 +130,18 @@ def test_coco_tells_where_json_ends_too_early(tmp_path):
     path = tmp_path / "annotations" / "captions_train2014.json"
     path.write_text(path.read_text()[:60])
     with pytest.raises(DatasetError, match=r"captions_train2014\.json, line 1, column \d+: not JS"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_coco_tells_of_a_damaged_annotations_zip(tmp_path):
     (tmp_path / "annotations_trainval2014.zip").write_bytes(b"<html>404</html>")
     with pytest.raises(DatasetError, match=r"annotations_trainval2014\.zip is a damaged zip"):
-        load_records(PrepareConfig(dataset="coco2014", source=tmp_path))
+        load_dataset(PrepareConfig(dataset="coco2014", source=tmp_path))
 
 
 def test_coco_without_annotations_names_the_download(tmp_path):
     with pytest.raises(MissingArtifactError, match="showtell download --dataset coco2014"):
-        load_records(PrepareConfig(dataset="coco2014", source=tmp_path))
+        load_dataset(PrepareConfig(dataset="coco2014", source=tmp_path))
 
 
 def test_coco_missing_images_are_counted_and_named(tmp_path):
@@ -153,7 +153,7 @@ def test_coco_missing_images_are_counted_and_named(tmp_path):
     names = ", ".join(f"train2014/COCO_train2014_{i:012d}.jpg" for i in (1, 2, 3))
     message = rf"5 of 6 images with captions are not there \({re.escape(names)}, …\)"
     with pytest.raises(DatasetError, match=message + ".*showtell download --dataset coco2014"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_coco_same_id_in_both_splits_is_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_coco_same_id_in_both_splits_is_refused(tmp_path):
         tmp_path, train=coco_json("train", 2014, [1]), val=coco_json("val", 2014, [1])
     )
     with pytest.raises(DatasetError, match=r"image id 1 belongs to both train2014/.* and val2014/"):
-        load_records(config)
+        load_dataset(config)
 
 
 def karpathy_json(**changes):
@@ -193,7 +193,7 @@ def write_karpathy(root, content, folder="val2014", dataset="mine"):
 
 
 def test_karpathy_restval_joins_train_and_cocoid_is_the_id(tmp_path):
-    records = load_records(write_karpathy(tmp_path, karpathy_json()))
+    records = load_dataset(write_karpathy(tmp_path, karpathy_json())).records
     found = [(r.image_id, r.split) for r in records]
     assert found == [(4, "train"), (77, "train"), (6, "val"), (5, "test")]
     assert records[1].file_name == "val2014/COCO_val2014_000000000077.jpg"
@@ -205,7 +205,7 @@ def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
     content = karpathy_json()
     for image in content["images"]:
         del image["filepath"], image["cocoid"]
-    records = load_records(write_karpathy(tmp_path, content, folder, "flickr8k"))
+    records = load_dataset(write_karpathy(tmp_path, content, folder, "flickr8k")).records
     prefix = "" if folder == "." else f"{folder}/"
     assert records[0].file_name == f"{prefix}COCO_val2014_000000000077.jpg"
     assert [r.image_id for r in records] == [0, 3, 2, 1]  # imgid, train first
@@ -225,18 +225,19 @@ def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
 def test_karpathy_tells_of_bad_entries_in_one_line(tmp_path, changes, message):
     config = write_karpathy(tmp_path, karpathy_json(**changes))
     with pytest.raises(DatasetError, match=message):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_karpathy_missing_file_is_named(tmp_path):
     config = PrepareConfig(dataset="x", source=tmp_path, karpathy=tmp_path / "dataset_coco.json")
-    with pytest.raises(MissingArtifactError, match=r"dataset_coco\.json is no file.*--karpathy"):
-        load_records(config)
+    message = r"dataset_coco\.json does not exist\. Give --karpathy"
+    with pytest.raises(MissingArtifactError, match=message):
+        load_dataset(config)
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs ../shared/coco-mini")
 def test_coco_mini_gives_every_image_its_five_captions():
-    records = load_records(PrepareConfig(dataset="coco2017", source=COCO_MINI))
+    records = load_dataset(PrepareConfig(dataset="coco2017", source=COCO_MINI)).records
     content = json.loads((COCO_MINI / "annotations/captions_train2017.json").read_text())
     expected = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import find_recipe, load_dataset, load_records
+from showtell.pipeline.datasets.registry import find_recipe, load_dataset
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 FLICKR8K = Path(__file__).parents[4] / "shared" / "flickr8k"
@@ -69,7 +69,7 @@ def found(records):
     ],
 )
 def test_flickr_reads_every_published_caption_file_alike(tmp_path, captions_file, text):
-    records = load_records(write_flickr(tmp_path, captions_file, text))
+    records = load_dataset(write_flickr(tmp_path, captions_file, text)).records
     assert found(records) == EXPECTED
     assert all(list(r.captions) == CAPTIONS[r.file_name.split("/")[-1]] for r in records)
 
@@ -88,7 +88,7 @@ def test_flickr_reads_every_published_caption_file_alike(tmp_path, captions_file
     ],
 )
 def test_flickr_finds_the_images_in_every_published_folder(tmp_path, images):
-    records = load_records(write_flickr(tmp_path, images=images))
+    records = load_dataset(write_flickr(tmp_path, images=images)).records
     assert found(records) == EXPECTED
     assert all((tmp_path / r.file_name).is_file() for r in records)
 
@@ -99,7 +99,7 @@ def test_flickr_finds_the_images_in_a_zip(tmp_path, archive):
     with zipfile.ZipFile(tmp_path / f"{archive}.zip", "w") as file:
         for name in NAMES:
             file.writestr(f"Flicker8k_Dataset/{name}", b"x")
-    assert {r.file_name for r in load_records(config)} == {f"{archive}/{n}" for n in NAMES}
+    assert {r.file_name for r in load_dataset(config).records} == {f"{archive}/{n}" for n in NAMES}
 
 
 def test_flickr30k_split_lists_may_lack_the_suffix(tmp_path):
@@ -109,12 +109,14 @@ def test_flickr30k_split_lists_may_lack_the_suffix(tmp_path):
         "test.txt": NAMES[3:],
     }
     write_flickr(tmp_path, lists=lists)
-    assert found(load_records(PrepareConfig(dataset="flickr30k", source=tmp_path))) == EXPECTED
+    assert (
+        found(load_dataset(PrepareConfig(dataset="flickr30k", source=tmp_path)).records) == EXPECTED
+    )
 
 
 def test_flickr_split_lists_may_lie_in_the_text_folder(tmp_path):
     config = write_flickr(tmp_path, lists={f"Flickr8k_text/{n}": v for n, v in LISTS.items()})
-    assert found(load_records(config)) == EXPECTED
+    assert found(load_dataset(config).records) == EXPECTED
 
 
 def test_flickr_without_the_test_list_leaves_its_images_out(tmp_path):
@@ -136,7 +138,7 @@ def test_flickr_without_lists_draws_the_official_proportions(tmp_path, dataset, 
     assert splits.count("train") == 100 - 2 * num_val
     assert "not comparable with published ones" in loaded.warnings[0]
     assert load_dataset(PrepareConfig(dataset=dataset, source=tmp_path)) == loaded
-    other = load_records(PrepareConfig(dataset=dataset, source=tmp_path, seed=1))
+    other = load_dataset(PrepareConfig(dataset=dataset, source=tmp_path, seed=1)).records
     assert found(other) != found(loaded.records)
 
 
@@ -145,7 +147,7 @@ def test_flickr_ids_fall_back_to_row_numbers_where_numbers_repeat(tmp_path):
     lists = {"train.txt": names[1:], "val.txt": names[:1]}
     text = kaggle_csv({name: ["A dog ."] for name in names})
     config = write_flickr(tmp_path, text=text, lists=lists, names=names)
-    assert {r.file_name: r.image_id for r in load_records(config)} == {
+    assert {r.file_name: r.image_id for r in load_dataset(config).records} == {
         "Images/7_a.jpg": 1,
         "Images/7_b.jpg": 2,
         "Images/8_c.jpg": 3,
@@ -156,7 +158,7 @@ def test_flickr_ids_do_not_depend_on_the_lists(tmp_path):
     names = ["a.jpg", "b.jpg", "c.jpg"]
     text = kaggle_csv({name: ["A dog ."] for name in names})
     config = write_flickr(tmp_path, text=text, lists={"train.txt": names[1:]}, names=names)
-    assert {r.file_name: r.image_id for r in load_records(config)} == {
+    assert {r.file_name: r.image_id for r in load_dataset(config).records} == {
         "Images/b.jpg": 2,
         "Images/c.jpg": 3,
     }
@@ -164,15 +166,17 @@ def test_flickr_ids_do_not_depend_on_the_lists(tmp_path):
 
 def test_flickr_tolerates_the_one_phantom_image_of_flickr8k(tmp_path):
     text = tokens({"2258277193_586949ec62.jpg.1": ["A ghost ."], **CAPTIONS})
-    assert found(load_records(write_flickr(tmp_path, "Flickr8k.token.txt", text))) == EXPECTED
+    assert (
+        found(load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text)).records) == EXPECTED
+    )
     text = tokens({"2258277194_586949ec62.jpg.1": ["A ghost ."], **CAPTIONS})
     with pytest.raises(DatasetError, match=r"1 of 5 images .* are not there .*2258277194"):
-        load_records(write_flickr(tmp_path, "Flickr8k.token.txt", text))
+        load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text))
 
 
 def test_flickr_tolerates_the_missing_separator_of_results_csv(tmp_path):
     text = kaggle_pipes(CAPTIONS).replace("99_a.jpg| 1| A dog", "99_a.jpg| 1   A dog")
-    records = load_records(write_flickr(tmp_path, "results.csv", text))
+    records = load_dataset(write_flickr(tmp_path, "results.csv", text)).records
     assert next(r for r in records if r.image_id == 99).captions == tuple(CAPTIONS["99_a.jpg"])
 
 
@@ -182,7 +186,7 @@ def test_flickr_passes_over_the_lemmatised_captions(tmp_path):
     assert (tmp_path / "Flickr8k.token.txt") in find_recipe(config).inputs
     (tmp_path / "Flickr8k.token.txt").unlink()
     with pytest.raises(MissingArtifactError, match=r"holds no captions: expected .*captions\.txt"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_flickr_listed_image_without_captions_is_left_out(tmp_path):
@@ -207,26 +211,26 @@ def test_flickr_listed_image_without_captions_is_left_out(tmp_path):
 def test_flickr_tells_of_malformed_captions_by_line(tmp_path, captions_file, text, message):
     config = write_flickr(tmp_path, captions_file, text)
     with pytest.raises(DatasetError, match=message):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_flickr_tells_of_bytes_that_are_not_utf8_by_line(tmp_path):
     config = write_flickr(tmp_path)
     (tmp_path / "captions.txt").write_bytes(b"image,caption\na.jpg,fine\na.jpg,caf\xe9\n")
     with pytest.raises(DatasetError, match=r"captions\.txt, line 3: byte 0xe9 is not UTF-8"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_flickr_image_in_two_lists_is_refused(tmp_path):
     lists = {**LISTS, "Flickr_8k.devImages.txt": NAMES[1:3]}
     with pytest.raises(DatasetError, match=f"{NAMES[1]} is in two splits, 'train' and 'val'"):
-        load_records(write_flickr(tmp_path, lists=lists))
+        load_dataset(write_flickr(tmp_path, lists=lists))
 
 
 def test_flickr_without_the_train_list_is_refused(tmp_path):
     lists = {name: listed for name, listed in LISTS.items() if "train" not in name}
     with pytest.raises(DatasetError, match="has no train split, only test, val"):
-        load_records(write_flickr(tmp_path, lists=lists))
+        load_dataset(write_flickr(tmp_path, lists=lists))
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs ../shared/flickr8k")

@@ -1,7 +1,7 @@
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import load_records, source_dir
+from showtell.pipeline.datasets.registry import load_dataset, source_dir
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 TABLE = "file_name,caption,split\na.png,A dog,train\nb.png,A cat,val\n"
@@ -27,7 +27,7 @@ def test_source_defaults_to_raw_then_to_the_folder_of_the_table(tmp_path):
 @pytest.mark.parametrize("dataset", ["scenes", "mine"])
 def test_folder_with_one_table_needs_no_option(tmp_path, dataset):
     write_folder(tmp_path / dataset / "raw", "captions.csv")
-    records = load_records(PrepareConfig(data=tmp_path, dataset=dataset))
+    records = load_dataset(PrepareConfig(data=tmp_path, dataset=dataset)).records
     assert [(r.image_id, r.file_name, r.split) for r in records] == [
         (1, "a.png", "train"),
         (2, "b.png", "val"),
@@ -37,37 +37,37 @@ def test_folder_with_one_table_needs_no_option(tmp_path, dataset):
 def test_folder_with_two_tables_asks_for_one(tmp_path):
     write_folder(tmp_path, "captions.csv", "captions.jsonl")
     with pytest.raises(DatasetError, match=r"captions\.csv and captions\.jsonl; .*--table FILE"):
-        load_records(PrepareConfig(dataset="mine", source=tmp_path))
+        load_dataset(PrepareConfig(dataset="mine", source=tmp_path))
 
 
 def test_unknown_dataset_names_the_known_ones(tmp_path):
     known = "none of coco2014, coco2017, flickr8k, flickr30k, scenes"
     with pytest.raises(DatasetError, match=f"dataset 'flikr8k' is {known}"):
-        load_records(PrepareConfig(data=tmp_path, dataset="flikr8k"))
+        load_dataset(PrepareConfig(data=tmp_path, dataset="flikr8k"))
     with pytest.raises(DatasetError, match=f"dataset 'flikr8k' is {known}"):
-        load_records(PrepareConfig(dataset="flikr8k", source=tmp_path))
+        load_dataset(PrepareConfig(dataset="flikr8k", source=tmp_path))
 
 
 @pytest.mark.parametrize("dataset", ["coco2014", "coco2017", "scenes"])
 def test_missing_source_of_a_downloadable_dataset_names_the_download(tmp_path, dataset):
     message = f"raw is no folder. Run 'showtell download --dataset {dataset}', or give --source"
     with pytest.raises(MissingArtifactError, match=message):
-        load_records(PrepareConfig(data=tmp_path, dataset=dataset))
+        load_dataset(PrepareConfig(data=tmp_path, dataset=dataset))
 
 
 @pytest.mark.parametrize("dataset", ["flickr8k", "coco2014", "mine"])
 def test_missing_source_that_was_given_is_named(tmp_path, dataset):
     with pytest.raises(MissingArtifactError, match=r"none is no folder.*--source DIR"):
-        load_records(PrepareConfig(dataset=dataset, source=tmp_path / "none"))
+        load_dataset(PrepareConfig(dataset=dataset, source=tmp_path / "none"))
 
 
 def test_scenes_without_its_table_names_the_download(tmp_path):
     write_folder(tmp_path)
     with pytest.raises(MissingArtifactError, match=r"no captions\.csv.*download --dataset scenes"):
-        load_records(PrepareConfig(dataset="scenes", source=tmp_path))
+        load_dataset(PrepareConfig(dataset="scenes", source=tmp_path))
 
 
 def test_table_option_wins_over_the_recipe_of_that_name(tmp_path):
     write_folder(tmp_path, "other.csv")
-    records = load_records(PrepareConfig(dataset="coco2014", table=tmp_path / "other.csv"))
+    records = load_dataset(PrepareConfig(dataset="coco2014", table=tmp_path / "other.csv")).records
     assert [r.file_name for r in records] == ["a.png", "b.png"]

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import load_dataset, load_records
+from showtell.pipeline.datasets.registry import load_dataset
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 ROWS = [
@@ -70,13 +70,13 @@ def found(records):
     ],
 )
 def test_table_reads_every_format_alike(tmp_path, name, content):
-    assert found(load_records(write_table(tmp_path, name, content))) == EXPECTED
+    assert found(load_dataset(write_table(tmp_path, name, content)).records) == EXPECTED
 
 
 def test_table_csv_columns_may_stand_in_any_order(tmp_path):
     text = as_csv([(split, caption, name) for name, caption, split in ROWS])
     text = text.replace("file_name,caption,split", "split,caption,file_name")
-    assert found(load_records(write_table(tmp_path, "t.csv", text))) == EXPECTED
+    assert found(load_dataset(write_table(tmp_path, "t.csv", text)).records) == EXPECTED
 
 
 def test_table_parquet_columns_may_stand_in_any_order(tmp_path):
@@ -86,27 +86,27 @@ def test_table_parquet_columns_may_stand_in_any_order(tmp_path):
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     dictionary = table["split"].combine_chunks().dictionary_encode()
     pq.write_table(table.set_column(0, "split", dictionary), tmp_path / "t.parquet")
-    assert found(load_records(config)) == EXPECTED
+    assert found(load_dataset(config).records) == EXPECTED
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
 def test_table_caption_may_be_a_list(tmp_path, name):
     rows = [(n, list(captions), split) for _, n, split, captions in EXPECTED]
     content = as_jsonl(rows) if name == "t.jsonl" else rows
-    assert found(load_records(write_table(tmp_path, name, content))) == EXPECTED
+    assert found(load_dataset(write_table(tmp_path, name, content)).records) == EXPECTED
 
 
 @pytest.mark.parametrize("spelling", ["val", "valid", "validation", "dev", "Dev ", "VAL"])
 def test_table_split_names_are_normalised(tmp_path, spelling):
     rows = [(name, text, spelling if split == "val" else split) for name, text, split in ROWS]
-    assert found(load_records(write_table(tmp_path, "t.csv", as_csv(rows)))) == EXPECTED
+    assert found(load_dataset(write_table(tmp_path, "t.csv", as_csv(rows))).records) == EXPECTED
 
 
 def test_table_names_are_relative_to_the_source_where_one_is_given(tmp_path):
     write_table(tmp_path / "photos", "other.csv", "")
     (tmp_path / "t.csv").write_text(as_csv(ROWS))
     config = PrepareConfig(dataset="x", table=tmp_path / "t.csv", source=tmp_path / "photos")
-    assert found(load_records(config)) == EXPECTED
+    assert found(load_dataset(config).records) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_table_without_splits_draws_80_10_10_by_image(tmp_path, num_images, num_
     names = [f"{i}.png" for i in range(num_images)]
     text = as_csv([(name, f"caption {n}") for name in names for n in range(3)], "file_name,caption")
     config = write_table(tmp_path, "t.csv", text, names)
-    records = load_records(config)
+    records = load_dataset(config).records
     splits = [r.split for r in records]
     assert (splits.count("val"), splits.count("test")) == (num_val, num_test)
     assert splits.count("train") == num_images - num_val - num_test
     assert all(len(r.captions) == 3 for r in records)
-    assert load_records(config) == records
+    assert load_dataset(config).records == records
 
 
 def test_table_drawn_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
@@ -131,7 +131,7 @@ def test_table_drawn_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
         text = as_csv([(name, "caption") for name in names], "file_name,caption")
         write_table(tmp_path, "t.csv", text, names)
         config = PrepareConfig(dataset="mine", table=tmp_path / "t.csv", seed=seed)
-        return {r.file_name: r.split for r in load_records(config)}
+        return {r.file_name: r.split for r in load_dataset(config).records}
 
     assert draw(names, 0) == draw(names[::-1], 0)
     assert draw(names, 0) != draw(names, 1)
@@ -140,7 +140,7 @@ def test_table_drawn_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
 def test_table_with_one_image_is_refused(tmp_path):
     config = write_table(tmp_path, "t.csv", "file_name,caption\nc.png,A dog\n")
     with pytest.raises(DatasetError, match="has 1 image with captions, expected at least 2"):
-        load_records(config)
+        load_dataset(config)
 
 
 def test_table_of_train_and_test_holds_out_val(tmp_path):
@@ -211,11 +211,11 @@ def test_table_null_captions_are_left_out(tmp_path):
 def test_table_tells_of_bad_input_in_one_line(tmp_path, name, content, message):
     config = write_table(tmp_path, name, content)
     with pytest.raises(DatasetError, match=message) as error:
-        load_records(config)
+        load_dataset(config)
     assert "\n" not in str(error.value)
 
 
 def test_table_that_is_missing_is_named(tmp_path):
     config = PrepareConfig(dataset="mine", table=tmp_path / "none" / "t.csv")
-    with pytest.raises(MissingArtifactError, match=r"none/t\.csv is no file.*--table FILE"):
-        load_records(config)
+    with pytest.raises(MissingArtifactError, match=r"none/t\.csv does not exist\. Give --table"):
+        load_dataset(config)
