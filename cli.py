@@ -23,7 +23,7 @@ from .model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import print_error
 from .pipeline.stage.errors import ShowTellError
-from .pipeline.stage.options import StageConfig, options_of
+from .pipeline.stage.options import StageConfig, options_of, spec_of
 from .serving.config import CaptionConfig
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -35,8 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ENVIRONMENT = {"data": "SHOWTELL_DATA", "clip": "SHOWTELL_CLIP"}
 
 
 def command(
@@ -73,15 +71,17 @@ def command(
 
 def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     """Turn a config field into a Typer option or argument; the field keeps the default."""
-    if "by_place" in field.metadata:
+    spec = spec_of(field)
+    if spec.positional:
         missing = field.default is dataclasses.MISSING
         return inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if missing else field.default,
-            annotation=Annotated[field.type, typer.Argument(help=field.metadata["help"])],
+            annotation=Annotated[field.type, typer.Argument(help=spec.help, metavar=spec.metavar)],
         )
-    info = typer.Option(help=field.metadata["help"], envvar=ENVIRONMENT.get(field.name))
+    metavar = f"[{'|'.join(spec.choices)}]" if spec.choices else spec.metavar
+    info = typer.Option(help=spec.help, envvar=spec.envvar, metavar=metavar)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -160,9 +160,9 @@ def bench(config: BenchConfig) -> None:
 
 @app.command("status")
 def status(
-    data: Annotated[
-        Path, typer.Option(help="Folder to look at.", envvar=ENVIRONMENT["data"])
-    ] = Path("data"),
+    data: Annotated[Path, typer.Option(help="Folder to look at.", envvar="SHOWTELL_DATA")] = Path(
+        "data"
+    ),
 ) -> None:
     """Show each stage: done, running, stopped, stale or missing, with counts, time and size."""
     from .model.runs.status import show_status

@@ -1,12 +1,12 @@
-"""Options of `showtell bench`, and its stages."""
+"""Options of `showtell bench`, and the stages that it can measure."""
 
 from dataclasses import dataclass
 
 from ..pipeline.stage.options import (
     DatasetConfig,
+    argument,
+    check_dataset_name,
     option,
-    optional_argument,
-    require,
     require_choice,
 )
 
@@ -21,8 +21,7 @@ BENCH_STAGES = {
     "scorers": "captions:bench_scorers",
 }
 
-
-# The same at COCO's size, in the order in which they build on each other.
+# The same for --coco-scale; later stages use what earlier ones wrote.
 COCO_SCALE_STAGES = {
     "draw": "coco_scale:bench_draw",
     "prepare": "captions:bench_prepare",
@@ -36,16 +35,31 @@ COCO_SCALE_STAGES = {
 class BenchConfig(DatasetConfig):
     """Options of `showtell bench`."""
 
-    stages: list[str] | None = optional_argument(
-        f"Stages to measure, of {', '.join(BENCH_STAGES)}; with --coco-scale of "
-        f"{', '.join(COCO_SCALE_STAGES)}. Default all."
+    stages: list[str] | None = argument(
+        f"Stages to measure: {', '.join(BENCH_STAGES)}; with --coco-scale: "
+        f"{', '.join(COCO_SCALE_STAGES)}. Default: all.",
+        metavar="STAGE",
+        required=False,
     )
-    dataset: str = option("auto", "A prepared dataset; auto takes the one with most captions.")
-    features: str | None = option(None, "Which of the dataset's features; default the newest.")
-    run: str | None = option(None, "Run to decode with; default the newest without attention.")
-    seconds: float = option(10.0, "Roughly how long each stage is measured.")
+    dataset: str = option(
+        "auto",
+        "Prepared dataset to use. auto picks the one with the most captions.",
+        check=check_dataset_name,
+        group="Input",
+    )
+    features: str | None = option(
+        None, "Cached features to use, such as resnet50-caffe. Default: the newest.", group="Input"
+    )
+    run: str | None = option(
+        None, "Run to decode with. Default: the newest without attention.", group="Input"
+    )
+    seconds: float = option(
+        10.0, "Approximate time to measure each stage, in seconds.", above=0, group="Measuring"
+    )
     coco_scale: bool = option(
-        False, "Draw captions and features of COCO's size: prepare, memory, epoch, decode 5,000."
+        False,
+        "Measure on generated captions and features with as many images as COCO.",
+        group="Measuring",
     )
 
     @property
@@ -56,5 +70,4 @@ class BenchConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for stage in self.stages or ():
-            require_choice("stage", stage, tuple(self.known_stages))
-        require(self.seconds > 0, f"seconds must be above 0, got {self.seconds}.")
+            require_choice("STAGE", stage, tuple(self.known_stages))

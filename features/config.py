@@ -1,55 +1,85 @@
-"""Options of `showtell features`."""
+"""Options of `showtell features`, and those that other commands share with it."""
 
 from dataclasses import dataclass
 
-from ..pipeline.stage.options import (
-    DatasetConfig,
-    option,
-    require,
-    require_at_least,
-    require_choice,
-)
+from ..pipeline.stage.options import DatasetConfig, option
 
-MAX_VIEWS = 6  # as many as features/transform.py knows
+MAX_VIEWS = 6  # the number of views in features/reading/transform.py
+
+
+def device_option() -> str:
+    """Declare `--device`."""
+    return option(
+        "auto",
+        "Where to compute: cpu, cuda, cuda:1, ... auto uses the GPU if there is one.",
+        group="Hardware",
+        affects_result=False,
+    )
+
+
+def precision_option() -> str:
+    """Declare `--precision` of a decoder."""
+    return option(
+        "auto",
+        "Number format of the computation. auto uses bf16 where it is fast, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        group="Hardware",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(DatasetConfig):
     """Options of `showtell features`."""
 
-    encoder: str = option("resnet50", "Any torchvision classification network.")
+    encoder: str = option(
+        "resnet50", "Name of any torchvision classification network.", group="Model"
+    )
     weights: str = option(
         "IMAGENET1K_V1",
-        "A name of torchvision's (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or a .pth or "
-        ".safetensors file.",
+        "Pretrained weights: a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or "
+        "a .pth or .safetensors file.",
+        group="Model",
     )
-    image_size: int | None = option(None, "Side of the crop in pixels; default the weights' own.")
+    image_size: int | None = option(
+        None,
+        "Side of the square crop in pixels. Default: the size the weights were trained with.",
+        at_least=1,
+        group="Model",
+    )
     views: int = option(
-        1, "Views of each image, 1 to 6: itself, mirrored, then crops of its four corners."
+        1,
+        "Views to cache per image: the image itself, its mirror image, then four corner crops.",
+        at_least=1,
+        at_most=MAX_VIEWS,
+        group="Model",
     )
-    grid: bool = option(False, "Also cache what the network sees at each place, before it pools.")
-    format: str = option("hdf5", "Shard format: hdf5 or parquet.")
-    shard_size: int = option(1024, "Images in one shard, the unit of work that a resume keeps.")
-    batch_size: int = option(64, "Images in one pass of the network; each view counts as one.")
+    grid: bool = option(
+        False, "Also cache the grid of features before pooling, for attention.", group="Model"
+    )
+    format: str = option(
+        "hdf5", "File format of the shards.", choices=("hdf5", "parquet"), group="Output"
+    )
+    shard_size: int = option(
+        1024,
+        "Images per shard. An interrupted run loses at most the shards in progress.",
+        at_least=1,
+        group="Output",
+    )
+    batch_size: int = option(
+        64, "Images per forward pass; each view counts as one.", at_least=1, group="Hardware"
+    )
     num_workers: int | None = option(
-        None, "Threads, or beside a GPU processes, that decode images; default one a core."
+        None,
+        "Workers that decode images: threads on a CPU, processes with a GPU. Default: one per "
+        "core.",
+        at_least=1,
+        group="Hardware",
     )
-    device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
+    device: str = device_option()
     precision: str = option(
         "auto",
-        "auto, fp32, bf16, fp16 or int8; auto takes bf16 where it is fast. int8 is for ResNets on "
-        "CPUs with VNNI: the fastest there, its features a few per cent off.",
+        "Number format of the network. auto uses bf16 where it is fast, else fp32. int8 is the "
+        "fastest on CPUs with VNNI (ResNets only); its features differ by several per cent.",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+        group="Hardware",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(
-            1,
-            shard_size=self.shard_size,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            image_size=self.image_size,
-        )
-        require(1 <= self.views <= MAX_VIEWS, f"views must be 1 to {MAX_VIEWS}, got {self.views}.")
-        require_choice("format", self.format, ("hdf5", "parquet"))
-        require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16", "int8"))

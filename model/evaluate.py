@@ -58,9 +58,6 @@ from .runs.run import RunConfig, choose_run, load_run, load_run_features
 VERSION = 3
 METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
 
-# Options that say how the captions are found, not which; CLIP counts by its content.
-PASSING_OPTIONS = ("dataset", "preset", "device", "num_samples", "batch_size", "clip")
-
 
 def evaluate(config: EvalConfig) -> Manifest:
     """Caption every image of a split, and score the captions against its references.
@@ -82,9 +79,7 @@ def evaluate(config: EvalConfig) -> Manifest:
     _check_vocab(captions_dir, run, members[0].run_dir)
     split, image_ids = _choose_images(captions_dir, config.split)
     eval_dir = whole_dir / "eval" / f"{split}-{config.decoding_name}"
-    stage_config = config.as_json() | {"run": whole_dir.name, "split": split}
-    for name in PASSING_OPTIONS:
-        del stage_config[name]
+    stage_config = config.result_options() | {"run": whole_dir.name, "split": split}
     inputs = {name: hash_file(captions_dir / name) for name in prepared.outputs}
     for member in members:
         prefix = f"{member.run_dir.name}/" if len(members) > 1 else ""

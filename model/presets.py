@@ -1,6 +1,6 @@
-"""Recipes: options of a stage that go together, by the name given to its `--preset`.
+"""Presets: named sets of options that work well together, chosen with `--preset`.
 
-What is given on the command line beside a preset wins over it.
+Options given on the command line override those of a preset.
 """
 
 from typing import Any
@@ -9,17 +9,17 @@ from ..pipeline.stage.options import require_choice
 
 Presets = dict[str, dict[str, Any]]
 
-# Of `showtell eval` and `showtell caption`.
+# For `showtell eval` and `showtell caption`.
 DECODING_PRESETS: Presets = {
-    # A wide beam, of which similar training images choose; needs `showtell features --views 4`.
+    # A wide beam whose candidates are re-ranked; needs `showtell features --views 4`.
     "consensus": {"beam": 50, "length_penalty": 1.0, "views": 4, "consensus": 1000},
 }
 
-# Of `showtell train`.
+# For `showtell train`.
 TRAIN_PRESETS: Presets = {
-    # Show and Tell on cached views of each image; the running mean of the weights is kept.
+    # Show and Tell on several views of each image, with a running mean of the weights.
     "views": {"views": 4, "ema": 0.998},
-    # The same with a look at the 7×7 grid before each word.
+    # The same with attention over the 7×7 grid.
     "soft-attention": {"views": 4, "ema": 0.998, "attention": "soft", "attention_size": 128},
     "adaptive-attention": {
         "views": 4,
@@ -27,7 +27,7 @@ TRAIN_PRESETS: Presets = {
         "attention": "adaptive",
         "attention_size": 128,
     },
-    # Self-critical training of a run; the cross-entropy beside it keeps the grammar.
+    # Self-critical training of a run; some cross-entropy keeps the captions grammatical.
     "self-critical": {
         "scst": True,
         "views": 4,
@@ -43,16 +43,16 @@ TRAIN_PRESETS: Presets = {
 def apply_preset(
     presets: Presets, name: str, values: dict[str, Any], given: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Fill in the options of a preset.
+    """Return `values` with the options of a preset filled in.
 
     Args:
-        presets: of the stage.
+        presets: the presets of the command.
         name: of the preset.
-        values: all options.
-        given: those that the user has set; they stay.
+        values: option → value, for all options.
+        given: options that the user has set; they keep their values.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: the preset does not exist.
     """
-    require_choice("preset", name, tuple(presets))
+    require_choice("--preset", name, tuple(presets))
     return values | {k: v for k, v in presets[name].items() if k not in given}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..features.config import device_option
 from ..model.generation.options import DecodingOptions
 from ..pipeline.stage.options import StageConfig, argument, option
 
@@ -11,7 +12,11 @@ from ..pipeline.stage.options import StageConfig, argument, option
 class CaptionConfig(DecodingOptions, StageConfig):
     """Options of `showtell caption`."""
 
-    images: list[Path] = argument("Image files, or folders of them.")
-    run: str | None = option(None, "Run to use; default the newest.")
-    weights: str | None = option(None, "Where the encoder's weights file is now, if it was moved.")
-    device: str = option("auto", "cpu, cuda, cuda:1, …; auto takes the GPU where there is one.")
+    images: list[Path] = argument("Image files, or folders of images.", metavar="IMAGE")
+    run: str | None = option(
+        None, "Run to caption with, by name or folder. Default: the newest.", group="Input"
+    )
+    weights: str | None = option(
+        None, "File with the encoder's weights, if it was moved after training.", group="Input"
+    )
+    device: str = device_option()

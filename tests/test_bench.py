@@ -157,7 +157,7 @@ def test_stage_without_its_data_is_left_out_and_named(scenes, showtell) -> None:
 
 def test_unknown_stage_is_refused(showtell, tmp_path) -> None:
     code, shown = showtell("bench", "cooking", "--data", str(tmp_path))
-    assert code != 0 and "stage must be one of" in shown
+    assert code != 0 and "STAGE must be one of" in shown
     assert all(name in shown for name in BENCH_STAGES)
 
 

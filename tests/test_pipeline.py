@@ -118,7 +118,7 @@ def test_unreadable_image_is_skipped_and_the_rest_goes_on(
 BAD_COMMANDS = [
     (("prepare", "--dataset", "flickr8k", "--source", "{tmp}/nowhere"), "nowhere"),
     (("prepare", "--dataset", "imagenet"), "imagenet"),
-    (("prepare", "--dataset", "runs"), "that folder is showtell's own"),
+    (("prepare", "--dataset", "runs"), "--dataset must not be runs"),
     (("prepare", "--dataset", "scenes", "--data", "{tmp}/a-file"), "a-file"),
     (("prepare", "--dataset", "own", "--table", "{tmp}/empty.csv"), "empty.csv"),
     (("prepare", "--dataset", "own", "--table", "{tmp}/columns.csv"), "columns.csv"),
@@ -128,13 +128,13 @@ BAD_COMMANDS = [
     (("features", "--dataset", "never"), "showtell prepare --dataset never"),
     (("features", "--dataset", "scenes", "--encoder", "resnet51"), "resnet51"),
     (("features", "--dataset", "scenes", "--weights", "{tmp}/nosuch.pth"), "nosuch.pth"),
-    (("features", "--dataset", "scenes", "--format", "csv"), "format must be one of"),
+    (("features", "--dataset", "scenes", "--format", "csv"), "--format must be one of"),
     (("train", "--dataset", "never"), "showtell prepare --dataset never"),
     (("train", "--dataset", "scenes", "--features", "vgg16-mine"), "vgg16-mine"),
-    (("train", "--dataset", "scenes", "--cell", "tree"), "cell must be one of"),
+    (("train", "--dataset", "scenes", "--cell", "tree"), "--cell must be one of"),
     (("train", "--dataset", "scenes", "--device", "cuda:77"), "cuda:77"),
     (("eval", "--run", "never"), "no run 'never'"),
-    (("eval", "--beam", 0), "beam must be at least 1, got 0"),
+    (("eval", "--beam", 0), "--beam must be at least 1, got 0"),
     (("caption", "{tmp}/nosuch.jpg", "--run", "never"), "no run 'never'"),
 ]
 

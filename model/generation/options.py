@@ -1,18 +1,13 @@
-"""How captions are decoded: the options that `eval`, `caption` and validation share."""
+"""Options for decoding captions, shared by `eval`, `caption` and the validation during training."""
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 from ...features.config import MAX_VIEWS
-from ...pipeline.stage.options import (
-    option,
-    require,
-    require_above_0,
-    require_at_least,
-    require_seed,
-)
+from ...pipeline.stage.options import MAX_SEED, Options, flag, option, require
+from ..presets import DECODING_PRESETS
 
-# Decoding options as they stand in the names of folders.
+# Option → its name in the folder of an evaluation.
 SHORT_NAMES = {
     "length_penalty": "penalty",
     "max_length": "max",
@@ -28,117 +23,151 @@ SHORT_NAMES = {
     "consensus_precision": "precision",
 }
 
-
-# Longest captions, by what the vocabulary counts: a word may take several pieces.
+# Default maximum length by the unit of the vocabulary: one word may take several subwords.
 LENGTH_LIMITS = {"words": 20, "pieces": 30}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingOptions:
-    """How captions are found: by beam search, or drawn with `sample`."""
+class DecodingOptions(Options):
+    """How captions are found: by beam search, or by sampling."""
 
-    preset: str | None = option(None, "Recipe for the options you do not give: consensus.")
-    beam: int = option(3, "Beam size; 1 is greedy.")
-    length_penalty: float = option(0.7, "Score is log-probability / length ** this; 0 is none.")
-    max_length: int | None = option(None, "Longest caption; default 20 words or 30 pieces.")
-    min_length: int = option(1, "Shortest caption, in tokens.")
-    no_repeat_ngram: int = option(0, "No sequence of this many tokens twice in a caption; 0 off.")
-    beam_groups: int = option(1, "Split the beam into groups that differ: diverse beam search.")
-    diversity: float = option(
-        0.5, "What a word costs for each beam of earlier groups that says it."
+    preset: str | None = option(
+        None,
+        "Recipe that sets several decoding options; options given explicitly win.",
+        choices=tuple(DECODING_PRESETS),
+        affects_result=False,
+        group="Decoding",
     )
-    sample: bool = option(False, "Draw captions instead of searching for the most probable.")
-    top_p: float = option(1.0, "Draw among the likeliest words that hold this much probability.")
-    temperature: float = option(1.0, "Below 1 the likely words become likelier to be drawn.")
-    seed: int = option(0, "Seed of the draw.")
-    n_best: int = option(1, "Captions for each image, best first, each after its log-probability.")
-    views: int = option(1, "Views of each image, 1 to 6, whose predictions are averaged.")
+    beam: int = option(3, "Beam size; 1 is greedy search.", at_least=1, group="Decoding")
+    length_penalty: float = option(
+        0.7,
+        "Exponent a of the score: log-probability / length^a. 0 ranks by log-probability alone.",
+        at_least=0,
+        group="Decoding",
+    )
+    max_length: int | None = option(
+        None,
+        "Maximum caption length in tokens. Default: 20 words or 30 subwords.",
+        at_least=1,
+        group="Decoding",
+    )
+    min_length: int = option(1, "Minimum caption length in tokens.", at_least=1, group="Decoding")
+    no_repeat_ngram: int = option(
+        0,
+        "Never repeat a sequence of this many tokens within a caption; 0 allows repeats.",
+        at_least=0,
+        group="Decoding",
+    )
+    beam_groups: int = option(
+        1,
+        "Number of groups for diverse beam search; --beam must be a multiple of it.",
+        at_least=1,
+        group="Decoding",
+    )
+    diversity: float = option(
+        0.5,
+        "Penalty for a token, per beam of earlier groups that chose it at the same step.",
+        at_least=0,
+        group="Decoding",
+    )
+    n_best: int = option(
+        1, "Captions to return per image, best first.", at_least=1, group="Decoding"
+    )
+    views: int = option(
+        1,
+        "Average the predictions over this many views of each image.",
+        at_least=1,
+        at_most=MAX_VIEWS,
+        group="Decoding",
+    )
+    sample: bool = option(
+        False, "Sample captions instead of searching for the most probable.", group="Sampling"
+    )
+    top_p: float = option(
+        1.0,
+        "Sample only from the most probable tokens that together have this probability.",
+        above=0,
+        at_most=1,
+        group="Sampling",
+    )
+    temperature: float = option(
+        1.0,
+        "Divide the logits by this; below 1 favours probable tokens.",
+        above=0,
+        group="Sampling",
+    )
+    seed: int = option(
+        0, "Random seed for sampling.", at_least=0, at_most=MAX_SEED, group="Sampling"
+    )
     consensus: int = option(
-        0, "Choose, of the captions found, the best by what this many similar training images say."
+        0,
+        "Re-rank the candidates by agreement with the captions of this many similar training "
+        "images; 0 turns it off.",
+        at_least=0,
+        group="Re-ranking",
     )
     consensus_precision: float = option(
-        0.0, "Weight of BLEU's precision in that choice, beside CIDEr-D: 2 trades some of it."
+        0.0,
+        "Weight of n-gram precision (BLEU) beside CIDEr-D in --consensus.",
+        at_least=0,
+        group="Re-ranking",
     )
 
     def __post_init__(self) -> None:
-        require_at_least(
-            1,
-            beam=self.beam,
-            max_length=self.max_length,
-            min_length=self.min_length,
-            beam_groups=self.beam_groups,
-            n_best=self.n_best,
-        )
-        require(1 <= self.views <= MAX_VIEWS, f"views must be 1 to {MAX_VIEWS}, got {self.views}.")
-        require_at_least(
-            0,
-            length_penalty=self.length_penalty,
-            no_repeat_ngram=self.no_repeat_ngram,
-            diversity=self.diversity,
-            consensus=self.consensus,
-            consensus_precision=self.consensus_precision,
-        )
-        require_seed(self.seed)
-        require_above_0(temperature=self.temperature)
-        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
+        super().__post_init__()
         require(
             self.max_length is None or self.min_length <= self.max_length,
-            f"min_length {self.min_length} is above max_length {self.max_length}.",
+            f"--min-length {self.min_length} is above --max-length {self.max_length}.",
         )
         require(
             self.beam % self.beam_groups == 0,
-            f"beam must be a multiple of beam_groups {self.beam_groups}, got {self.beam}.",
+            f"--beam must be a multiple of --beam-groups {self.beam_groups}, got {self.beam}.",
         )
         require(
             self.sample or self.n_best <= self.beam,
-            f"n_best must be at most the beam's {self.beam}, got {self.n_best}.",
+            f"--n-best must be at most --beam {self.beam}, got {self.n_best}.",
         )
-        require(
-            self.sample or (self.top_p == 1 and self.temperature == 1),
-            "--top-p and --temperature say how to draw; add --sample.",
+        self.require_not_both("sample", "beam_groups")
+        self.require_unused("top_p", "temperature", unless=self.sample, needs="--sample")
+        self.require_unused(
+            "diversity", unless=self.beam_groups > 1, needs="--beam-groups 2 or more"
         )
-        require(
-            self.beam_groups > 1 or self.diversity == DecodingOptions.diversity,
-            "--diversity is between groups of beams; add --beam-groups 2 or more.",
+        self.require_unused(
+            "consensus_precision", unless=self.consensus > 0, needs="--consensus N, such as 1000"
         )
-        require(
-            not self.sample or self.beam_groups == 1,
-            "--sample and --beam-groups exclude each other; give one.",
-        )
+        missing = f"{flag('n_best')} 2" if self.sample else f"{flag('beam')} 2"
         require(
             not self.consensus or self.num_candidates > 1,
-            "--consensus chooses among several captions: "
-            + ("add --n-best N, the draws." if self.sample else "give --beam 2 or more."),
-        )
-        require(
-            self.consensus > 0 or not self.consensus_precision,
-            "--consensus-precision says how to choose; add --consensus 1000.",
+            f"--consensus chooses among several captions per image; add {missing} or more.",
         )
 
     @property
     def num_candidates(self) -> int:
-        """Captions to find for each image, of which `n_best` are given."""
+        """Number of captions to search for per image, before re-ranking keeps `n_best`."""
         return self.beam if self.consensus and not self.sample else self.n_best
 
     @property
     def length_limit(self) -> int:
-        """`max_length`, or its default for words."""
+        """`max_length`, or its default for a vocabulary of words."""
         return LENGTH_LIMITS["words"] if self.max_length is None else self.max_length
 
     def for_unit(self, unit: str) -> Self:
-        """The same for a vocabulary of "words" or "pieces", whose captions are longer.
+        """Return these options with `max_length` filled in.
+
+        Args:
+            unit: of the vocabulary, "words" or "pieces" (subwords).
 
         Raises:
-            ConfigError: `min_length` is above the limit.
+            ConfigError: `min_length` is above that length.
         """
         return replace(self, max_length=self.max_length or LENGTH_LIMITS[unit])
 
     @property
     def decoding_name(self) -> str:
-        """The options in a folder's name: `beam3`, `beam5-ngram2` where one is not the default."""
+        """Name of an evaluation's folder: the options that differ from their defaults.
+
+        Examples: `beam3`, `beam5-ngram2`, `sample-top0.9`.
+        """
         parts = ["sample" if self.sample else f"beam{self.beam}"]
         for name, short in SHORT_NAMES.items():
             value = getattr(self, name)

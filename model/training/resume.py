@@ -10,9 +10,6 @@ from ..runs.layout import BEST_NAME, LAST_NAME
 from ..runs.run import RunConfig, find_run
 from .data import TrainingData
 
-# Options that say how a run is carried out, not what comes out of it.
-PASSING_OPTIONS = ("run", "resume", "features", "save_every_s", "device", "preset")
-
 # Options that a run passes on to those that start from it.
 BUILT_IN = (
     "dataset",
@@ -71,10 +68,10 @@ def started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
         )
     saved = RunConfig.read(run_dir)
     started = replace(saved.train_config(), data=config.data)
-    for name, default in TrainConfig().as_json().items():
+    for name, default in TrainConfig().result_options().items():
         now, then = getattr(config, name), getattr(started, name)
         given = name in config.given or now != default
-        if name not in PASSING_OPTIONS and given and now != then:
+        if given and now != then:
             raise MismatchError(
                 f"{run_dir} was started with {name} {then}, got {now}. "
                 f"Resume without it, or start another run with --run NAME."
@@ -91,8 +88,8 @@ def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
         return False
     saved, choose = RunConfig.read(run_dir), "Choose another name with --run."
     before = TrainConfig().as_json() | saved.train  # what did not exist then was as by default
-    for name, now in config.as_json().items():
-        if name not in PASSING_OPTIONS and before[name] != now:
+    for name, now in config.result_options().items():
+        if before[name] != now:
             raise MismatchError(
                 f"{run_dir} exists and has {name} {before[name]}, got {now}. {choose}"
             )

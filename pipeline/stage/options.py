@@ -1,106 +1,342 @@
-"""Options declared as dataclass fields, and the checks on their values."""
+"""Command-line options as dataclass fields: `option` and `argument` declare, `Options` validates.
+
+A declaration holds everything about one option: default, help text, allowed values, and the panel
+of `--help` that shows it. The type of the field is the type of the option: `bool`, `int`, `float`,
+`str`, `Path`, a list of those, or any of these with `| None`.
+"""
 
 import math
+import numbers
+import operator
+import os
 import re
-from dataclasses import Field, asdict, dataclass, field, fields
+import types
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from .errors import ConfigError
 
 T = TypeVar("T")
 
-
 PLAIN_NAME = r"[^./\\][^/\\]*"
+RESERVED = ("runs", "ensembles", "bench")  # folders beside the datasets in the data folder
+MAX_SEED = 2**32 - 1  # the largest seed that every random generator in use accepts
+
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}
+
+# Takes a value; returns None if it is allowed, else what it must be: "be a plain name".
+Check = Callable[[Any], str | None]
 
 
-RESERVED = ("runs", "ensembles", "bench")  # what lies beside the datasets in the data folder
+@dataclass(frozen=True, kw_only=True)
+class OptionSpec:
+    """The declaration of one option.
+
+    Attributes:
+        help: the text that `--help` shows.
+        choices: the allowed values; empty allows any.
+        at_least: smallest allowed number.
+        above: the number must be above this one.
+        at_most: largest allowed number.
+        below: the number must be below this one.
+        check: any other rule about this option alone.
+        group: title of the panel that shows the option in `--help`.
+        affects_result: False if another value leads to the same result (`--device`), or if
+            stages compare the content behind the value instead (`--features`, `--clip`).
+        envvar: environment variable that sets the option.
+        positional: whether the command line takes it without a name.
+        metavar: how help and errors show the value.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    check: Check | None = None
+    group: str = "Options"
+    affects_result: bool = True
+    envvar: str | None = None
+    positional: bool = False
+    metavar: str | None = None
 
 
-def option(default: T, help: str) -> T:
-    """Declare a field with its default and the line that `--help` shows for it."""
-    value: T = field(default=default, metadata={"help": help})
+def option(
+    default: T,
+    help: str,
+    *,
+    choices: Collection[str] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    check: Check | None = None,
+    group: str = "Options",
+    affects_result: bool = True,
+    envvar: str | None = None,
+    metavar: str | None = None,
+) -> T:
+    """Declare a dataclass field as a command-line option; see `OptionSpec` for the arguments.
+
+    Example:
+        batch_size: int = option(128, "Captions per step.", at_least=1, group="Training")
+    """
+    spec = OptionSpec(
+        help=help,
+        choices=tuple(choices),
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        check=check,
+        group=group,
+        affects_result=affects_result,
+        envvar=envvar,
+        metavar=metavar,
+    )
+    value: T = field(default=default, metadata={"option": spec})
     return value
 
 
-def argument(help: str) -> Any:
-    """Declare a field that the command line takes by its place, with its line for `--help`."""
-    return field(metadata={"help": help, "by_place": True})
+def argument(
+    help: str, *, metavar: str, required: bool = True, choices: Collection[str] = ()
+) -> Any:
+    """Declare a dataclass field as a positional argument; it is None if it may be left out."""
+    spec = OptionSpec(help=help, choices=tuple(choices), metavar=metavar, positional=True)
+    return field(default=MISSING if required else None, metadata={"option": spec})
 
 
-def optional_argument(help: str) -> Any:
-    """Declare a field like `argument`, which may be left out."""
-    return field(default=None, metadata={"help": help, "by_place": True})
+def options_of(config_class: "type[Options]") -> "list[Field[Any]]":
+    """Return the fields of a config class that are options, in order."""
+    return [declared for declared in fields(config_class) if "option" in declared.metadata]
 
 
-def options_of(config_class: "type[StageConfig]") -> "list[Field[Any]]":
-    """The fields of a config that are options, in order."""
-    return [declared for declared in fields(config_class) if "help" in declared.metadata]
+def spec_of(declared: "Field[Any]") -> OptionSpec:
+    """Return the declaration of an option."""
+    spec: OptionSpec = declared.metadata["option"]
+    return spec
+
+
+def typed_name(declared: "Field[Any]") -> str:
+    """Return the name of an option as users type it: `--batch-size`, or the metavar `IMAGE`."""
+    spec = spec_of(declared)
+    return spec.metavar or declared.name if spec.positional else flag(declared.name)
+
+
+def flag(name: str) -> str:
+    """Return the command-line form of a field's name: `batch_size` is `--batch-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def value_type(declared: "Field[Any]") -> tuple[Any, bool]:
+    """Return the type of an option without `| None`, and whether None is allowed."""
+    if isinstance(declared.type, types.UnionType):
+        kinds = [kind for kind in get_args(declared.type) if kind is not types.NoneType]
+        assert len(kinds) == 1, f"{declared.name} has several types"
+        return kinds[0], True
+    return declared.type, False
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuse a value that cannot be.
-
-    Raises:
-        ConfigError: with `message`, where `condition` is false.
-    """
+    """Raise a `ConfigError` with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of `choices`."""
-    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a `ConfigError` if `value` is not one of `choices`, and suggest the closest one.
+
+    Args:
+        name: the option as typed, e.g. `--cell`.
+        value: what was given.
+        choices: the allowed values.
+    """
+    if value not in choices:
+        expected = f"{name} must be one of {', '.join(choices)}, got {value!r}."
+        raise ConfigError(expected + suggest(value, choices))
 
 
-def require_at_least(least: float, **values: float | None) -> None:
-    """Refuse each given value below `least` or infinite; None passes."""
-    for name, value in values.items():
-        require(
-            value is None or least <= value < math.inf,
-            f"{name} must be at least {least:g}{' and finite' * (value == math.inf)}, got {value}.",
-        )
+def suggest(name: str, choices: Collection[str]) -> str:
+    """Return ` Did you mean 'gru'?` if one of the choices is close to `name`, else nothing."""
+    from difflib import get_close_matches
+
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def require_above_0(**values: float) -> None:
-    """Refuse each given value that is not above 0, or infinite."""
-    for name, value in values.items():
-        require(
-            0 < value < math.inf,
-            f"{name} must be above 0{' and finite' * (value == math.inf)}, got {value}.",
-        )
+def validate(declared: "Field[Any]", value: Any) -> Any:
+    """Check a value against the declaration of its option.
+
+    Returns:
+        The value in the type of the field: text becomes a path, an integer a float, and a single
+        value a list where the field needs it. JSON, TOML and Python callers rely on this.
+
+    Raises:
+        ConfigError: naming the option as users type it.
+    """
+    name, spec = typed_name(declared), spec_of(declared)
+    kind, may_be_none = value_type(declared)
+    if value is None and may_be_none:
+        return None
+    item_kind = get_args(kind)[0] if get_origin(kind) is list else kind
+    if item_kind is kind:
+        return _validate_one(name, spec, kind, value)
+    items = value if isinstance(value, list | tuple) else [value]
+    return [_validate_one(name, spec, item_kind, item) for item in items]
 
 
-def require_fraction(**values: float) -> None:
-    """Refuse each given value outside 0 ≤ value < 1."""
-    for name, value in values.items():
-        require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}.")
+def _validate_one(name: str, spec: OptionSpec, kind: type, value: Any) -> Any:
+    value = _convert(name, kind, value)
+    if spec.choices:
+        require_choice(name, value, spec.choices)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _require_in_range(name, spec, value)
+    if spec.check is not None and (expected := spec.check(value)):
+        raise ConfigError(f"{name} must {expected}, got {value!r}.")
+    return value
 
 
-def require_seed(seed: int) -> None:
-    """Refuse a seed that the generators cannot take, also after sums and products of it."""
-    require(0 <= seed < 2**32, f"seed must be 0 to 4294967295, got {seed}.")
+def _convert(name: str, kind: type, value: Any) -> Any:
+    is_bool = isinstance(value, bool)
+    if kind is Path and isinstance(value, str | os.PathLike):
+        return Path(value)
+    if kind is int and hasattr(value, "__index__") and not is_bool:
+        return operator.index(value)  # also numpy's integers
+    if kind is float and isinstance(value, numbers.Real) and not is_bool:
+        return float(value)
+    if not isinstance(value, kind) or (is_bool and kind is not bool):
+        raise ConfigError(f"{name} must be {TYPE_NAMES[kind]}, got {value!r}.")
+    return value
+
+
+def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:
+    finite = math.isfinite(value)
+    in_range = (
+        (spec.at_least is None or value >= spec.at_least)
+        and (spec.above is None or value > spec.above)
+        and (spec.at_most is None or value <= spec.at_most)
+        and (spec.below is None or value < spec.below)
+    )
+    if finite and in_range:
+        return
+    expected = _describe_range(spec)
+    if not finite:
+        expected = f"{expected} and finite" if expected else "finite"
+    raise ConfigError(f"{name} must be {expected}, got {value}.")
+
+
+def _describe_range(spec: OptionSpec) -> str:
+    bounds = {
+        "at least": spec.at_least,
+        "above": spec.above,
+        "at most": spec.at_most,
+        "below": spec.below,
+    }
+    return " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+
+
+def check_plain_name(name: str) -> str | None:
+    """Allow names that can be a folder: no slashes, no leading dot, not empty."""
+    return None if re.fullmatch(PLAIN_NAME, name) else "be a plain name"
+
+
+def check_dataset_name(name: str) -> str | None:
+    """Allow plain names except those of folders that showtell keeps beside the datasets."""
+    if name in RESERVED:
+        return f"not be {', '.join(RESERVED[:-1])} or {RESERVED[-1]}, folders of showtell itself"
+    return check_plain_name(name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """What every stage has: the root under which all files live."""
+class Options:
+    """Base of all groups of options: validates each declared field.
 
-    data: Path = option(Path("data"), "Folder that holds datasets, features and runs.")
+    A subclass with rules between its fields adds them in `__post_init__`, after a call to
+    `super().__post_init__()`.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in options_of(type(self)):
+            value = validate(declared, getattr(self, declared.name))
+            object.__setattr__(self, declared.name, value)
+
+    def is_set(self, name: str) -> bool:
+        """Return whether an option differs from its default."""
+        (default,) = (f.default for f in fields(self) if f.name == name)
+        return bool(getattr(self, name) != default)
+
+    def require_not_both(self, first: str, second: str, reason: str = "") -> None:
+        """Raise a `ConfigError` if two options are set that exclude each other."""
+        ending = f": {reason}." if reason else "; give one."
+        require(
+            not (self.is_set(first) and self.is_set(second)),
+            f"{flag(first)} and {flag(second)} exclude each other{ending}",
+        )
+
+    def require_unused(self, *names: str, unless: bool, needs: str) -> None:
+        """Raise a `ConfigError` if an option is set that has no effect.
+
+        Args:
+            names: fields that must keep their defaults unless `unless` holds.
+            unless: whether the options have an effect.
+            needs: the options that give them an effect, as typed.
+        """
+        given = [flag(name) for name in names if self.is_set(name)]
+        verb = "applies" if len(given) == 1 else "apply"
+        require(unless or not given, f"{' and '.join(given)} only {verb} with {needs}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Options):
+    """Options that every command has."""
+
+    data: Path = option(
+        Path("data"),
+        "Folder with all datasets, features and runs.",
+        group="Input",
+        envvar="SHOWTELL_DATA",
+    )
 
     def as_json(self) -> dict[str, Any]:
-        """The options as JSON values, without `data`, which names a place and not a choice."""
-        names = {option.name for option in options_of(type(self))} - {"data"}
+        """Return the options as JSON values, except `data`: the results do not depend on it."""
+        names = {declared.name for declared in options_of(type(self))} - {"data"}
         values = {name: value for name, value in asdict(self).items() if name in names}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        return {name: _json_value(value) for name, value in values.items()}
+
+    def result_options(self) -> dict[str, Any]:
+        """Return the options that determine the result, as JSON values.
+
+        Stages compare them to decide whether finished work is up to date.
+        """
+        names = {f.name for f in options_of(type(self)) if spec_of(f).affects_result}
+        return {name: value for name, value in self.as_json().items() if name in names}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(StageConfig):
-    """A stage that works on one dataset."""
+    """Options of a command that works on one dataset."""
 
     dataset: str = option(
-        "coco2014", "coco2014, coco2017, flickr8k, flickr30k, scenes, or a name of your own."
+        "coco2014",
+        "Dataset: coco2014, coco2017, flickr8k, flickr30k, scenes, or a name for your own.",
+        check=check_dataset_name,
+        group="Input",
     )
 
     @property
@@ -110,11 +346,5 @@ class DatasetConfig(StageConfig):
 
     @property
     def captions_dir(self) -> Path:
-        """`data/<dataset>/captions`, written by prepare."""
+        """`data/<dataset>/captions`, written by `showtell prepare`."""
         return self.dataset_dir / "captions"
-
-    def __post_init__(self) -> None:
-        bad = not re.fullmatch(PLAIN_NAME, self.dataset)
-        reserved = self.dataset in RESERVED
-        require(not reserved, f"dataset cannot be {self.dataset!r}: that folder is showtell's own.")
-        require(not bad, f"dataset must be a plain name, got {self.dataset!r}.")

@@ -22,7 +22,6 @@ from showtell.model.training.optim import learning_rate_at, make_optimizer
 from showtell.model.training.resume import default_run_name
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.stage.errors import (
-    ConfigError,
     MismatchError,
     MissingArtifactError,
     ShowTellError,
@@ -470,36 +469,6 @@ def test_schedule_peaks_at_the_learning_rate_and_ends_low(schedule: str) -> None
     assert max(rates) == pytest.approx(0.1, rel=1e-3)
     assert min(rates) > 0
     assert schedule == "constant" or (rates[-1] < 1e-4 and rates[0] < 0.01)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cell": "transformer"}, "cell must be one of gru, lstm, rnn, got 'transformer'"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"run": "../x"}, "run must be a plain name"),
-        ({"monitor": "METEOR"}, "monitor must be one of CIDEr, Bleu_4"),
-        ({"attention": "hard"}, "attention must be one of none, soft, adaptive"),
-        ({"scst": True}, "--scst goes on from a trained run; name it with --init RUN"),
-        (
-            {"scst": True, "init": "r", "scst_samples": 1},
-            "--scst-baseline mean needs at least 2 --scst-samples, got 1",
-        ),
-        ({"init": "r", "word_vectors": "v.txt"}, "--init and --word-vectors exclude each other"),
-        (
-            {"scst": True, "init": "r", "scheduled_sampling": 0.1},
-            "--scst and --scheduled-sampling exclude each other",
-        ),
-        ({"xe_weight": 1.5}, "xe_weight must be 0 to 1, got 1.5"),
-        ({"views": 0}, "views must be at least 1"),
-        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
-    ],
-)
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TrainConfig(**options)
 
 
 def test_decoder_config_follows_the_options(scenes) -> None:

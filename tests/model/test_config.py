@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from showtell.model.config import CompareConfig, EvalConfig, TrainConfig
+from showtell.pipeline.stage.errors import ConfigError
+
+SCST: dict[str, Any] = {"scst": True, "init": "r"}
+
+INVALID_TRAINING: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({name: 0}, f"--{name.replace('_', '-')} must be at least 1, got 0.")
+        for name in ("hidden_size", "embed_size", "num_layers", "epochs", "batch_size")
+    ),
+    *(
+        ({name: 0}, f"--{name.replace('_', '-')} must be at least 1, got 0.")
+        for name in ("val_images", "val_beam", "attention_size", "scst_samples")
+    ),
+    *(
+        ({name: -1}, f"--{name.replace('_', '-')} must be at least 0, got -1.")
+        for name in ("patience",)
+    ),
+    *(
+        ({name: -1.0}, f"--{name.replace('_', '-')} must be at least 0, got -1.0.")
+        for name in ("grad_clip", "weight_decay", "save_every_s")
+    ),
+    *(
+        ({name: 1.0}, f"--{name.replace('_', '-')} must be at least 0 and below 1, got 1.0.")
+        for name in ("dropout", "label_smoothing", "ema", "scheduled_sampling")
+    ),
+    ({"views": 0}, "--views must be at least 1 and at most 6, got 0."),
+    ({"xe_weight": 1.5}, "--xe-weight must be at least 0 and at most 1, got 1.5."),
+    ({"learning_rate": 0.0}, "--learning-rate must be above 0, got 0.0."),
+    ({"seed": 2**32}, "--seed must be at least 0 and at most 4294967295, got 4294967296."),
+    (
+        {"cell": "transformer"},
+        "--cell must be one of gru, lstm, rnn, got 'transformer'.",
+    ),
+    (
+        {"image_as": "last"},
+        "--image-as must be one of first-input, initial-state, got 'last'.",
+    ),
+    (
+        {"schedule": "linear"},
+        "--schedule must be one of one-cycle, cosine, constant, got 'linear'.",
+    ),
+    ({"monitor": "METEOR"}, "--monitor must be one of CIDEr, Bleu_4, got 'METEOR'."),
+    ({"attention": "hard"}, "--attention must be one of none, soft, adaptive, got 'hard'."),
+    ({"precision": "int8"}, "--precision must be one of auto, fp32, bf16, fp16, got 'int8'."),
+    ({"scst_baseline": "max"}, "--scst-baseline must be one of mean, greedy, got 'max'."),
+    ({"run": ""}, "--run must be a plain name, got ''."),
+    ({"run": "../r"}, "--run must be a plain name, got '../r'."),
+    (
+        {"run": "x+y"},
+        "--run must not contain '+', which joins the runs of an ensemble, got 'x+y'.",
+    ),
+    ({"scst": True}, "--scst continues the training of a run; add --init RUN."),
+    (
+        {**SCST, "scst_samples": 1},
+        "--scst-baseline mean needs --scst-samples 2 or more, got 1.",
+    ),
+    (
+        {"init": "r", "word_vectors": "v.txt"},
+        "--init and --word-vectors exclude each other: RUN already has word embeddings.",
+    ),
+    (
+        {**SCST, "scheduled_sampling": 0.1},
+        "--scst and --scheduled-sampling exclude each other: --scst samples whole captions.",
+    ),
+    ({"scst_samples": 3}, "--scst-samples only applies with --scst --init RUN."),
+    ({"scst_baseline": "greedy"}, "--scst-baseline only applies with --scst --init RUN."),
+    ({"xe_weight": 0.2}, "--xe-weight only applies with --scst --init RUN."),
+    (
+        {"attention_size": 64},
+        "--attention-size only applies with --attention soft or adaptive.",
+    ),
+]
+
+POOL_ALONE = (
+    "--pool needs several runs and --consensus, which re-ranks their candidates; add "
+    "--consensus 1000 and another --run."
+)
+
+INVALID_EVALUATION: list[tuple[dict[str, Any], str]] = [
+    ({"run": ["a", "b", "a"]}, "--run a is given twice."),
+    (
+        {"run": ["a", "b"], "pool": True},
+        POOL_ALONE,
+    ),
+    (
+        {"run": ["a"], "pool": True, "consensus": 9},
+        POOL_ALONE,
+    ),
+    (
+        {"split": "dev"},
+        "--split must be one of train, val, test, got 'dev'.",
+    ),
+    ({"beam": 0}, "--beam must be at least 1, got 0."),
+    ({"batch_size": 0}, "--batch-size must be at least 1, got 0."),
+    ({"num_samples": -1}, "--num-samples must be at least 0, got -1."),
+    ({"precision": "fp8"}, "--precision must be one of auto, fp32, bf16, fp16, got 'fp8'."),
+]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options", "message"),
+    [
+        *((TrainConfig, *case) for case in INVALID_TRAINING),
+        *((EvalConfig, *case) for case in INVALID_EVALUATION),
+    ],
+)
+def test_invalid_options_are_refused(config_class, options, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_class(**options)
+    assert str(caught.value).partition(" Did you mean")[0] == message
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options"),
+    [
+        (TrainConfig, {"dropout": 0.0, "label_smoothing": 0.0, "grad_clip": 0.0}),
+        (TrainConfig, {"cell": "rnn", "image_as": "initial-state", "schedule": "constant"}),
+        (TrainConfig, {"cell": "lstm", "schedule": "cosine", "monitor": "Bleu_4"}),
+        (TrainConfig, {"run": "a.b-c", "epochs": 1, "val_images": 1, "weight_decay": 0.0}),
+        (TrainConfig, {**SCST, "scst_baseline": "greedy", "scst_samples": 1}),
+        (EvalConfig, {"split": "train", "beam": 1, "length_penalty": 0.0, "num_samples": 0}),
+        (EvalConfig, {"run": ["a", "b"], "pool": True, "consensus": 9}),
+    ],
+)
+def test_valid_options_are_kept(config_class, options) -> None:
+    config = config_class(**options)
+    assert {name: getattr(config, name) for name in options} == options
+
+
+def test_options_of_a_run_survive_json() -> None:
+    config = TrainConfig(
+        dataset="own", run="r", cell="lstm", learning_rate=3e-4, word_vectors=Path("v.txt")
+    )
+    assert TrainConfig(**json.loads(json.dumps(config.as_json()))) == config
+    assert config.as_json()["learning_rate"] == 3e-4
+
+
+def test_result_of_training_does_not_depend_on_where_and_how_it_runs() -> None:
+    ignored = set(TrainConfig().as_json()) - set(TrainConfig().result_options())
+    assert ignored == {"run", "resume", "features", "save_every_s", "device", "preset"}
+
+
+def test_result_of_eval_does_not_depend_on_where_and_how_it_runs() -> None:
+    ignored = set(EvalConfig().as_json()) - set(EvalConfig().result_options())
+    assert ignored == {"dataset", "preset", "device", "num_samples", "batch_size", "clip"}
+
+
+def test_one_run_or_several_become_a_list() -> None:
+    assert EvalConfig(run="r").run == EvalConfig(run=["r"]).run == ["r"]
+    assert EvalConfig().run is None
+
+
+def test_name_of_an_evaluation_tells_whether_the_runs_are_pooled() -> None:
+    assert EvalConfig(beam=5).decoding_name == "beam5"
+    pooled = EvalConfig(run=["a", "b"], pool=True, consensus=9)
+    assert pooled.decoding_name == "beam3-consensus9-pool"
+
+
+def test_comparison_needs_enough_draws() -> None:
+    with pytest.raises(ConfigError, match=r"^--draws must be at least 100, got 9\.$"):
+        CompareConfig(eval_a="a", eval_b="b", draws=9)
