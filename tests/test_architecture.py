@@ -187,7 +187,7 @@ def test_pipeline_needs_no_torch() -> None:
 
 
 def test_every_test_module_stands_where_what_it_tests_does() -> None:
-    wholes = {"architecture", "bench", "cli", "gpu", "makefile", "pipeline"}
+    wholes = {"architecture", "bench", "cli", "docs", "gpu", "makefile", "packaging", "pipeline"}
     for path in (ROOT / "tests").rglob("test_*.py"):
         subject = path.relative_to(ROOT / "tests").with_stem(path.stem.removeprefix("test_"))
         assert (ROOT / subject).exists() or subject.with_suffix("").as_posix() in wholes, path

@@ -1,4 +1,4 @@
-"""What `make` would run, read off `make --dry-run`."""
+"""The commands of each make target, as `make --dry-run` prints them."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def dry_run(*arguments: str, **environment: str) -> str:
         check=True,
         env={k: v for k, v in os.environ.items() if k != "SHOWTELL_DATA"} | environment,
     )
-    # A command on several lines, or with an option left out, is one of single spaces.
+    # Join continued lines and drop the double spaces that an omitted option leaves.
     return re.sub(r"\s*\\\n\s*|  +", " ", done.stdout)
 
 
@@ -56,14 +56,22 @@ def test_data_folder_comes_from_make_or_from_the_environment() -> None:
     assert "SHOWTELL_DATA='/big disk' " in dry_run("features", SHOWTELL_DATA="/big disk")
 
 
-def test_demo_goes_on_where_it_was_stopped(tmp_path) -> None:
-    assert "--resume" not in dry_run("demo", f"DATA={tmp_path}")
-    (tmp_path / "runs/demo").mkdir(parents=True)
-    (tmp_path / "runs/demo/last.safetensors").touch()
-    assert "--resume" in dry_run("demo", f"DATA={tmp_path}")
+def test_paths_with_quotes_and_accents_reach_the_commands() -> None:
+    commands = dry_run("prepare", "SOURCE=/Zoé's photos", "DATA=/Zoé's data")
+    assert r"SHOWTELL_DATA='/Zoé'\''s data' " in commands
+    assert r"--source '/Zoé'\''s photos'" in commands
 
 
-def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
+@pytest.mark.parametrize("folder", ["data", "my data é"])
+def test_demo_resumes_a_stopped_training(tmp_path, folder: str) -> None:
+    data = tmp_path / folder
+    assert "--resume" not in dry_run("demo", f"DATA={data}")
+    (data / "runs/demo").mkdir(parents=True)
+    (data / "runs/demo/last.safetensors").touch()
+    assert "--resume" in dry_run("demo", f"DATA={data}")
+
+
+def test_flickr8k_recipe_runs_every_stage_in_order(tmp_path) -> None:
     commands = dry_run("flickr8k", "SOURCE=/my/flickr8k", f"DATA={tmp_path}", "ARGS=--split val")
     stages = [
         "showtell prepare --dataset flickr8k --source '/my/flickr8k'",
@@ -76,7 +84,7 @@ def test_flickr8k_recipe_goes_from_the_folder_to_the_scores(tmp_path) -> None:
     assert places == sorted(places) and "--resume" not in commands
 
 
-def test_flickr8k_ensemble_trains_three_seeds_and_goes_on_where_one_was_stopped(tmp_path) -> None:
+def test_flickr8k_ensemble_trains_three_seeds_and_resumes_a_stopped_one(tmp_path) -> None:
     (tmp_path / "runs/flickr8k-soft-1").mkdir(parents=True)
     (tmp_path / "runs/flickr8k-soft-1/last.safetensors").touch()
     commands = dry_run("flickr8k-ensemble", "SOURCE=/my/flickr8k", f"DATA={tmp_path}")
