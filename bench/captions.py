@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..model.metrics.caption_scorer import CaptionScorer
-from ..model.metrics.official import Meteor, OfficialScorer, tokenize_with_java
+from ..model.metrics.meteor import Meteor
+from ..model.metrics.official import OfficialScorer
+from ..model.metrics.ptb_tokenizer import tokenize_with_java
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.config import PrepareConfig
 from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
@@ -82,7 +84,7 @@ def bench_scorers(config: BenchConfig) -> Figures:
     tokenized, captions = [*official.references.values()], [*official.hypotheses.values()]
     started = time.perf_counter()
     with Meteor() as meteor:
-        meteor.score(tokenized, captions)
+        meteor.score(meteor.count(tokenized, captions))
     alone = time.perf_counter() - started
     native = CaptionScorer(official.references)
     native.score(official.hypotheses)

@@ -12,7 +12,7 @@ from ..pipeline.stage.manifest import Manifest
 from ..pipeline.status import holds_files
 from .config import CompareConfig
 from .metrics.bootstrap import draw_scores, interval, p_value
-from .metrics.per_image import SCORES_NAME, ImageScores
+from .metrics.image_scores import SCORES_NAME, ImageScores
 from .runs.status import eval_status
 
 MEANING = (

@@ -49,9 +49,11 @@ from .generation.consensus import Consensus, appearance
 from .generation.generate import CaptionModel, Features, choose_batch_size, decode, iterate_members
 from .generation.hypothesis import Hypothesis, rank_hypotheses
 from .metrics.bootstrap import intervals
-from .metrics.extra_scores import add_extra_scores, find_extra_scorers
+from .metrics.image_scores import SCORES_NAME
+from .metrics.metric import CaptionSet, Metric
 from .metrics.official import OfficialScorer
-from .metrics.per_image import SCORES_NAME
+from .metrics.registry import choose_metrics, score_metrics
+from .metrics.spice import Spice
 from .runs.layout import BEST_NAME
 from .runs.run import RunConfig, choose_run, load_run, load_run_features
 
@@ -85,16 +87,18 @@ def evaluate(config: EvalConfig) -> Manifest:
         prefix = f"{member.run_dir.name}/" if len(members) > 1 else ""
         inputs[prefix + BEST_NAME] = hash_file(member.run_dir / BEST_NAME)
         inputs[prefix + "features"] = member.store.sha256
-    inputs |= find_extra_scorers(config.clip)
+    metrics = choose_metrics(spice=not _explain_left_out(config), clip=config.clip)
+    inputs |= {key: value for metric in metrics for key, value in metric.inputs().items()}
     names = [METRICS_NAME, CAPTIONS_NAME, SCORES_NAME] + [NBEST_NAME] * (config.n_best > 1)
     with locked(eval_dir):
         manifest = Manifest.read(eval_dir)
         if manifest and manifest.matches(eval_dir, VERSION, stage_config, inputs):
             print_note(f"eval: {eval_dir} is up to date.")
         else:
-            decoded = _decode_and_score(config, members, image_ids, captions_dir, eval_dir)
-            if "SPICE" not in decoded.scores:
-                inputs.pop("spice", None)  # it failed: another run shall try again
+            decoded = _decode_and_score(config, members, image_ids, captions_dir, eval_dir, metrics)
+            for metric in metrics:
+                if metric.name not in decoded.scores:  # it failed: the next eval tries again
+                    inputs = {key: inputs[key] for key in inputs if key not in metric.inputs()}
             manifest = Manifest(
                 stage="eval",
                 version=VERSION,
@@ -107,6 +111,15 @@ def evaluate(config: EvalConfig) -> Manifest:
             ).write(eval_dir)
     _show(eval_dir, captions_dir, config.num_samples)
     return manifest
+
+
+def _explain_left_out(config: EvalConfig) -> str:
+    """Print which optional metrics are left out, and return why SPICE is one of them."""
+    if absence := Spice().explain_absence():
+        print_note(f"SPICE is left out: {absence}.")
+    if config.clip is None:
+        print_note("CLIPScore is left out: no --clip DIR with a saved CLIP is given.")
+    return absence
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,7 @@ def _decode_and_score(
     image_ids: NDArray[np.int64],
     captions_dir: Path,
     eval_dir: Path,
+    metrics: Sequence[Metric],
 ) -> _Decoded:
     """Write `captions.json`, `nbest.json` where asked for, `scores.npz` and `metrics.json`."""
     watch = Stopwatch()
@@ -229,9 +243,12 @@ def _decode_and_score(
             stack.enter_context(scorer)
         with watch.part("score"):
             official = scorer.score(hypotheses)
-            images = add_extra_scores(official, hypotheses, captions_dir, config.clip)
+            captions = CaptionSet(
+                hypotheses, official.hypotheses, official.references, captions_dir
+            )
+            images = official.images.with_means(score_metrics(metrics, captions))
             images.write(eval_dir / SCORES_NAME)
-    metrics = {
+    values = {
         **(images.of_all() | official.scores),
         "intervals": intervals(images),
         "num_images": len(image_ids),
@@ -240,8 +257,8 @@ def _decode_and_score(
         "decode_seconds": round(watch.parts["decode"], 3),
         "score_seconds": round(watch.parts["score"], 3),
     }
-    write_json(eval_dir / METRICS_NAME, metrics)
-    return _Decoded(len(image_ids), watch.seconds, frozenset(metrics))
+    write_json(eval_dir / METRICS_NAME, values)
+    return _Decoded(len(image_ids), watch.seconds, frozenset(values))
 
 
 def _decode(

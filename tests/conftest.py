@@ -112,7 +112,7 @@ def scorers(monkeypatch) -> list[Any]:
 
     from showtell.model import evaluate
     from showtell.model.metrics.caption_scorer import CaptionScorer
-    from showtell.model.metrics.per_image import ImageScores
+    from showtell.model.metrics.image_scores import ImageScores
 
     made: list[Any] = []
 

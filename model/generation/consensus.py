@@ -31,7 +31,7 @@ from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.ragged import Ints
 from ...pipeline.text.vocab import Vocab
 from ..metrics.caption_scorer import CaptionScorer
-from ..metrics.ngrams import Floats
+from ..metrics.metric import Floats
 from .hypothesis import Hypothesis
 
 # Chosen on Flickr8k's dev images: docs/results.md has what other values give.
@@ -127,9 +127,9 @@ class Consensus:
         ranked = []
         for hypotheses, ids, own_weights in zip(found, neighbors.tolist(), weights, strict=True):
             captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
-            scores = self.scorer.mean_cider_d(captions, ids, own_weights)
+            scores = self.scorer.weighted_cider_d(captions, ids, own_weights)
             if self.precision:
-                precisions = self.scorer.mean_precision(captions, ids, own_weights)
+                precisions = self.scorer.weighted_precision(captions, ids, own_weights)
                 scores += self.precision * precisions
             scored = [
                 replace(h, score=score + CONFIDENCE * h.log_prob / (len(h.token_ids) + 1))

@@ -1,7 +1,7 @@
-"""The bootstrap over images: how far a score, or a difference, depends on which images there were.
+"""Confidence intervals and p-values by a bootstrap over images.
 
-Images are drawn with replacement, as many as there are, a thousand times over; each draw is scored
-as a set of its own. It says nothing of what another seed of the training would change.
+Images are drawn with replacement, as many as there are, and each draw is scored as a test set. This
+measures the uncertainty from the choice of images, not that from the seed of training.
 
 Source: Efron 1979, doi:10.1214/aos/1176344552; for translation scores Koehn 2004, ACL W04-3250.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .ngrams import Floats
-from .per_image import ImageScores
+from .image_scores import ImageScores
+from .metric import Floats
 
 NUM_DRAWS = 1000
 SEED = 0
@@ -25,10 +25,10 @@ def draw_scores(
     """Score random draws of the images.
 
     Args:
-        images: N captions' scores.
+        images: scores of N captions.
         num_draws: D.
-        seed: of the draws; the same seed and N give the same images, so that two evaluations of
-            them are paired.
+        seed: the same seed and N give the same draws, so that two evaluations of the same images
+            are paired.
 
     Returns:
         Name → (D,) float64.
@@ -38,34 +38,34 @@ def draw_scores(
 
 
 def draw_weights(num_images: int, num_draws: int, seed: int) -> Iterator[Floats]:
-    """Yield (d, N) float64, how often each draw holds each image, until there were `num_draws`."""
+    """Yield how often each draw contains each image, (d, N) float64 in blocks of `num_draws`."""
     rng = np.random.default_rng(seed)
-    most = max(1, BLOCK_SIZE // num_images)
-    for start in range(0, num_draws, most):
-        shape = min(most, num_draws - start), num_images
+    block_draws = max(1, BLOCK_SIZE // num_images)
+    for start in range(0, num_draws, block_draws):
+        shape = min(block_draws, num_draws - start), num_images
         places = rng.integers(num_images, size=shape) + num_images * np.arange(shape[0])[:, None]
         counts = np.bincount(places.ravel(), minlength=shape[0] * num_images)
         yield counts.reshape(shape).astype(np.float64)
 
 
 def interval(values: Floats) -> tuple[float, float]:
-    """The percentiles between which 95 % of the drawn values lie."""
+    """Return the percentiles that enclose 95 % of the drawn values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def intervals(images: ImageScores) -> dict[str, tuple[float, float]]:
-    """95 % interval of each score."""
+    """Return the 95 % confidence interval of each score."""
     return {name: interval(values) for name, values in draw_scores(images).items()}
 
 
 def p_value(differences: Floats) -> float:
-    """Two-sided p-value of "there is no difference", from drawn differences.
+    """Return the two-sided p-value of "there is no difference", from (D,) drawn differences.
 
-    Twice the share of draws on the other side of zero, the observed set counting as one draw; of
-    D draws it is at least 2 / (D + 1).
+    It is twice the share of draws on the other side of zero, with the observed difference counted
+    as one draw. The smallest possible value is 2 / (D + 1).
 
     Source: Davison and Hinkley 1997, "Bootstrap methods and their application", section 4.2.
     """
-    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-    return min(1.0, 2 * float(1 + beyond) / (1 + len(differences)))
+    other_side = min((differences <= 0).sum(), (differences >= 0).sum())
+    return min(1.0, 2 * float(1 + other_side) / (1 + len(differences)))

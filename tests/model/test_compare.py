@@ -8,7 +8,7 @@ import pytest
 from showtell.model.compare import compare, find_differences, find_evaluation
 from showtell.model.config import CompareConfig
 from showtell.model.metrics.caption_scorer import CaptionScorer
-from showtell.model.metrics.per_image import ImageScores
+from showtell.model.metrics.image_scores import ImageScores
 from showtell.pipeline import status
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
 from showtell.pipeline.stage.files import hash_file

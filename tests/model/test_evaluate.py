@@ -21,8 +21,8 @@ from showtell.model.evaluate import evaluate
 from showtell.model.generation import generate as decoding
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
-from showtell.model.metrics.official import score_official
-from showtell.model.metrics.per_image import ImageScores
+from showtell.model.metrics.image_scores import ImageScores
+from showtell.model.metrics.official import OfficialScorer
 from showtell.model.runs.run import load_run, run_names
 from showtell.model.runs.status import find_stages
 from showtell.model.train import train
@@ -106,7 +106,7 @@ def test_extra_scorers_that_are_not_there_are_left_out_with_a_line(data, scorers
     shown = capsys.readouterr().out
     assert shown.count("CLIPScore is left out") == shown.count("SPICE is left out") == 1
     assert not {"SPICE", "CLIPScore"} & set(written(data, "test-beam3", "metrics"))
-    with pytest.raises(MissingArtifactError, match=r"holds no CLIP, expected config\.json"):
+    with pytest.raises(MissingArtifactError, match=r"holds no CLIP model; expected config\.json"):
         evaluate(EvalConfig(data=data, run="r", clip=data))
 
 
@@ -128,7 +128,8 @@ def test_scores_are_those_of_the_official_scorers_on_what_was_written(evaluated)
     # As people wrote them: with capitals and full stops, which the scorers' tokenizer removes.
     assert any(text.endswith(".") or text[0].isupper() for t in references.values() for text in t)
     metrics = written(evaluated, "test-beam3", "metrics")
-    official = score_official(references, hypotheses).scores
+    with OfficialScorer(references) as scorer:
+        official = scorer.score(hypotheses).scores
     assert {name: metrics[name] for name in NAMES} == pytest.approx(official, rel=1e-12)
 
 

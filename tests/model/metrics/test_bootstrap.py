@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from showtell.model.metrics import bootstrap
+from showtell.model.metrics.bleu import BleuCounts
 from showtell.model.metrics.bootstrap import (
     draw_scores,
     draw_weights,
@@ -9,13 +10,12 @@ from showtell.model.metrics.bootstrap import (
     intervals,
     p_value,
 )
-from showtell.model.metrics.caption_scorer import BleuCounts
+from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.meteor import NUM_COUNTS
-from showtell.model.metrics.per_image import ImageScores
 
 
 def make_images(cider, **others) -> ImageScores:
-    """Images with these scores; their BLEU and METEOR counts are drawn."""
+    """Return images with these scores and with drawn counts for BLEU and METEOR."""
     rng, size = np.random.default_rng(1), len(cider)
     totals = rng.integers(5, 12, size)[:, None] - np.arange(4)
     matches = rng.integers(0, totals + 1)
@@ -24,7 +24,7 @@ def make_images(cider, **others) -> ImageScores:
     return ImageScores(np.arange(size), bleu, counts, {"CIDEr": np.asarray(cider), **others})
 
 
-def test_every_draw_scores_as_the_images_it_holds() -> None:
+def test_each_draw_scores_as_the_images_it_contains() -> None:
     images = make_images(np.random.default_rng(0).random(30))
     drawn = draw_scores(images, num_draws=20, seed=3)
     weights = np.concatenate(list(draw_weights(30, 20, seed=3)))
@@ -34,7 +34,7 @@ def test_every_draw_scores_as_the_images_it_holds() -> None:
         assert {k: v[row] for k, v in drawn.items()} == pytest.approx(chosen.of_all())
 
 
-def test_interval_of_a_mean_is_that_of_the_central_limit_theorem() -> None:
+def test_interval_of_a_mean_agrees_with_the_central_limit_theorem() -> None:
     values = np.random.default_rng(0).normal(size=2000)
     low, high = intervals(make_images(values))["CIDEr"]
     error = values.std() / np.sqrt(2000)
@@ -42,20 +42,20 @@ def test_interval_of_a_mean_is_that_of_the_central_limit_theorem() -> None:
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
 
 
-def test_interval_holds_95_percent() -> None:
+def test_interval_contains_95_percent() -> None:
     assert interval(np.arange(1001.0)) == pytest.approx((25, 975))
 
 
-def test_draws_depend_on_the_seed_alone(monkeypatch) -> None:
+def test_draws_depend_only_on_the_seed(monkeypatch) -> None:
     images = make_images(np.random.default_rng(0).random(30))
     first = draw_scores(images, 50, seed=0)["CIDEr"]
     assert (draw_scores(images, 50, seed=0)["CIDEr"] == first).all()
     assert (draw_scores(images, 50, seed=1)["CIDEr"] != first).any()
-    monkeypatch.setattr(bootstrap, "BLOCK_SIZE", 100)  # three draws at once
+    monkeypatch.setattr(bootstrap, "BLOCK_SIZE", 100)  # three draws per block
     np.testing.assert_allclose(draw_scores(images, 50, seed=0)["CIDEr"], first)
 
 
-def test_draws_hold_each_image_as_often_as_the_binomial_says() -> None:
+def test_counts_of_an_image_in_draws_are_binomial() -> None:
     weights = np.concatenate(list(draw_weights(50, 2000, seed=0)))
     assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=0.12)
     assert (weights == 0).mean() == pytest.approx((1 - 1 / 50) ** 50, abs=0.01)

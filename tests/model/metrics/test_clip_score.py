@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from showtell.model.metrics import clip_score as clipscore
-from showtell.model.metrics.clip_score import (
-    find_clip,
-    load_clip,
-    open_picture,
-    scaled_cosines,
-    score_clip,
-)
+from showtell.model.metrics import clip_score
+from showtell.model.metrics.clip_score import ClipScore, load_clip, read_image, scaled_cosines
+from showtell.model.metrics.metric import CaptionSet
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
@@ -21,7 +16,7 @@ from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, S
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory) -> Path:
-    """A CLIP that has learned nothing and knows letters only, as transformers saves it."""
+    """An untrained CLIP model whose vocabulary is single letters, as transformers saves it."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
     letters = [chr(code) + end for code in range(97, 123) for end in ("", "</w>")]
@@ -45,7 +40,7 @@ def tiny_clip(tmp_path_factory) -> Path:
     return folder
 
 
-def test_scores_of_embeddings_equal_a_plain_loop() -> None:
+def test_scaled_cosines_equal_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     images, texts = rng.normal(size=(2, 9, 4))
     images[0], texts[1] = texts[0], -images[1]
@@ -58,57 +53,54 @@ def test_scores_of_embeddings_equal_a_plain_loop() -> None:
     assert found[:2] == pytest.approx([2.5, 0])
 
 
-def test_scores_are_those_of_each_picture_with_its_prompted_caption(
-    tiny_clip, prepared_scenes
-) -> None:
+def test_scores_compare_each_image_with_its_prompted_caption(tiny_clip, prepared_scenes) -> None:
     captions_dir = prepared_scenes / "scenes" / "captions"
     images = read_images(captions_dir / "images.parquet")
     captions = ["a red square", "", "stars " * 99, "a cat", "z"]
     hypotheses = dict(zip(images.image_ids[:5].tolist(), captions, strict=True))
-    found = score_clip(tiny_clip, captions_dir, hypotheses)
+    found = ClipScore(tiny_clip).score(CaptionSet(hypotheses, {}, {}, captions_dir))
     model, processor = load_clip(tiny_clip)
     for index, caption in enumerate(captions):
         path = prepared_scenes / "scenes/raw" / images.file_names[index]
-        picture = open_picture(ImageFiles(path.parent), path.name)
+        image = read_image(ImageFiles(path.parent), path.name)
         text = f"A photo depicts {caption}"
         limits = {"truncation": True, "max_length": 77}
-        inputs = processor(text=text, images=picture, return_tensors="pt", **limits)
+        inputs = processor(text=text, images=image, return_tensors="pt", **limits)
         with torch.inference_mode():
             cosine = float(model(**inputs).logits_per_image / model.logit_scale.exp())
         assert found[index] == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
     assert len(set(found.round(6))) > 1
 
 
-def test_clip_is_known_by_its_content(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(clipscore, "find_spec", lambda name: True)
-    assert find_clip(None) == {}
-    with pytest.raises(MissingArtifactError, match=r"holds no CLIP, expected config\.json and one"):
-        find_clip(tmp_path)
+def test_inputs_change_with_the_weights(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(clip_score, "find_spec", lambda name: True)
+    with pytest.raises(MissingArtifactError, match=r"holds no CLIP model; expected config\.json"):
+        ClipScore(tmp_path).inputs()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    one = find_clip(tmp_path)
+    one = ClipScore(tmp_path).inputs()
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert set(one) == {"clip"} and find_clip(tmp_path) != one
+    assert set(one) == {"clip"} and ClipScore(tmp_path).inputs() != one
 
 
-def test_missing_transformers_names_the_command(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(clipscore, "find_spec", lambda name: None)
+def test_missing_transformers_is_an_error_with_the_command(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(clip_score, "find_spec", lambda name: None)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(ScorerError, match=r"Run \.venv/bin/pip install -e '\.\[clip\]'"):
-        find_clip(tmp_path)
+        ClipScore(tmp_path).inputs()
 
 
-def test_damaged_clip_is_an_error(tmp_path) -> None:
+def test_damaged_model_is_an_error(tmp_path) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ScorerError, match="cannot be loaded as CLIP"):
+    with pytest.raises(MissingArtifactError, match="cannot be loaded as a CLIP model"):
         load_clip(tmp_path)
 
 
-def test_picture_that_is_gone_or_broken_is_named(tmp_path) -> None:
+def test_missing_or_corrupt_image_is_an_error_with_its_name(tmp_path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     for name in ("gone.jpg", "broken.jpg"):
-        with pytest.raises(DatasetError, match=rf"{name} cannot be read for CLIPScore"):
-            open_picture(ImageFiles(tmp_path), name)
+        with pytest.raises(DatasetError, match=rf"CLIPScore cannot read .*{name}"):
+            read_image(ImageFiles(tmp_path), name)

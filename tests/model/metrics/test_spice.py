@@ -4,13 +4,18 @@ from pathlib import Path
 import pytest
 
 from showtell.model.metrics import java
-from showtell.model.metrics.spice import PARSER_JARS, explain_absence, score_spice
+from showtell.model.metrics.metric import CaptionSet
+from showtell.model.metrics.spice import PARSER_JARS, Spice
 from showtell.pipeline.stage.errors import ScorerError
 
-REFERENCES = {7: ["a dog runs", "the dog is running"], 3: ["a cat sits"]}
-HYPOTHESES = {3: "a cat", 7: "dogs"}
+CAPTIONS = CaptionSet(
+    hypotheses={7: "Dogs!", 3: "A cat."},
+    tokenized_hypotheses={7: "dogs", 3: "a cat"},
+    tokenized_references={7: ["a dog runs", "the dog is running"], 3: ["a cat sits"]},
+    captions_dir=Path("captions"),
+)
 
-# Answers in another order than asked, with what it was given: image 7 scores 0.2, 3 scores 0.1.
+# Answers in reverse order; the score is a tenth of the number of references.
 ANSWER = """
 import json, pathlib
 asked = json.load(open(sys.argv[-4]))
@@ -26,7 +31,7 @@ json.dump(scored, open(sys.argv[-2], "w"))
 
 @pytest.fixture
 def use_java(monkeypatch, tmp_path):
-    """Put a `java` of our own on PATH: a Python program that gets the real one's arguments."""
+    """Put a fake `java` on PATH: a Python program that gets the real one's arguments."""
 
     def use(program: str, version: str = '"1.8.0_292"') -> None:
         script, path = tmp_path / "java.py", tmp_path / "java"
@@ -42,9 +47,9 @@ def use_java(monkeypatch, tmp_path):
     java.java_version.cache_clear()
 
 
-def test_scores_are_read_by_image(use_java, tmp_path) -> None:
+def test_scores_are_assigned_by_image_id(use_java, tmp_path) -> None:
     use_java(ANSWER)
-    assert score_spice(REFERENCES, HYPOTHESES, tmp_path).tolist() == [0.2, 0.1]
+    assert Spice(tmp_path).score(CAPTIONS).tolist() == [0.2, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -52,27 +57,31 @@ def test_scores_are_read_by_image(use_java, tmp_path) -> None:
 )
 def test_answer_without_every_image_is_an_error(use_java, tmp_path, program: str) -> None:
     use_java(program)
-    with pytest.raises(ScorerError, match="SPICE ended without a score for each of 2 images"):
-        score_spice(REFERENCES, HYPOTHESES, tmp_path)
+    with pytest.raises(ScorerError, match="SPICE did not return a score for each of 2 images"):
+        Spice(tmp_path).score(CAPTIONS)
 
 
-def test_hanging_java_is_ended(use_java, tmp_path) -> None:
+def test_java_is_killed_after_the_time_limit(use_java, tmp_path) -> None:
     use_java("import time; time.sleep(600)")
-    with pytest.raises(ScorerError, match=r"SPICE did not end within 0.2 s"):
-        score_spice(REFERENCES, HYPOTHESES, tmp_path, timeout_s=0.2)
+    with pytest.raises(ScorerError, match=r"SPICE did not finish within 0.2 s"):
+        Spice(tmp_path, timeout_s=0.2).score(CAPTIONS)
 
 
-def test_absence_says_what_is_missing_and_how_to_get_it(use_java, tmp_path) -> None:
+def test_absence_is_explained_with_the_command_that_ends_it(use_java, tmp_path) -> None:
     use_java("")
-    assert "Fetch it with: python -c" in explain_absence(tmp_path)
+    spice = Spice(tmp_path)
+    assert "Fetch it with: python -c" in spice.explain_absence()
+    with pytest.raises(ScorerError, match=r"SPICE cannot be computed: its parser is not in"):
+        spice.inputs()
     (tmp_path / "lib").mkdir()
     for name in PARSER_JARS:
         (tmp_path / "lib" / name).touch()
-    assert explain_absence(tmp_path) == ""
+    assert spice.explain_absence() == ""
+    assert spice.inputs() == {"spice": " ".join(PARSER_JARS)}
     use_java("", version='"25.0.2" 2026-01-20')
-    assert "it needs Java 8 to 14, this is Java 25" in explain_absence(tmp_path)
+    assert "it needs Java 8 to 14, but 'java' is version 25" in spice.explain_absence()
 
 
-def test_spice_runs_nothing_where_its_parser_is_missing(monkeypatch) -> None:
+def test_java_is_not_started_if_the_parser_is_missing(monkeypatch) -> None:
     monkeypatch.setattr(java, "find_java", lambda: pytest.fail("asked for Java"))
-    assert explain_absence(Path("nowhere"))
+    assert Spice(Path("nowhere")).explain_absence()

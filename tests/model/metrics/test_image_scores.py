@@ -3,8 +3,8 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
 from showtell.model.metrics.caption_scorer import CaptionScorer
+from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.meteor import NUM_COUNTS
-from showtell.model.metrics.per_image import ImageScores
 from showtell.pipeline.stage.errors import MissingArtifactError
 
 REFERENCES = {7: ["a dog runs on grass"], 3: ["a cat sits", "the cat sat"], 5: ["two men ride"]}
@@ -18,7 +18,7 @@ def score_images() -> ImageScores:
     return ImageScores(scores.image_ids, scores.bleu, meteor, means)
 
 
-def test_weights_repeat_images() -> None:
+def test_draws_score_as_sets_with_repeated_images() -> None:
     images, rows = score_images(), np.array([0, 2, 2])
     found = images.of_draws(np.array([[1.0, 0, 2], [1, 1, 1]]))
     drawn = [list(REFERENCES)[row] for row in rows]
@@ -33,7 +33,7 @@ def test_weights_repeat_images() -> None:
     assert images.of_all() == pytest.approx({k: v[1] for k, v in found.items()})
 
 
-def test_scores_roundtrip_through_the_file(tmp_path) -> None:
+def test_scores_survive_a_round_trip_through_the_file(tmp_path) -> None:
     images = score_images().with_means({"CLIPScore": np.array([0.1, 0.2, 0.3])})
     images.write(tmp_path / "scores.npz")
     again = ImageScores.read(tmp_path / "scores.npz")
@@ -43,7 +43,7 @@ def test_scores_roundtrip_through_the_file(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
 
 
-def test_damaged_file_names_the_command(tmp_path) -> None:
+def test_damaged_file_is_an_error_with_the_command(tmp_path) -> None:
     path = tmp_path / "scores.npz"
     for content in (b"", b"no zip", b"PK\3\4 cut short"):
         path.write_bytes(content)

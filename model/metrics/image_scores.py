@@ -1,11 +1,14 @@
-"""What an evaluation keeps of each image, so that any choice of the images can be scored again.
+"""The scores of each image, kept by `showtell eval` so that any subset can be scored again.
 
-scores.npz, one row an image, N rows; NumPy's own format, read without pickle:
-    image_ids               (N,) int64
-    bleu_matches            (N, 4) int64    and bleu_totals, (N, 4); bleu_lengths and
-                                            bleu_reference_lengths, (N,): see `BleuCounts`
-    meteor_counts           (N, 23) float64 see `meteor.py`
-    ROUGE_L, CIDEr, …       (N,) float64    scores of which a set's is the mean
+`scores.npz` is NumPy's own format without pickle, one row per image, N rows:
+
+    image_ids                (N,) int64
+    bleu_matches             (N, 4) int64    n-grams of 1 to 4 words found in the references
+    bleu_totals              (N, 4) int64    n-grams in the caption
+    bleu_lengths             (N,) int64      words in the caption
+    bleu_reference_lengths   (N,) int64      words in the reference of the closest length
+    meteor_counts            (N, 23) float64 see `meteor.read_meteor_counts`
+    ROUGE_L, CIDEr, …        (N,) float64    scores whose mean is the score of a set
 """
 
 import zipfile
@@ -17,9 +20,9 @@ import numpy as np
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.files import atomic_path
 from ...pipeline.stage.ragged import Ints
-from .caption_scorer import BLEU_NAMES, BleuCounts
+from .bleu import BLEU_NAMES, BleuCounts
 from .meteor import meteor_of_counts
-from .ngrams import Floats
+from .metric import Floats
 
 SCORES_NAME = "scores.npz"
 BLEU_FIELDS = tuple(field.name for field in fields(BleuCounts))
@@ -27,16 +30,16 @@ BLEU_FIELDS = tuple(field.name for field in fields(BleuCounts))
 
 @dataclass(frozen=True)
 class ImageScores:
-    """The scores of N captions, still apart.
+    """The scores of each of N captions.
 
-    BLEU and METEOR of a set are no means of its images' scores but functions of summed counts;
-    CIDEr's document frequencies stay those of the images that were scored together.
+    BLEU and METEOR of a set are computed from summed counts; they are not means over images.
+    CIDEr's document frequencies stay those of all images that were scored together.
 
     Attributes:
         image_ids: (N,) int64.
         bleu: counts of each caption.
         meteor: (N, 23) float64, counts of each caption.
-        means: name → (N,) float64 of every other score.
+        means: name → (N,) float64, the scores whose mean is the score of a set.
     """
 
     image_ids: Ints
@@ -48,23 +51,23 @@ class ImageScores:
         return len(self.image_ids)
 
     def with_means(self, means: dict[str, Floats]) -> "ImageScores":
-        """These scores and some more of which a set's is the mean."""
+        """Return a copy with additional scores whose mean is the score of a set."""
         return replace(self, means=self.means | means)
 
     def select(self, rows: Ints) -> "ImageScores":
-        """The captions at `rows`."""
+        """Return the captions at `rows`."""
         bleu = BleuCounts(*(counts[rows] for counts in vars(self.bleu).values()))
         means = {name: values[rows] for name, values in self.means.items()}
         return ImageScores(self.image_ids[rows], bleu, self.meteor[rows], means)
 
     def of_draws(self, weights: Floats) -> dict[str, Floats]:
-        """Score several choices of the images at once.
+        """Score several weighted sets of the images at once.
 
         Args:
-            weights: (D, N) float64, how often each of D choices holds each image.
+            weights: (D, N) float64, how often each of D sets contains each image.
 
         Returns:
-            Name, as pycocoevalcap has it → (D,) float64, as fractions.
+            pycocoevalcap's name → (D,) float64, as fractions.
         """
         bleu = BleuCounts(*(weights @ counts for counts in vars(self.bleu).values()))
         scores = dict(zip(BLEU_NAMES, bleu.of_each().T, strict=True))
@@ -73,7 +76,7 @@ class ImageScores:
         return scores | {name: weights @ values / sizes for name, values in self.means.items()}
 
     def of_all(self) -> dict[str, float]:
-        """The scores of all images together."""
+        """Return the scores of all images together."""
         scores = self.of_draws(np.ones((1, len(self))))
         return {name: float(values[0]) for name, values in scores.items()}
 
@@ -89,7 +92,7 @@ class ImageScores:
         """Read `scores.npz`.
 
         Raises:
-            MissingArtifactError: it is missing or damaged.
+            MissingArtifactError: the file is missing or damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -1,0 +1,109 @@
+"""BLEU-1 to BLEU-4 in NumPy: the score of validation, and the counts behind intervals.
+
+The results equal those of pycocoevalcap, whose own code computes the BLEU that `showtell eval`
+reports (`official.py`).
+
+Source: Papineni et al. 2002, ACL P02-1040.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...pipeline.stage.ragged import Ints
+from .metric import Floats
+from .ngrams import MAX_ORDER, Matches, ReferenceNgrams, Words, join, split
+
+BLEU_NAMES = tuple(f"Bleu_{order}" for order in range(1, MAX_ORDER + 1))
+
+
+@dataclass(frozen=True)
+class BleuCounts:
+    """The counts of each caption; BLEU of a set of captions is computed from their sum.
+
+    Attributes:
+        matches: (N, 4) int64, n-grams of 1 to 4 words found in the references, clipped.
+        totals: (N, 4) int64, n-grams in the caption.
+        lengths: (N,) int64, words in the caption.
+        reference_lengths: (N,) int64, words in the reference of the closest length; the shorter of
+            two equally close.
+    """
+
+    matches: Ints
+    totals: Ints
+    lengths: Ints
+    reference_lengths: Ints
+
+    def of_corpus(self) -> Floats:
+        """Return BLEU-1 to BLEU-4 of all captions together, (4,) float64."""
+        summed = [counts.sum(axis=0, keepdims=True) for counts in vars(self).values()]
+        scores: Floats = BleuCounts(*summed).of_each()[0]
+        return scores
+
+    def of_each(self) -> Floats:
+        """Return BLEU-1 to BLEU-4 of each caption alone, (N, 4) float64."""
+        # pycocoevalcap adds the same constants against division by zero.
+        precisions = (self.matches + 1e-15) / (self.totals + 1e-9)
+        means = np.cumprod(precisions, axis=1) ** (1 / np.arange(1, MAX_ORDER + 1))
+        ratios = (self.lengths + 1e-15) / (self.reference_lengths + 1e-9)
+        with np.errstate(over="ignore"):  # an empty caption: exp(-inf) is 0, as it should be
+            brevity = np.exp(np.minimum(0, 1 - 1 / ratios))
+        scores: Floats = means * brevity[:, None]
+        return scores
+
+
+def count_matches(references: ReferenceNgrams, matches: Matches) -> BleuCounts:
+    """Count the n-grams that K candidates share with the references of their images."""
+    words, pairs = matches.words, matches.pairs
+    clipped = []
+    for order, ngrams, groups in zip(
+        references.orders, matches.ngrams, matches.groups, strict=True
+    ):
+        known = groups >= 0
+        counts = np.minimum(ngrams.counts[known], order.max_counts[groups[known]])
+        clipped.append(np.bincount(ngrams.captions[known], counts, len(words)).astype(np.int64))
+    lengths = references.words.lengths[pairs.references]
+    gaps = np.abs(lengths - words.lengths[pairs.candidates])
+    closest = np.minimum.reduceat(join(gaps, lengths), pairs.offsets[:-1])
+    return BleuCounts(
+        matches=np.stack(clipped, axis=1),
+        totals=np.maximum(0, words.lengths[:, None] - np.arange(MAX_ORDER)),
+        lengths=words.lengths,
+        reference_lengths=split(closest)[1],
+    )
+
+
+def weighted_precision(
+    references: ReferenceNgrams, words: Words, rows: Ints, weights: Floats
+) -> Floats:
+    """Return the weighted sum, over images, of each candidate's n-gram precision with the image.
+
+    The precision is the mean of BLEU's clipped precisions of n-grams of 1 to 4 words.
+
+    Args:
+        references: of the images.
+        words: of K candidates.
+        rows: (n,) int64, rows of the images.
+        weights: (n,) float64 of the images, of any sign.
+
+    Returns:
+        (K,) float64.
+    """
+    sums = np.zeros((MAX_ORDER, len(words)))
+    for order, (held, ngrams) in enumerate(
+        zip(references.orders, references.count(words), strict=True)
+    ):
+        if not len(ngrams):  # all candidates are shorter than the order
+            continue
+        wanted, own_places = np.unique(ngrams.ngrams, return_inverse=True)
+        groups, images, places = held.select(rows, wanted)
+        matches = np.zeros(len(ngrams))
+        # min(n, m) of n and m occurrences is one for each occurrence that both have.
+        for count in range(1, ngrams.counts.max() + 1):
+            repeated = held.max_counts[groups] >= count
+            table = np.bincount(places[repeated], weights[images[repeated]], len(wanted))
+            matches += np.where(ngrams.counts >= count, table[own_places], 0)
+        sums[order] = np.bincount(ngrams.captions, matches, len(words))
+    totals = np.maximum(1, words.lengths - np.arange(MAX_ORDER)[:, None])
+    precisions: Floats = (sums / totals).mean(0)
+    return precisions

@@ -1,0 +1,185 @@
+"""CIDEr-D in NumPy: the reward of SCST, the score of validation and the measure of consensus.
+
+The results equal those of pycocoevalcap, which calls CIDEr-D "CIDEr" and whose own code computes
+the CIDEr that `showtell eval` reports (`official.py`).
+
+Source: Vedantam et al. 2015, arXiv:1411.5726, section 4 and CIDEr-D.
+"""
+
+import numpy as np
+
+from ...pipeline.stage.ragged import Ints, ranges
+from .metric import Floats
+from .ngrams import Matches, NgramCounts, Pairs, ReferenceCounts, ReferenceNgrams, Words
+
+SIGMA = 6.0  # width of the length penalty, in bigrams
+
+
+class CiderD:
+    """CIDEr-D against references whose tf-idf vectors are computed once."""
+
+    def __init__(self, references: ReferenceNgrams) -> None:
+        """Compute the tf-idf vectors; document frequencies are those of exactly these images."""
+        self.references = references
+        self.orders = [TfIdf(order, len(references.words)) for order in references.orders]
+
+    def score(self, matches: Matches) -> Floats:
+        """Return CIDEr-D of each candidate, averaged over its references: (K,) float64, 0 to 10.
+
+        N-gram weights are clipped to the reference's, a Gaussian penalizes the difference in
+        length, and the result is multiplied by 10.
+        """
+        pairs = matches.pairs
+        lengths, reference_lengths = map(_num_bigrams, (matches.words, self.references.words))
+        gaps = lengths[pairs.candidates] - reference_lengths[pairs.references]
+        cosines = np.mean(
+            [
+                tf_idf.cosines(ngrams, groups, pairs)
+                for tf_idf, ngrams, groups in zip(
+                    self.orders, matches.ngrams, matches.groups, strict=True
+                )
+            ],
+            axis=0,
+        )
+        cosines *= _length_penalty(gaps)
+        sums: Floats = np.add.reduceat(10 * cosines, pairs.offsets[:-1])
+        return sums / np.diff(pairs.offsets)
+
+    def weighted_sum(self, words: Words, rows: Ints, weights: Floats) -> Floats:
+        """Return the weighted sum, over images, of each candidate's CIDEr-D with the image.
+
+        It is much faster than scoring each candidate with each image: the references are summed
+        first.
+
+        Args:
+            words: of K candidates.
+            rows: (n,) int64, rows of the images.
+            weights: (n,) float64 of the images, of any sign.
+
+        Returns:
+            (K,) float64.
+        """
+        lengths, reference_lengths = map(_num_bigrams, (words, self.references.words))
+        gaps = lengths[:, None] - np.arange(reference_lengths.max() + 1)
+        penalty = _length_penalty(gaps)
+        weights = weights / np.diff(self.references.image_offsets)[rows]  # of each reference
+        sums: Floats = np.array(
+            [
+                tf_idf.weighted_cosines(ngrams, rows, weights, reference_lengths, penalty)
+                for tf_idf, ngrams in zip(self.orders, self.references.count(words), strict=True)
+            ]
+        ).mean(0)
+        return 10 * sums
+
+
+class TfIdf:
+    """The tf-idf vectors of the references for n-grams of one order.
+
+    Attributes:
+        counts: of the n-grams.
+        idf: (n-grams + 1,) float64, natural logarithm; the last is that of any unseen n-gram.
+        weights: (E,) float64, tf-idf of each entry of `counts`.
+        norms: (M,) float64, Euclidean norm of each reference's vector.
+    """
+
+    def __init__(self, counts: ReferenceCounts, num_references: int) -> None:
+        """Weight the n-grams of M references."""
+        self.counts = counts
+        frequencies = np.append(np.bincount(counts.group_ngrams), 0)
+        self.idf = np.log(counts.num_images) - np.log(np.maximum(1, frequencies))
+        entry_ngrams = np.repeat(counts.group_ngrams, np.diff(counts.offsets))
+        self.weights = counts.counts * self.idf[entry_ngrams]
+        self.norms = _norms(self.weights, counts.references, num_references)
+
+    def cosines(self, ngrams: NgramCounts, groups: Ints, pairs: Pairs) -> Floats:
+        """Return the clipped cosine of each pair's tf-idf vectors, (P,) float64.
+
+        Args:
+            ngrams: of K candidates.
+            groups: (G,) int64, see `Matches`.
+            pairs: of candidates and references.
+        """
+        counts, own_weights = self.counts, self.weigh(ngrams)
+        known = np.flatnonzero(groups >= 0)
+        first = counts.offsets[groups[known]]
+        num_entries = counts.offsets[groups[known] + 1] - first
+        entries, own = ranges(first, num_entries), np.repeat(known, num_entries)
+        weights = self.weights[entries]
+        products = np.minimum(own_weights[own], weights) * weights
+        # A candidate's pairs stand in the order of its image's references.
+        candidates = ngrams.captions[own]
+        places = pairs.offsets[candidates] + counts.references[entries]
+        places -= pairs.references[pairs.offsets[candidates]]
+        dots = np.bincount(places, products, len(pairs.candidates))
+        norms = _norms(own_weights, ngrams.captions, len(pairs.offsets) - 1)[pairs.candidates]
+        norms *= self.norms[pairs.references]
+        return dots / np.where(norms > 0, norms, 1)  # pycocoevalcap too returns 0 for 0 / 0
+
+    def weighted_cosines(
+        self, ngrams: NgramCounts, rows: Ints, weights: Floats, lengths: Ints, penalty: Floats
+    ) -> Floats:
+        """Sum penalty × weight × clipped cosine over all references of some images.
+
+        Args:
+            ngrams: of K candidates.
+            rows: (n,) int64, rows of the images.
+            weights: (n,) float64, of each reference of each image.
+            lengths: (M,) int64, length of every reference, below L.
+            penalty: (K, L) float64, a candidate's factor for references of each length.
+
+        Returns:
+            (K,) float64.
+        """
+        num_candidates, num_lengths = penalty.shape
+        if not len(ngrams):  # all candidates are shorter than the order
+            return np.zeros(num_candidates)
+        counts, own_weights = self.counts, self.weigh(ngrams)
+        wanted, own_places = np.unique(ngrams.ngrams, return_inverse=True)  # (U,)
+
+        groups, images, places = counts.select(rows, wanted)
+        num_entries = counts.offsets[groups + 1] - counts.offsets[groups]
+        entries = ranges(counts.offsets[groups], num_entries)
+        references = counts.references[entries]
+        norms = np.where((norms := self.norms[references]) > 0, norms, 1)
+        values = self.weights[entries] / norms * np.repeat(weights[images], num_entries)
+        cells = np.repeat(places, num_entries) * num_lengths + lengths[references]
+
+        # min(n, m) idf of n and m occurrences is one idf for each occurrence that both have.
+        products = np.zeros(len(ngrams))
+        for count in range(1, ngrams.counts.max() + 1):
+            held = counts.counts[entries] >= count
+            table = np.bincount(cells[held], values[held], len(wanted) * num_lengths)
+            own = ngrams.counts >= count
+            sums = table.reshape(len(wanted), num_lengths) @ penalty.T  # (U, K)
+            products[own] += sums[own_places[own], ngrams.captions[own]]
+        dots = np.bincount(ngrams.captions, products * self.find_idf(ngrams), num_candidates)
+        norms = _norms(own_weights, ngrams.captions, num_candidates)
+        return dots / np.where(norms > 0, norms, 1)
+
+    def weigh(self, ngrams: NgramCounts) -> Floats:
+        """Return the tf-idf of candidates' n-grams, (G,) float64."""
+        return ngrams.counts * self.find_idf(ngrams)
+
+    def find_idf(self, ngrams: NgramCounts) -> Floats:
+        """Return the idf of candidates' n-grams, (G,) float64."""
+        idf: Floats = self.idf[np.minimum(ngrams.ngrams, len(self.idf) - 1)]
+        return idf
+
+
+def _num_bigrams(words: Words) -> Ints:
+    """Return the length of each caption as pycocoevalcap's CIDEr-D measures it: (K,) int64.
+
+    It counts bigrams, so a caption of one word is as long as an empty one.
+    """
+    return np.maximum(0, words.lengths - 1)
+
+
+def _length_penalty(gaps: Ints) -> Floats:
+    """Return the factor for differences in length: 1 for none, towards 0 for large ones."""
+    factors: Floats = np.exp(-(gaps**2) / (2 * SIGMA**2))
+    return factors
+
+
+def _norms(weights: Floats, captions: Ints, num_captions: int) -> Floats:
+    """Return the Euclidean norm of each caption's weights, (num_captions,) float64."""
+    return np.sqrt(np.bincount(captions, weights**2, num_captions))

@@ -1,0 +1,64 @@
+"""The interface of an optional metric of `showtell eval`: one score for each caption.
+
+A metric is a subclass of `Metric` in a file of its own, and a line in `registry.py`. Its mean over
+the images then stands in `metrics.json` with a confidence interval, and `showtell compare` tests
+differences in it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """The captions that a metric scores. All mappings have the same N images in the same order.
+
+    Attributes:
+        hypotheses: image_id → generated caption.
+        tokenized_hypotheses: image_id → generated caption, as PTB words joined by single spaces.
+        tokenized_references: image_id → reference captions, as PTB words joined by single spaces.
+        captions_dir: output folder of `showtell prepare`, which knows where the images are.
+    """
+
+    hypotheses: dict[int, str]
+    tokenized_hypotheses: dict[int, str]
+    tokenized_references: dict[int, list[str]]
+    captions_dir: Path
+
+
+class Metric(ABC):
+    """A score of each caption whose mean is the score of the split.
+
+    Attributes:
+        name: key in `metrics.json`; it begins with a capital letter.
+    """
+
+    name: ClassVar[str]
+
+    def inputs(self) -> dict[str, str]:
+        """Return what the scores depend on, for the manifest: name → fingerprint.
+
+        If a fingerprint changes, `showtell eval` scores again. Override it to include files, such
+        as weights, or change the value when the formula changes.
+
+        Raises:
+            ShowTellError: the metric cannot be computed here, e.g. a file is missing.
+        """
+        return {self.name: "1"}
+
+    @abstractmethod
+    def score(self, captions: CaptionSet) -> Floats:
+        """Return the score of each caption, (N,) float64.
+
+        Raises:
+            ScorerError: the metric failed. The other scores are kept, a warning is printed, and
+                the next `showtell eval` tries again.
+            ShowTellError: any other error ends the evaluation.
+        """

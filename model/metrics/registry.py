@@ -1,0 +1,45 @@
+"""The optional metrics of `showtell eval`, one line each.
+
+BLEU, METEOR, ROUGE_L and CIDEr are always computed, by `official.py`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...pipeline.stage.console import print_warning
+from ...pipeline.stage.errors import ScorerError
+from .clip_score import ClipScore
+from .metric import CaptionSet, Floats, Metric
+from .spice import Spice
+
+# Metrics that every evaluation computes. Add yours here.
+DEFAULT_METRICS: tuple[Metric, ...] = ()
+
+
+def choose_metrics(*, spice: bool = False, clip: Path | None = None) -> list[Metric]:
+    """Return the metrics to compute: the default ones and those that the user asked for.
+
+    Args:
+        spice: whether to compute SPICE.
+        clip: folder of a saved CLIP model, which adds CLIPScore.
+    """
+    metrics = [*DEFAULT_METRICS]
+    if spice:
+        metrics.append(Spice())
+    if clip is not None:
+        metrics.append(ClipScore(clip))
+    return metrics
+
+
+def score_metrics(metrics: Iterable[Metric], captions: CaptionSet) -> dict[str, Floats]:
+    """Return the scores of each metric, name → (N,) float64.
+
+    A metric that fails with a `ScorerError` is left out with a warning.
+    """
+    scores = {}
+    for metric in metrics:
+        try:
+            scores[metric.name] = metric.score(captions)
+        except ScorerError as error:
+            print_warning(f"{metric.name} is left out: {error}")
+    return scores
