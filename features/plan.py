@@ -102,7 +102,7 @@ def list_images(config: FeaturesConfig) -> ImageList:
         sha256=hash_file(path),
         image_ids=table.image_ids[order],
         file_names=names,
-        stamps=files.stamps(names),
+        stamps=files.fingerprints(names),
     )
 
 

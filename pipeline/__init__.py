@@ -1,1 +1,1 @@
-"""Captions and images as data, and what every stage shares. Needs no torch."""
+"""Captions and images as data, and the code shared by all stages. Imports no torch."""

@@ -1,17 +1,17 @@
-"""Captions and images on disk, as `prepare` leaves them in `data/<dataset>/captions`.
+"""The captions and images of a dataset, as `prepare` writes them to `data/<dataset>/captions`.
 
-images.parquet, one row an image, N rows:
+images.parquet, one row per image, N rows:
     image_id    int64
-    file_name   string       relative to the source root, "/"-separated
+    file_name   string       relative to the source folder, "/"-separated
     split       string       "train", "val" or "test"
 
-captions.parquet, one row a caption, M rows:
-    caption_id  int64        0 … M-1
+captions.parquet, one row per caption, M rows:
+    caption_id  int64        0 … M - 1
     image_id    int64
     caption     string       as written
-    words       string       its PTB tokens, joined by one space each (a token may itself hold a
-                             no-break space: split at " ", never at any white space)
-    token_ids   list<int32>  (number of tokens,) ids of vocab.json; without BOS and EOS
+    words       string       its PTB tokens, joined by single spaces. A token can contain a no-break
+                             space, so split at " " only, not at any white space.
+    token_ids   list<int32>  (number of tokens,) ids in vocab.json, without BOS and EOS
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .datasets.registry import ImageRecord
+from .datasets.records import ImageRecord
 from .stage.errors import MismatchError, MissingArtifactError
 from .stage.files import atomic_path
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
@@ -37,7 +37,7 @@ class ImageTable:
 
     Attributes:
         image_ids: (N,) int64.
-        file_names: (N,) relative to the source root.
+        file_names: (N,) relative to the source folder.
         splits: (N,) "train", "val" or "test".
     """
 
@@ -49,14 +49,14 @@ class ImageTable:
         return len(self.image_ids)
 
     def select(self, split: str) -> Ints:
-        """(n,) int64, ids of the images in `split`; none where there is no such split."""
+        """Return the ids of the images in `split`: (n,) int64; empty if there are none."""
         selected: Ints = self.image_ids[[name == split for name in self.splits]]
         return selected
 
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """Captions as token ids, all in one array.
+    """Captions as token ids in one flat array.
 
     Attributes:
         caption_ids: (M,) int64.
@@ -75,11 +75,11 @@ class EncodedCaptions:
 
     @property
     def lengths(self) -> Ints:
-        """(M,) int64, words in each caption."""
+        """(M,) int64, number of tokens of each caption."""
         return np.diff(self.offsets)
 
     def select(self, image_ids: npt.ArrayLike) -> "EncodedCaptions":
-        """The captions of these images, in the order they have here.
+        """Return the captions of some images, in the order of `self`.
 
         Args:
             image_ids: (n,) int64, in any order.
@@ -109,9 +109,9 @@ def write_captions(
 
     Args:
         path: of the file.
-        encoded: M captions.
+        encoded: M captions as ids.
         captions: (M,) string, as written.
-        words: (M,) string, tokens joined by one space.
+        words: (M,) string, tokens joined by single spaces.
     """
     offsets = pa.array(encoded.offsets.astype(np.int32))
     columns = {
@@ -128,8 +128,8 @@ def read_images(path: Path) -> ImageTable:
     """Read images.parquet.
 
     Raises:
-        MissingArtifactError: there is no such file.
-        MismatchError: it is damaged or has other columns.
+        MissingArtifactError: the file does not exist.
+        MismatchError: the file is damaged or has other columns.
     """
     table = _read_table(path, ["image_id", "file_name", "split"])
     return ImageTable(
@@ -138,7 +138,7 @@ def read_images(path: Path) -> ImageTable:
 
 
 def read_captions(path: Path) -> EncodedCaptions:
-    """Read captions.parquet; raises as `read_images`."""
+    """Read the token ids in captions.parquet. Raises the errors of `read_images`."""
     table = _read_table(path, ["caption_id", "image_id", "token_ids"])
     lists = table["token_ids"]
     return EncodedCaptions(
@@ -155,12 +155,16 @@ def read_references(
     """Read the captions of some images as text.
 
     Args:
-        path: captions.parquet.
-        column: "caption" as written, or "words", PTB tokens joined by spaces.
-        image_ids: (n,) int64; the result has their order.
+        path: of captions.parquet.
+        column: "caption" for the text as written, "words" for PTB tokens joined by spaces.
+        image_ids: (n,) int64.
+
+    Returns:
+        image_id → its captions, in the order of `image_ids`.
 
     Raises:
-        MismatchError: an image has no caption there; or as `read_images`.
+        MissingArtifactError: the file does not exist.
+        MismatchError: the file is damaged, or has no caption for one of the images.
     """
     wanted = np.asarray(image_ids, dtype=np.int64)
     table = _read_table(path, ["image_id", column])
@@ -172,7 +176,7 @@ def read_references(
     if missing := [image_id for image_id, texts in references.items() if not texts]:
         raise MismatchError(
             f"{path} has no captions for {len(missing):,} of {len(wanted):,} images "
-            f"(image_id {missing[0]}). {_mend(path)}"
+            f"(image_id {missing[0]}). {_fix(path)}"
         )
     return references
 
@@ -183,17 +187,18 @@ def _write_table(path: Path, columns: dict[str, Any]) -> None:
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:
-    """Read the columns in this order, each as one chunk or none."""
+    """Read columns in the given order, each in at most one chunk."""
     try:
-        # `partitioning=None`: a folder named a=b must not add a column.
+        # By default, pyarrow turns a parent folder named a=b into a column.
         table = pq.read_table(path, columns=columns, partitioning=None)
         return table.select(columns).combine_chunks()
     except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. {_mend(path)}") from None
+        raise MissingArtifactError(f"{path} does not exist. {_fix(path)}") from None
     except (pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise MismatchError(f"{path} cannot be used ({reason}). Delete it. {_mend(path)}") from None
+        raise MismatchError(f"{path} cannot be read ({reason}). Delete it. {_fix(path)}") from None
 
 
-def _mend(path: Path) -> str:
+def _fix(path: Path) -> str:
+    """Return the sentence that names the command which writes `path`."""
     return f"Run 'showtell prepare --dataset {path.absolute().parent.parent.name}'."

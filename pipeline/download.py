@@ -1,9 +1,12 @@
-"""The stage `showtell download`: a dataset's published archives → `data/<dataset>/raw`.
+"""The stage `showtell download`: fetches a dataset's archives into `data/<dataset>/raw`.
 
-What lies there when it is done: the archives under their own names, `annotations/captions_*.json`
-out of the annotations archive, and the manifest; and a `.NAME.verified.json` for each archive, its
-md5, size and mtime when it was verified. The image archives stay zipped, since images are read
-straight out of them. For `scenes` it draws `images/` and `captions.csv` instead.
+It writes:
+    NAME.zip                     each archive; images stay inside, and are read from there
+    annotations/captions_*.json  unpacked from the archive of annotations
+    .NAME.zip.verified.json      `md5`, `size_bytes` and `mtime_ns` of an archive when verified
+    manifest.json
+
+For `scenes` it draws `images/` and `captions.csv` instead.
 """
 
 import errno
@@ -20,7 +23,7 @@ from typing import Any
 import httpx
 
 from .archives.fetch import HEADERS, Archive, fetch
-from .archives.partial_download import Partial, read_json
+from .archives.partial_download import PartialDownload, read_json
 from .config import DownloadConfig
 from .datasets.scenes import SCENES_VERSION, draw_scenes
 from .stage.console import format_bytes, print_note
@@ -31,11 +34,11 @@ from .stage.stopwatch import Stopwatch
 
 VERSION = 1
 COCO_URL = "http://images.cocodataset.org"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# The smallest first: a wrong mirror then shows after seconds. COCO publishes no checksums; these
-# are what independent projects pin, sizes and md5 each confirmed by at least two of them.
-RECIPES: dict[str, tuple[Archive, ...]] = {
+# The smallest archive comes first, so that a wrong mirror is noticed within seconds. COCO publishes
+# no checksums; at least two independent projects pin each of these.
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "coco2014": (
         Archive(
             "annotations/annotations_trainval2014.zip",
@@ -64,23 +67,25 @@ ON_REQUEST = {
 
 
 def download(config: DownloadConfig, *, sleep: Callable[[float], None] = time.sleep) -> Manifest:
-    """Bring the dataset's files into `data/<dataset>/raw`; what is there already is not redone.
+    """Download a dataset into `data/<dataset>/raw`, except the files that are already complete.
+
+    The environment variable SHOWTELL_COCO_URL selects another server with the same archives.
 
     Args:
-        config: the dataset, and how patient to be. The environment variable SHOWTELL_COCO_URL
-            names another server with the same archives.
-        sleep: waits so many seconds between two attempts.
+        config: options of the stage.
+        sleep: replaces `time.sleep` in tests.
 
     Returns:
-        The manifest of `raw`, with `num_archives` and `num_bytes`, or for scenes `num_images`.
+        The manifest, with the counts `num_archives` and `num_bytes`, or `num_images` for scenes.
 
     Raises:
-        DownloadError: no recipe for the dataset, no room, or files other than the published ones.
+        DownloadError: the dataset cannot be downloaded, the disk is full, or the server has other
+            files than the published ones.
     """
     raw_dir = config.dataset_dir / "raw"
     if config.dataset == "scenes":
-        recipe: dict[str, Any] = {"dataset": "scenes", "scenes_version": SCENES_VERSION}
-        return _run(raw_dir, recipe, {}, lambda: _draw_scenes(raw_dir))
+        scenes: dict[str, Any] = {"dataset": "scenes", "scenes_version": SCENES_VERSION}
+        return _run(raw_dir, scenes, {}, lambda: _draw_scenes(raw_dir))
     archives = find_archives(config.dataset)
     inputs = {archive.path: f"md5:{archive.md5}" for archive in archives}
     return _run(
@@ -92,42 +97,49 @@ def download(config: DownloadConfig, *, sleep: Callable[[float], None] = time.sl
 
 
 def find_archives(dataset: str) -> tuple[Archive, ...]:
-    """Look up the archives of a dataset.
+    """Return the archives of a dataset.
 
     Raises:
-        DownloadError: the dataset cannot be downloaded; says what to do instead.
+        DownloadError: the dataset cannot be downloaded. The message says how to get it.
     """
-    if dataset in RECIPES:
-        return RECIPES[dataset]
+    if dataset in ARCHIVES:
+        return ARCHIVES[dataset]
     if dataset in ON_REQUEST:
         raise DownloadError(
-            f"{dataset} cannot be downloaded freely: ask for it at {ON_REQUEST[dataset]}, unpack "
+            f"{dataset} is available only on request: ask for it at {ON_REQUEST[dataset]}, unpack "
             f"it, then run 'showtell prepare --dataset {dataset} --source DIR'."
         )
     raise DownloadError(
-        f"dataset {dataset!r} has no download recipe, expected one of {', '.join(RECIPES)}, scenes."
-        f" For files of your own run 'showtell prepare --dataset {dataset} --source DIR'."
+        f"dataset {dataset!r} cannot be downloaded, only {', '.join(ARCHIVES)} and scenes. "
+        f"For your own files run 'showtell prepare --dataset {dataset} --source DIR'."
     )
 
 
 def _run(
     raw_dir: Path,
-    recipe: dict[str, Any],
+    config: dict[str, Any],
     inputs: dict[str, str],
-    make: Callable[[], tuple[list[str], dict[str, int]]],
+    make_files: Callable[[], tuple[list[str], dict[str, int]]],
 ) -> Manifest:
-    """Call `make` unless its work is done; record the file names and counts that it returns."""
-    with _one_line_when_full(raw_dir), locked(raw_dir):
+    """Call `make_files` unless the stage is up to date, and write the manifest.
+
+    Args:
+        raw_dir: output folder.
+        config: config of the manifest.
+        inputs: inputs of the manifest.
+        make_files: returns the names of the output files, and the counts.
+    """
+    with _reporting_full_disk(raw_dir), locked(raw_dir):
         done = Manifest.read(raw_dir)
-        if done and done.matches(raw_dir, VERSION, recipe, inputs):
+        if done and done.matches(raw_dir, VERSION, config, inputs):
             print_note(f"download: {raw_dir} is up to date")
             return done
         stopwatch = Stopwatch()
-        names, counts = make()
+        names, counts = make_files()
         return Manifest(
             stage="download",
             version=VERSION,
-            config=recipe,
+            config=config,
             inputs=inputs,
             outputs={name: (raw_dir / name).stat().st_size for name in names},
             counts=counts,
@@ -136,6 +148,7 @@ def _run(
 
 
 def _draw_scenes(raw_dir: Path) -> tuple[list[str], dict[str, int]]:
+    """Draw the `scenes` dataset; return its file names and counts."""
     num_images = draw_scenes(raw_dir)
     images = (f"images/{path.name}" for path in sorted((raw_dir / "images").glob("*.jpg")))
     return ["captions.csv", *images], {"num_images": num_images}
@@ -147,7 +160,8 @@ def _fetch_archives(
     config: DownloadConfig,
     sleep: Callable[[float], None],
 ) -> tuple[list[str], dict[str, int]]:
-    _require_room(archives, raw_dir)
+    """Fetch, verify and unpack all archives; return the file names and counts."""
+    _require_disk_space(archives, raw_dir)
     base_url = os.environ.get("SHOWTELL_COCO_URL", COCO_URL).rstrip("/")
     with httpx.Client(timeout=config.timeout_s, follow_redirects=True, headers=HEADERS) as client:
         for archive in archives:
@@ -156,7 +170,7 @@ def _fetch_archives(
                 verify_present(archive, target)
             else:
                 fetch(client, f"{base_url}/{archive.path}", archive, target, config.retries, sleep)
-                write_json(_receipt_path(target), _receipt(archive, target))
+                write_json(_verification_path(target), _verification(archive, target))
             unpack_members(archive, target)
     names = [name for archive in archives for name in (archive.name, *archive.members)]
     num_bytes = sum(archive.size_bytes for archive in archives)
@@ -164,12 +178,12 @@ def _fetch_archives(
 
 
 def verify_present(archive: Archive, target: Path) -> None:
-    """Accept a file that already has the final name: hashed once, then known by size and mtime.
+    """Verify a file that already has the final name; once verified, compare size and mtime only.
 
     Raises:
-        DownloadError: it is not the archive. It is left as it is.
+        DownloadError: it is not the published archive. The file is kept.
     """
-    if read_json(_receipt_path(target)) == _receipt(archive, target):
+    if read_json(_verification_path(target)) == _verification(archive, target):
         return
     found = f"{target.stat().st_size:,} bytes"
     if target.stat().st_size == archive.size_bytes:
@@ -177,30 +191,30 @@ def verify_present(archive: Archive, target: Path) -> None:
         with target.open("rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
         if md5 == archive.md5:
-            write_json(_receipt_path(target), _receipt(archive, target))
+            write_json(_verification_path(target), _verification(archive, target))
             return
         found = f"{found} with md5 {md5}"
     raise DownloadError(
-        f"{target} is {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. Delete"
-        f" it, or rename it to {target.name}.partial if it is the beginning of a download; then run"
-        " 'showtell download' again."
+        f"{target} has {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. "
+        f"Delete it, or rename it to {target.name}.partial if it is an incomplete download; then "
+        "run 'showtell download' again."
     )
 
 
-def _receipt_path(target: Path) -> Path:
+def _verification_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.verified.json")
 
 
-def _receipt(archive: Archive, target: Path) -> dict[str, Any]:
+def _verification(archive: Archive, target: Path) -> dict[str, Any]:
     stat = target.stat()
     return {"md5": archive.md5, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def unpack_members(archive: Archive, target: Path) -> None:
-    """Copy the archive's listed members to beside it, those that are not there yet.
+    """Unpack the listed members into the folder of the archive, unless they are there already.
 
     Raises:
-        DownloadError: a member is not in the archive, or the archive is damaged.
+        DownloadError: a member is missing, or the archive is damaged.
     """
     try:
         for member in archive.members:
@@ -221,27 +235,28 @@ def unpack_members(archive: Archive, target: Path) -> None:
         ) from error
 
 
-def _require_room(archives: Iterable[Archive], raw_dir: Path) -> None:
-    """Say at once what would otherwise fill the disk hours later."""
+def _require_disk_space(archives: Iterable[Archive], raw_dir: Path) -> None:
+    """Fail now if the rest of the download would fill the disk hours later."""
     needed = 0
     for archive in archives:
         target = raw_dir / archive.name
         if not target.exists():
-            needed += archive.size_bytes - Partial(target).size_bytes
+            needed += archive.size_bytes - PartialDownload(target).size_bytes
     free = shutil.disk_usage(raw_dir).free
     if needed > free:
-        text = f"{format_bytes(needed)} are still to come, {format_bytes(free)} are free"
-        raise OSError(errno.ENOSPC, text)
+        reason = f"{format_bytes(needed)} remain to be downloaded, {format_bytes(free)} are free"
+        raise OSError(errno.ENOSPC, reason)
 
 
 @contextmanager
-def _one_line_when_full(raw_dir: Path) -> Iterator[None]:
+def _reporting_full_disk(raw_dir: Path) -> Iterator[None]:
+    """Turn "no space left on device" into a `DownloadError`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
         raise DownloadError(
-            f"{raw_dir}: {error.strerror}. What was fetched is kept: make room, or give another "
-            "disk by --data, then run 'showtell download' again."
+            f"{raw_dir}: {error.strerror}. Downloaded files are kept: free some disk space, or "
+            "choose another disk with --data, then run 'showtell download' again."
         ) from error

@@ -1,8 +1,13 @@
-"""The stage `showtell prepare`: a dataset's captions → words, vocabulary and ids.
+"""The stage `showtell prepare`: turns a dataset's captions into words, a vocabulary and ids.
 
-Writes `data/<dataset>/captions/{images.parquet,captions.parquet,vocab.json}` and the manifest,
-whose details hold the absolute `source`, the out-of-vocabulary rate of each split (`oov`, share of
-its words) and what was left out and why.
+It writes `images.parquet` and `captions.parquet` (see `captions.py`), `vocab.json` (see
+`text/vocab.py`) and `manifest.json` to `data/<dataset>/captions`. The manifest's `details`:
+    source        absolute path of the source folder
+    oov           split → fraction of its tokens that are not in the vocabulary
+    left_out      reason → number of images left out
+    warnings      warnings about captions and splits
+    vocab_sha256  hash of the vocabulary
+    seconds       part of the stage → seconds
 """
 
 import gc
@@ -21,7 +26,8 @@ import pyarrow as pa
 from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
 from .datasets.image_files import ImageFiles
-from .datasets.registry import SPLITS, Dataset, ImageRecord, find_recipe, load_dataset, source_dir
+from .datasets.records import SPLITS, Dataset, ImageRecord
+from .datasets.registry import find_reader, load_dataset, source_dir
 from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import ShowTellError
@@ -34,22 +40,22 @@ from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
-IMAGE_NAMES = "names of the images"  # the input that is no file
-WARN_OOV_RATE = 0.2
+IMAGE_NAMES_INPUT = "names of the images"  # key of an input that is not a file
+MAX_OOV_RATE = 0.2  # above it, the user gets a warning
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the stage computes, before any of it is written.
+    """Everything that the stage writes.
 
     Attributes:
-        records: N images, without those that have no words in any caption.
+        records: N images that have a caption with at least one word.
         captions: (M,) string, as written.
-        words: (M,) string, tokens joined by one space.
-        encoded: M captions.
+        words: (M,) string, tokens joined by single spaces.
+        encoded: M captions as ids.
         splits: (M,) str, the split of each caption.
-        vocab: the words of train, or their pieces.
-        wordless: (file name, reason) of each image that is not in `records`.
+        vocab: vocabulary of the train split.
+        left_out: (file name, reason) for each image whose captions have no words.
     """
 
     records: list[ImageRecord]
@@ -58,26 +64,27 @@ class Prepared:
     encoded: EncodedCaptions
     splits: npt.NDArray[np.str_]
     vocab: Vocab
-    wordless: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...]
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Tokenize a dataset's captions, count its vocabulary on train, and write both.
+    """Tokenize the captions of a dataset, build the vocabulary from train, and write both.
 
     Returns:
-        The manifest, with counts `num_images`, `num_captions`, `num_<split>_images`,
-        `num_<split>_captions`, `num_tokens` and `vocab_size` (with the four specials).
+        The manifest, with the counts `num_images`, `num_captions`, `vocab_size` (including the
+        four special tokens) and, for each split, `num_<split>_images`, `num_<split>_captions` and
+        `num_<split>_tokens`.
 
     Raises:
         DatasetError: the dataset is unknown, or its files contradict each other.
-        MissingArtifactError: the source or one of its files is not there.
-        ConfigError: `vocab` names a file that is no tokenizer.
+        MissingArtifactError: the source folder or one of its files does not exist.
+        ConfigError: the file given by --vocab is not a tokenizer.
     """
-    # Before the folder is made: a misspelt name must not leave one behind.
-    find_recipe(config)
+    # Checked before the folder is created, so that a misspelt name leaves none behind.
+    find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
-    with locked(directory), without_collections():
+    with locked(directory), garbage_collection_disabled():
         if done := up_to_date(config):
             print_note(f"prepare: {directory} is up to date")
             return done
@@ -89,17 +96,17 @@ def prepare(config: PrepareConfig) -> Manifest:
             print_warning(warning)
         prepared = _encode(config, dataset.records, tokenizer, stopwatch)
         with stopwatch.part("write"):
-            outputs = _write(directory, prepared)
-        inputs[IMAGE_NAMES] = _hash_names([record.file_name for record in prepared.records])
-        manifest = _describe(config, dataset, prepared, inputs, outputs, stopwatch)
+            outputs = _write_outputs(directory, prepared)
+        inputs[IMAGE_NAMES_INPUT] = _hash_names([record.file_name for record in prepared.records])
+        manifest = _make_manifest(config, dataset, prepared, inputs, outputs, stopwatch)
         manifest.write(directory)
-    _report(manifest, directory)
+    _print_summary(manifest, directory)
     return manifest
 
 
 @contextmanager
-def without_collections() -> Iterator[None]:
-    """Let the garbage collector rest: it would walk millions of strings again and again."""
+def garbage_collection_disabled() -> Iterator[None]:
+    """Disable the garbage collector, which would traverse millions of strings repeatedly."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -110,10 +117,11 @@ def without_collections() -> Iterator[None]:
 
 
 def up_to_date(config: PrepareConfig) -> Manifest | None:
-    """The manifest, where the stage has nothing left to do; None where it has.
+    """Return the manifest if the stage is up to date, otherwise None.
 
     Raises:
-        DatasetError, MissingArtifactError: as `prepare`.
+        DatasetError: the dataset is unknown.
+        MissingArtifactError: the source folder or one of its files does not exist.
     """
     directory = config.captions_dir
     done = Manifest.read(directory)
@@ -122,18 +130,18 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     inputs = hash_inputs(config)
     try:
         names = read_images(directory / IMAGES_PARQUET).file_names
-    except ShowTellError:  # damaged without a change of size: written again
+    except ShowTellError:  # damaged although its size is right
         return None
-    stamps = ImageFiles(source_dir(config)).stamps(names)
-    present = [name for name, stamp in zip(names, stamps, strict=True) if stamp is not None]
-    inputs[IMAGE_NAMES] = _hash_names(present)
+    fingerprints = ImageFiles(source_dir(config)).fingerprints(names)
+    present = [name for name, found in zip(names, fingerprints, strict=True) if found is not None]
+    inputs[IMAGE_NAMES_INPUT] = _hash_names(present)
     return done if done.matches(directory, VERSION, _config_json(config), inputs) else None
 
 
 def hash_inputs(config: PrepareConfig) -> dict[str, str]:
-    """Path of each file that captions, splits and pieces come from → its sha256."""
+    """Return path → SHA-256 of each file that captions, splits and the tokenizer come from."""
     tokenizer = () if config.tokenizer is None else (config.tokenizer,)
-    paths = (*find_recipe(config).inputs, *tokenizer)
+    paths = (*find_reader(config).inputs, *tokenizer)
     return {str(path.resolve()): hash_file(path) for path in paths}
 
 
@@ -142,7 +150,7 @@ def _hash_names(names: Sequence[str]) -> str:
 
 
 def _config_json(config: PrepareConfig) -> dict[str, Any]:
-    """The options with the defaults that they stand for, and absolute paths."""
+    """Return the options as JSON values, with absolute paths and resolved defaults."""
     values = config.as_json()
     values["source"] = str(source_dir(config).resolve())
     for name in ("karpathy", "table"):
@@ -160,14 +168,14 @@ def _config_json(config: PrepareConfig) -> dict[str, Any]:
 def _encode(
     config: PrepareConfig, records: list[ImageRecord], tokenizer: str | None, stopwatch: Stopwatch
 ) -> Prepared:
-    """Tokenize, count the vocabulary on train, and turn words into ids."""
+    """Tokenize all captions, build the vocabulary from train, and turn words into ids."""
     with stopwatch.part("tokenize"):
         texts = chain.from_iterable(record.captions for record in records)
         captions = pa.array(texts, pa.string())
         tokenized = tokenize_all(captions)
-        worded = tokenized.lengths > 0
-        records, wordless = _drop_wordless(records, worded)
-        captions, tokenized = captions.filter(pa.array(worded)), tokenized.select(worded)
+        has_words = tokenized.lengths > 0
+        records, left_out = _drop_captions_without_words(records, has_words)
+        captions, tokenized = captions.filter(pa.array(has_words)), tokenized.select(has_words)
     per_image = [len(record.captions) for record in records]
     splits = np.repeat([record.split for record in records], per_image)
     with stopwatch.part("vocabulary"):
@@ -181,11 +189,11 @@ def _encode(
             offsets=offsets,
         )
         words = tokenized.texts()
-    return Prepared(records, captions, words, encoded, splits, vocab, wordless)
+    return Prepared(records, captions, words, encoded, splits, vocab, left_out)
 
 
 def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
-    """The vocabulary that the options mean, counted on the captions of train."""
+    """Build the vocabulary that the options ask for from the captions of train."""
     if config.vocab == "bpe":
         captions = train.texts().to_pylist()
         tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
@@ -194,29 +202,37 @@ def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: Tokenized
     return build_vocab(train.count(), min_count=config.min_count, vocab_size=config.vocab_size)
 
 
-def _drop_wordless(
-    records: list[ImageRecord], worded: npt.NDArray[np.bool_]
+def _drop_captions_without_words(
+    records: list[ImageRecord], has_words: npt.NDArray[np.bool_]
 ) -> tuple[list[ImageRecord], tuple[tuple[str, str], ...]]:
-    """Leave out captions of nothing but punctuation, (M,) false, and images that have no other."""
-    if worded.all():
+    """Drop captions of only punctuation, and images that have no other captions.
+
+    Args:
+        records: N images with M captions.
+        has_words: (M,) whether a caption has at least one word.
+
+    Returns:
+        The remaining records, and (file name, reason) for each image left out.
+    """
+    if has_words.all():
         return records, ()
-    print_warning(f"{(~worded).sum():,} captions without a word left out.")
-    has_word = iter(worded.tolist())
-    stripped = [
-        replace(record, captions=tuple(text for text in record.captions if next(has_word)))
+    print_warning(f"{(~has_words).sum():,} captions without a word left out.")
+    keep_caption = iter(has_words.tolist())
+    reduced = [
+        replace(record, captions=tuple(text for text in record.captions if next(keep_caption)))
         for record in records
     ]
-    empty = [record.file_name for record in stripped if not record.captions]
+    empty = [record.file_name for record in reduced if not record.captions]
     if empty:
-        print_warning(f"{len(empty):,} images have no word in any caption, left out.")
-    kept = [record for record in stripped if record.captions]
+        print_warning(f"{len(empty):,} images left out: their captions have no words.")
+    kept = [record for record in reduced if record.captions]
     return kept, tuple((name, "no word in any caption") for name in empty)
 
 
-def _write(directory: Path, prepared: Prepared) -> dict[str, int]:
-    """Write all files, then put them in place together.
+def _write_outputs(directory: Path, prepared: Prepared) -> dict[str, int]:
+    """Write all files under temporary names, then rename them; return name → size in bytes.
 
-    The old manifest goes before the first old file does: it must never vouch for a mixture.
+    The old manifest is deleted before the first rename, so it never matches a mix of old and new.
     """
     names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
     with ExitStack() as stack:
@@ -230,7 +246,7 @@ def _write(directory: Path, prepared: Prepared) -> dict[str, int]:
     return {name: (directory / name).stat().st_size for name in names}
 
 
-def _describe(
+def _make_manifest(
     config: PrepareConfig,
     dataset: Dataset,
     prepared: Prepared,
@@ -238,7 +254,7 @@ def _describe(
     outputs: dict[str, int],
     stopwatch: Stopwatch,
 ) -> Manifest:
-    """Count what was made, for each split and in all."""
+    """Build the manifest, with counts for each split and in total."""
     encoded, vocab = prepared.encoded, prepared.vocab
     images = Counter(record.split for record in prepared.records)
     counts = {"num_images": len(prepared.records), "num_captions": len(encoded)}
@@ -251,7 +267,7 @@ def _describe(
         counts[f"num_{split}_tokens"] = len(tokens)
         if len(tokens):
             oov[split] = float((tokens == UNK).mean())
-    skipped = (*dataset.left_out, *prepared.wordless)
+    skipped = (*dataset.left_out, *prepared.left_out)
     return Manifest(
         stage="prepare",
         version=VERSION,
@@ -272,8 +288,8 @@ def _describe(
     )
 
 
-def _report(manifest: Manifest, directory: Path) -> None:
-    """Print the table that ends the stage."""
+def _print_summary(manifest: Manifest, directory: Path) -> None:
+    """Print the final table of the stage, and warn about a high out-of-vocabulary rate."""
     counts, oov = manifest.counts, manifest.details["oov"]
     rows = [
         (
@@ -298,10 +314,10 @@ def _report(manifest: Manifest, directory: Path) -> None:
         ("path", str(directory)),
     ]
     print_table("", summary)
-    if oov["train"] > WARN_OOV_RATE:
-        mend = "a lower --min-count or a higher --vocab-size keeps more of them."
+    if oov["train"] > MAX_OOV_RATE:
+        advice = "Give a lower --min-count or a higher --vocab-size."
         if unit == "pieces":
-            mend = "another tokenizer.json or --vocab bpe spells more of them."
+            advice = "Give another tokenizer.json, or --vocab bpe."
         print_warning(
-            f"{oov['train']:.0%} of the {unit} of train are outside the vocabulary; {mend}"
+            f"{oov['train']:.0%} of the {unit} in train are not in the vocabulary. {advice}"
         )

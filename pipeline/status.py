@@ -1,4 +1,4 @@
-"""Whether the stages of a dataset are done, stale or missing, read from their manifests."""
+"""Status of the stages of a dataset (done, stale or missing), read from their manifests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .stage.console import format_bytes, format_seconds
 from .stage.files import hash_file
 from .stage.manifest import Manifest
 
-# Counts that say most about a stage, as many as fit into a line.
+# The most informative counts of any stage, as many as fit on one line.
 SHOWN_COUNTS = (
     "num_archives",
     "num_images",
@@ -30,11 +30,11 @@ class StageStatus:
     """One line of `showtell status`.
 
     Attributes:
-        stage: as typed on the command line.
-        path: of the stage's folder.
-        state: `done`, `missing`, `running`, `stopped` (it can go on), or `stale: ` and what has
-            changed.
-        manifest: None unless the stage has come to its end.
+        stage: name of the command.
+        path: output folder of the stage.
+        state: `done`, `missing`, `running`, `stopped: ` and how to resume, or `stale: ` and the
+            reason.
+        manifest: None unless the stage has finished.
     """
 
     stage: str
@@ -44,37 +44,42 @@ class StageStatus:
 
 
 def dataset_stages(dataset: Path) -> Iterator[StageStatus]:
-    """Yield download, prepare and each features folder of `data/<dataset>`."""
-    if holds_files(dataset / "raw"):
-        yield stage_status("download", dataset / "raw", [])
-    captions = dataset / "captions"
-    prepared = Manifest.read(captions)
-    sources = [Path(name) for name in prepared.inputs] if prepared else []
-    changed = [
-        path.name
-        for path in sources
-        if path.is_file() and prepared and hash_if_present(path) != prepared.inputs[str(path)]
-    ]
-    yield stage_status("prepare", captions, changed)
+    """Yield the status of download, prepare and each features folder of `data/<dataset>`."""
+    raw, captions = dataset / "raw", dataset / "captions"
+    if holds_files(raw):
+        yield stage_status("download", raw, [])
+    yield stage_status("prepare", captions, _changed_sources(captions))
     folders = sorted(filter(holds_files, dataset.glob("features/*")))
     for features in folders:
-        manifest = Manifest.read(features)
-        name = IMAGES_INPUT
-        is_old = manifest is not None and manifest.inputs.get(name) != hash_if_present(
-            dataset / name
-        )
-        yield stage_status("features", features, [IMAGES_PARQUET] if is_old else [])
+        yield stage_status("features", features, _changed_images(dataset, features))
     if not folders:
         yield StageStatus("features", dataset / "features", "missing", None)
 
 
+def _changed_sources(captions: Path) -> list[str]:
+    """Return the names of source files that have changed since prepare."""
+    manifest = Manifest.read(captions)
+    inputs = manifest.inputs if manifest else {}
+    sources = {Path(name): sha256 for name, sha256 in inputs.items() if Path(name).is_file()}
+    return [path.name for path, sha256 in sources.items() if hash_if_present(path) != sha256]
+
+
+def _changed_images(dataset: Path, features: Path) -> list[str]:
+    """Return images.parquet if it has changed since the features were extracted."""
+    manifest = Manifest.read(features)
+    if manifest is None:
+        return []
+    is_changed = manifest.inputs.get(IMAGES_INPUT) != hash_if_present(dataset / IMAGES_INPUT)
+    return [IMAGES_PARQUET] if is_changed else []
+
+
 def holds_files(folder: Path) -> bool:
-    """Whether a stage has written anything there: the lock alone tells of one that failed."""
+    """Return whether a folder holds any file; hidden ones, such as the lock, do not count."""
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
-    """Read the manifest in `path`; the stage is stale if any of its inputs have `changed`."""
+    """Return the status of the stage in `path`; it is stale if any of its inputs `changed`."""
     manifest = Manifest.read(path)
     if manifest is None:
         return StageStatus(stage, path, "missing", None)
@@ -85,7 +90,7 @@ def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
 
 
 def describe_stage(status: StageStatus) -> tuple[str, str, str]:
-    """Counts, time and size of a finished stage."""
+    """Return the counts, time and size of a finished stage as text, otherwise empty strings."""
     if status.manifest is None:
         return "", "", ""
     counts = [
@@ -99,5 +104,5 @@ def describe_stage(status: StageStatus) -> tuple[str, str, str]:
 
 @cache
 def hash_if_present(path: Path) -> str:
-    """sha256 of a file, "" where there is none."""
+    """Return the SHA-256 of a file, or "" if it does not exist."""
     return hash_file(path) if path.is_file() else ""

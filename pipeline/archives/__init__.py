@@ -1,1 +1,1 @@
-"""Resumable, verified downloads."""
+"""Resumable, verified downloads of archives."""

@@ -1,8 +1,8 @@
-"""The bytes of a download that is not finished yet, and what they are the beginning of.
+"""The files of an unfinished download.
 
-Beside the final name `NAME` lie, until it is whole:
-    NAME.partial         the bytes fetched so far
-    NAME.partial.json    etag and last_modified of the server's file they belong to
+Beside the final file `NAME`, until it is complete:
+    NAME.partial         the bytes received so far
+    NAME.partial.json    `etag` and `last_modified` of the server's file, null if not sent
 """
 
 import hashlib
@@ -16,12 +16,15 @@ from ..stage.files import file_size, write_json
 STATE_FIELDS = ("etag", "last_modified")
 
 
-class Partial:
-    """What has been fetched of one archive, and which version of the server's file it is part of.
+class PartialDownload:
+    """The bytes received so far, and the version of the server's file they belong to.
+
+    Args:
+        target: path of the complete file.
 
     Attributes:
-        path: the bytes.
-        state_path: JSON with `etag` and `last_modified`, null where the server gave none.
+        path: file with the bytes.
+        state_path: JSON file with the version.
     """
 
     def __init__(self, target: Path) -> None:
@@ -30,48 +33,48 @@ class Partial:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes fetched so far."""
+        """Number of bytes received so far."""
         return file_size(self.path) or 0
 
     def hash(self) -> Any:
-        """The md5 object of the bytes fetched so far, to be updated with those that follow."""
+        """Return a hashlib MD5 object of the bytes received so far; update it with the rest."""
         if not self.size_bytes:
             return hashlib.md5(usedforsecurity=False)
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "md5")
 
     def range_headers(self) -> dict[str, str]:
-        """Headers that ask for the rest, or for the whole where the server's file has changed."""
+        """Return request headers for the rest, or for the whole file if the server's changed."""
         if not self.size_bytes:
             return {}
         state = read_json(self.state_path)
         etag, last_modified = state.get("etag"), state.get("last_modified")
-        # A weak ETag does not promise equal bytes, so HTTP forbids it here.
+        # HTTP forbids weak ETags here, because they do not promise identical bytes.
         strong_etag = etag if etag and not etag.startswith("W/") else None
         headers = {"Range": f"bytes={self.size_bytes}-"}
         if validator := strong_etag or last_modified:
             headers["If-Range"] = validator
         return headers
 
-    def is_of(self, headers: Mapping[str, str]) -> bool:
-        """Whether a response with these headers can be the rest, as far as the ETags tell."""
+    def matches(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the ETag of a response is that of the bytes received; True if unknown."""
         old, new = read_json(self.state_path).get("etag"), headers.get("etag")
         return not (old and new) or old == new
 
-    def begin(self, headers: Mapping[str, str]) -> None:
-        """Start anew, with the file that a response with these headers brings."""
+    def restart(self, headers: Mapping[str, str]) -> None:
+        """Delete the bytes, and record the version of the file that a response announces."""
         self.discard()
         state = {name: headers.get(name.replace("_", "-")) for name in STATE_FIELDS}
         write_json(self.state_path, state)
 
     def discard(self) -> None:
-        """Forget everything."""
+        """Delete the bytes and the recorded version."""
         self.path.unlink(missing_ok=True)
         self.state_path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none or it is damaged."""
+    """Read a JSON object; return an empty dict if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,1 +1,1 @@
-"""One module per caption source, and the registry that picks one."""
+"""Reads published and user-made datasets into checked `ImageRecord`s."""

@@ -1,4 +1,4 @@
-"""COCO's own annotations, and the Karpathy-split JSON files that others were made into."""
+"""Readers of COCO's annotations and of Karpathy-split JSON files."""
 
 import zipfile
 import zlib
@@ -9,16 +9,17 @@ from typing import Any
 
 from ..stage.errors import DatasetError, MissingArtifactError
 from ..stage.files import require_file
-from .listing import Listing, how_to_get, parse_json
+from .listing import Listing, explain_source
+from .text_files import parse_json
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-class CocoRecipe:
-    """`annotations/captions_{train,val}{year}.json` beside `train{year}/`, `val{year}/` or zips.
+class CocoReader:
+    """Reads `annotations/captions_{train,val}{year}.json`; one of the two may be missing.
 
-    The annotations may also still lie in `annotations_trainval{year}.zip`. One of the two JSON
-    files may be absent.
+    The annotations may still be inside `annotations_trainval{year}.zip`. The images are in
+    `train{year}/` and `val{year}/`, or in zip archives of these names.
     """
 
     def __init__(self, source: Path, year: int) -> None:
@@ -31,28 +32,30 @@ class CocoRecipe:
         if not self.inputs:
             raise MissingArtifactError(
                 f"{source} holds neither {self._member('train')} nor {self.archive.name}. "
-                + how_to_get(f"coco{year}")
+                + explain_source(f"coco{year}")
             )
 
     def _member(self, split: str) -> str:
+        """Return the path of a split's annotations, in the folder and in the zip archive."""
         return f"annotations/captions_{split}{self.year}.json"
 
     def read(self) -> Listing:
-        """Read both splits; image ids are COCO's."""
+        """Read both splits. Image ids are COCO's."""
         listing = Listing(splits={})
         for split in ("train", "val"):
             path = self.source / self._member(split)
             if self.inputs == [self.archive]:
-                path, content = self.archive, _read_zip(self.archive, self._member(split))
+                path, content = self.archive, _read_zip_member(self.archive, self._member(split))
             else:
                 content = path.read_bytes() if path in self.inputs else None
             if content is not None:
                 annotations = parse_json(content, path)
-                with _published_layout(path):
+                with _reporting_layout_errors(path):
                     self._add(listing, split, annotations)
         return listing
 
     def _add(self, listing: Listing, split: str, annotations: Any) -> None:
+        """Add the images and captions of one split to the listing."""
         assert listing.splits is not None
         captions_of: dict[int, list[str]] = {}
         for image in annotations["images"]:
@@ -78,22 +81,26 @@ class CocoRecipe:
             )
 
 
-class KarpathyRecipe:
-    """One JSON with `images`: filepath (optional), filename, split, sentences[].raw, imgid, cocoid.
+class KarpathyReader:
+    """Reads a JSON file whose `images` hold filepath, filename, split, sentences, imgid and cocoid.
 
-    `restval` joins train. Images without a filepath lie in the folder that `locate` finds.
+    The split `restval` is part of train.
+
+    Args:
+        path: the JSON file.
+        find_folder: takes the file names that have no filepath, and returns their folder.
     """
 
-    def __init__(self, path: Path, locate: Callable[[list[str]], str]) -> None:
+    def __init__(self, path: Path, find_folder: Callable[[list[str]], str]) -> None:
         self.path = require_file(path, "--karpathy", "a Karpathy-split JSON file")
-        self.locate = locate
+        self.find_folder = find_folder
         self.inputs = [path]
 
     def read(self) -> Listing:
-        """Read the images; the id of each is its cocoid where it has one, else its imgid."""
+        """Read all images. An image id is the cocoid, or the imgid if there is no cocoid."""
         content = parse_json(self.path.read_bytes(), self.path)
         listing = Listing(splits={})
-        with _published_layout(self.path):
+        with _reporting_layout_errors(self.path):
             self._add(listing, content["images"])
         if not listing.captions:
             raise DatasetError(f"{self.path} lists no images.")
@@ -101,8 +108,8 @@ class KarpathyRecipe:
 
     def _add(self, listing: Listing, images: list[dict[str, Any]]) -> None:
         assert listing.splits is not None
-        bare = [image["filename"] for image in images if not image.get("filepath")]
-        folder = self.locate(bare) if bare else ""
+        without_path = [image["filename"] for image in images if not image.get("filepath")]
+        folder = self.find_folder(without_path) if without_path else ""
         for image in images:
             parent, split = image.get("filepath") or folder, image["split"]
             name = f"{parent}/{image['filename']}" if parent else image["filename"]
@@ -119,18 +126,20 @@ class KarpathyRecipe:
 
 
 @contextmanager
-def _published_layout(path: Path) -> Iterator[None]:
-    """Tell in one line of JSON that is not laid out as the block expects."""
+def _reporting_layout_errors(path: Path) -> Iterator[None]:
+    """Turn the exceptions of reading JSON with another layout into one `DatasetError`."""
     try:
         yield
     except KeyError as error:
-        raise DatasetError(f"{path} is not laid out as published: no key {error}.") from None
+        raise DatasetError(
+            f"{path} does not have the published layout: key {error} is missing."
+        ) from None
     except (TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{path} is not laid out as published ({error}).") from None
+        raise DatasetError(f"{path} does not have the published layout ({error}).") from None
 
 
-def _read_zip(path: Path, member: str) -> bytes | None:
-    """The content of a member; None where there is no such member or no such zip."""
+def _read_zip_member(path: Path, member: str) -> bytes | None:
+    """Return the content of a member, or None if the archive or the member does not exist."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(member)
@@ -138,5 +147,5 @@ def _read_zip(path: Path, member: str) -> bytes | None:
         return None
     except (zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
-            f"{path} is a damaged zip ({error}). Delete and fetch it again."
+            f"{path} is a damaged zip archive ({error}). Delete it and download it again."
         ) from None

@@ -1,11 +1,12 @@
-"""Flickr8k and Flickr30k: captions as Kaggle or the authors publish them, and the split lists."""
+"""Reader of Flickr8k and Flickr30k: caption files of Kaggle and of the authors, and split lists."""
 
 import re
 from pathlib import Path
 
 from ..stage.errors import DatasetError, MissingArtifactError
 from .image_files import ImageFiles
-from .listing import DrawnSplit, Listing, decode_utf8, find_column, how_to_get, read_csv
+from .listing import Listing, RandomSplit, explain_source
+from .text_files import find_column, read_csv, read_utf8
 
 IMAGE_FOLDERS = (
     "Images",
@@ -32,62 +33,64 @@ SPLIT_LISTS = {
     "val": ("Flickr_8k.devImages.txt", "val.txt"),
     "test": ("Flickr_8k.testImages.txt", "test.txt"),
 }
-INCOMPARABLE = (
-    "no official split list found: the splits are drawn by --seed, so scores are not comparable "
-    "with published ones."
+NO_OFFICIAL_SPLIT = (
+    "no official split list was found. The splits are chosen at random with --seed, so scores are "
+    "not comparable with published ones."
 )
-DRAWN = {
-    "flickr8k": DrawnSplit(share=1 / 8, most=1000, warning=INCOMPARABLE),
-    "flickr30k": DrawnSplit(share=1 / 31, most=1000, warning=INCOMPARABLE),
+# As large as the official splits: 1,000 of 8,000 and 1,000 of 31,000 images.
+RANDOM_SPLITS = {
+    "flickr8k": RandomSplit(fraction=1 / 8, max_images=1000, warning=NO_OFFICIAL_SPLIT),
+    "flickr30k": RandomSplit(fraction=1 / 31, max_images=1000, warning=NO_OFFICIAL_SPLIT),
 }
-# Flickr8k.token.txt captions this name, which no archive holds and no split lists.
-PHANTOM_IMAGE = "2258277193_586949ec62.jpg.1"
-# results.csv lacks the second separator in one row: "2199200615.jpg| 4   A dog runs …".
+# Flickr8k.token.txt has captions for this image, but no archive contains it and no split lists it.
+MISSING_IMAGE = "2258277193_586949ec62.jpg.1"
+# One row of results.csv lacks the second separator: "2199200615.jpg| 4   A dog runs …".
 PIPE_ROW = re.compile(r"(?P<name>[^|]+)\| *\d+ *(?:\||(?<= ))(?P<caption>.*)")
 
 
-class FlickrRecipe:
-    """A caption file, the images in a folder, a zip or the source itself, and split lists.
+class FlickrReader:
+    """Reads a caption file and split lists; images are in a folder, a zip archive or the source.
 
-    A split list may be absent: then there is no such split. Without any, splits are drawn.
+    A split without a list is empty. If there are no lists at all, the splits are random.
     """
 
     def __init__(self, source: Path, dataset: str) -> None:
         self.source, self.dataset = source, dataset
-        found = _find(source, CAPTION_FILES)
-        if found is None:
+        captions_file = _find_file(source, CAPTION_FILES)
+        if captions_file is None:
             raise MissingArtifactError(
                 f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:4])}. "
-                + how_to_get(dataset)
+                + explain_source(dataset)
             )
-        self.captions_file = found
-        lists = {split: _find(source, names) for split, names in SPLIT_LISTS.items()}
+        self.captions_file = captions_file
+        lists = {split: _find_file(source, names) for split, names in SPLIT_LISTS.items()}
         self.lists = {split: path for split, path in lists.items() if path is not None}
-        self.inputs = [found, *self.lists.values()]
+        self.inputs = [captions_file, *self.lists.values()]
 
     def read(self) -> Listing:
-        """Read captions and lists; the id of an image is the photo number that begins its name."""
+        """Read captions and split lists. An image id is the number at the start of the name."""
         captions = _read_captions(self.captions_file)
-        captions.pop(PHANTOM_IMAGE, None)
+        captions.pop(MISSING_IMAGE, None)
         folder = find_image_folder(self.source, list(captions))
-        full = {name: f"{folder}/{name}" if folder else name for name in captions}
+        paths = {name: f"{folder}/{name}" if folder else name for name in captions}
         ids = number_images(list(captions))
         listing = Listing(
-            captions={full[name]: texts for name, texts in captions.items()},
-            image_ids={full[name]: image_id for name, image_id in ids.items()},
-            drawn=DRAWN[self.dataset],
+            captions={paths[name]: texts for name, texts in captions.items()},
+            image_ids={paths[name]: image_id for name, image_id in ids.items()},
+            random_split=RANDOM_SPLITS[self.dataset],
         )
         if self.lists:
-            splits = self._read_lists()
-            listing.splits = {full.get(name, name): split for name, split in splits.items()}
+            splits = self._read_split_lists()
+            listing.splits = {paths.get(name, name): split for name, split in splits.items()}
             for name in listing.splits:
-                listing.captions.setdefault(name, [])  # listed without captions
+                listing.captions.setdefault(name, [])  # listed, but without captions
         return listing
 
-    def _read_lists(self) -> dict[str, str]:
+    def _read_split_lists(self) -> dict[str, str]:
+        """Return file name → split."""
         splits: dict[str, str] = {}
         for split, path in self.lists.items():
-            for line in decode_utf8(path.read_bytes(), path).split("\n"):
+            for line in read_utf8(path).split("\n"):
                 if not (name := line.strip()):
                     continue
                 name = name if name.endswith(".jpg") else f"{name}.jpg"
@@ -98,8 +101,8 @@ class FlickrRecipe:
         return splits
 
 
-def _find(source: Path, patterns: tuple[str, ...]) -> Path | None:
-    """The first file that matches the first matching pattern; never the lemmatised captions."""
+def _find_file(source: Path, patterns: tuple[str, ...]) -> Path | None:
+    """Return the first file that matches the earliest pattern; skip the lemmatised captions."""
     for pattern in patterns:
         for folder in TEXT_FOLDERS:
             for path in sorted((source / folder).glob(pattern)):
@@ -109,45 +112,45 @@ def _find(source: Path, patterns: tuple[str, ...]) -> Path | None:
 
 
 def find_image_folder(source: Path, names: list[str]) -> str:
-    """The one of the published folders, or zips, that holds most of the images.
+    """Return the published folder, or zip archive, that holds most of the images.
 
     Args:
-        source: root of the dataset.
+        source: root folder of the dataset.
         names: file names without a folder.
 
     Returns:
-        The folder relative to `source`, "" for the source itself.
+        The folder relative to `source`, "" for `source` itself.
     """
     files = ImageFiles(source)
-    present: dict[str, int] = {}
+    num_found: dict[str, int] = {}
     for folder in IMAGE_FOLDERS:
         paths = [f"{folder}/{name}" if folder else name for name in names]
-        present[folder] = sum(stamp is not None for stamp in files.stamps(paths))
-        if present[folder] == len(names):
+        num_found[folder] = sum(found is not None for found in files.fingerprints(paths))
+        if num_found[folder] == len(names):
             break
-    return max(present, key=lambda folder: present[folder])
+    return max(num_found, key=lambda folder: num_found[folder])
 
 
 def number_images(names: list[str]) -> dict[str, int]:
-    """Name → the number that begins it, where each has its own, else its place from 1."""
+    """Return name → the number it starts with; its position from 1 if these are not unique."""
     matches = [re.match(r"\d{1,18}(?!\d)", name) for name in names]
     numbers = {int(match[0]) for match in matches if match}
     if len(numbers) < len(names):
-        return {name: place for place, name in enumerate(names, 1)}
+        return {name: position for position, name in enumerate(names, 1)}
     return {name: int(match[0]) for name, match in zip(names, matches, strict=True) if match}
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
-    """Read any of the published formats, told apart by their first line."""
-    text = decode_utf8(path.read_bytes(), path)
-    first = text.split("\n", 1)[0]
-    captions: dict[str, list[str]] = {}
-    if "\t" in first:
-        rows = [_split_token_line(line, path, at) for at, line in _lines(text)]
-    elif "|" in first:
-        rows = [_split_pipe_line(line, path, at) for at, line in _lines(text)[1:]]
+    """Read one of the published formats; the first line tells which."""
+    text = read_utf8(path)
+    first_line = text.split("\n", 1)[0]
+    if "\t" in first_line:
+        rows = [_split_token_line(line, path, number) for number, line in _lines(text)]
+    elif "|" in first_line:
+        rows = [_split_pipe_line(line, path, number) for number, line in _lines(text)[1:]]
     else:
         rows = _read_comma_rows(path)
+    captions: dict[str, list[str]] = {}
     for name, caption in rows:
         captions.setdefault(name, []).append(caption)
     if not captions:
@@ -156,28 +159,31 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    lines = ((at, line.rstrip("\r")) for at, line in enumerate(text.split("\n"), 1))
-    return [(at, line) for at, line in lines if line.strip()]
+    """Return the number, from 1, and the text of each line that is not blank."""
+    lines = ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in lines if line.strip()]
 
 
-def _split_token_line(line: str, path: Path, at: int) -> tuple[str, str]:
+def _split_token_line(line: str, path: Path, number: int) -> tuple[str, str]:
     label, tab, caption = line.partition("\t")
-    name, mark, number = label.rpartition("#")
-    if not (tab and mark and name and number.strip().isdigit()):
-        raise DatasetError(f"{path}, line {at}: expected 'name.jpg#0<TAB>caption', got {line!r}.")
+    name, mark, index = label.rpartition("#")
+    if not (tab and mark and name and index.strip().isdigit()):
+        raise DatasetError(
+            f"{path}, line {number}: expected 'name.jpg#0<TAB>caption', got {line!r}."
+        )
     return name, caption
 
 
-def _split_pipe_line(line: str, path: Path, at: int) -> tuple[str, str]:
+def _split_pipe_line(line: str, path: Path, number: int) -> tuple[str, str]:
     match = PIPE_ROW.fullmatch(line)
     if match is None:
-        raise DatasetError(f"{path}, line {at}: expected 'name.jpg| 0| caption', got {line!r}.")
+        raise DatasetError(f"{path}, line {number}: expected 'name.jpg| 0| caption', got {line!r}.")
     return match["name"].strip(), match["caption"]
 
 
 def _read_comma_rows(path: Path) -> list[tuple[str, str]]:
     rows = read_csv(path)
     header = [name.strip() for name in next(rows, (0, []))[1]]
-    name_at = find_column(header, ("image", "image_name"), path)
-    caption_at = find_column(header, ("caption", "comment"), path)
-    return [(row[name_at].strip(), row[caption_at]) for _, row in rows]
+    name_column = find_column(header, ("image", "image_name"), path)
+    caption_column = find_column(header, ("caption", "comment"), path)
+    return [(row[name_column].strip(), row[caption_column]) for _, row in rows]

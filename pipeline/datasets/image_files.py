@@ -1,7 +1,7 @@
-"""Image files of a dataset, read from its folders or straight out of its zip archives.
+"""Image files of a dataset, read from folders or directly from zip archives.
 
-`train2014/x.jpg` is `root/train2014/x.jpg` or, where that does not exist, a member of
-`root/train2014.zip`. The images of COCO so need no unpacking of 123,000 files.
+`train2014/x.jpg` is the file `root/train2014/x.jpg` or, if there is none, a member of the archive
+`root/train2014.zip`. So COCO's archives need no unpacking.
 """
 
 import os
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from ..stage.errors import DatasetError
 
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, length of name and of extra field
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and the extra field
 NOT_IMAGES = "__MACOSX/"
 
 
 class ZipImages:
-    """The members of one zip archive, found by name and read by any number of threads.
+    """Members of one zip archive. Any number of threads can read at the same time.
 
-    The directory of the archive is parsed once; each read opens the file for itself, so that no
-    thread waits for another (a shared `zipfile.ZipFile` makes them take turns).
+    The central directory is parsed once. Each read opens the file anew, because threads that share
+    a `zipfile.ZipFile` wait for each other.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,105 +32,110 @@ class ZipImages:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
         except zipfile.BadZipFile as error:
             raise DatasetError(
-                f"{path} is no readable zip archive ({error}). It is damaged or was cut short: "
-                "delete it and fetch it again."
+                f"{path} is not a readable zip archive ({error}). It is damaged or incomplete: "
+                "delete it and download it again."
             ) from None
         self.members = {i.filename: i for i in infos if not i.filename.startswith(NOT_IMAGES)}
-        tops = {name.partition("/")[0] if "/" in name else "" for name in self.members}
-        self.tops = (f"{path.stem}/", f"{tops.pop()}/" if len(tops) == 1 else "")
+        folders = {name.partition("/")[0] if "/" in name else "" for name in self.members}
+        self.prefixes = (f"{path.stem}/", f"{folders.pop()}/" if len(folders) == 1 else "")
 
     def find(self, name: str) -> zipfile.ZipInfo | None:
-        """Look up a name relative to the archive, whose members may share a top folder."""
-        for top in ("", *self.tops):
-            if info := self.members.get(top + name):
+        """Find a member by its name, with or without the top folder of the archive."""
+        for prefix in ("", *self.prefixes):
+            if info := self.members.get(prefix + name):
                 return info
         return None
 
     def read(self, info: zipfile.ZipInfo) -> bytes:
-        """Read and check one member.
+        """Read one member and verify its checksum.
 
         Raises:
-            OSError: it is damaged, encrypted or packed in an uncommon way.
+            OSError: the member is damaged, encrypted, or uses an unsupported compression.
         """
         with self.path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(LOCAL_HEADER.size)
             if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-                raise OSError(f"{self.path}: no member at the place of {info.filename}")
+                raise OSError(f"{self.path}: member {info.filename} is not at its recorded offset")
             _, name_length, extra_length = LOCAL_HEADER.unpack(header)
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            content = self._unpack(info, file.read(info.compress_size))
+            content = self._decompress(info, file.read(info.compress_size))
         if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
             raise OSError(f"{self.path}: member {info.filename} is damaged (wrong checksum)")
         return content
 
-    def _unpack(self, info: zipfile.ZipInfo, packed: bytes) -> bytes:
-        encrypted = info.flag_bits & 1
-        if info.compress_type == zipfile.ZIP_STORED and not encrypted:
-            return packed
-        if info.compress_type == zipfile.ZIP_DEFLATED and not encrypted:
+    def _decompress(self, info: zipfile.ZipInfo, compressed: bytes) -> bytes:
+        is_encrypted = info.flag_bits & 1
+        if info.compress_type == zipfile.ZIP_STORED and not is_encrypted:
+            return compressed
+        if info.compress_type == zipfile.ZIP_DEFLATED and not is_encrypted:
             try:
-                return zlib.decompress(packed, wbits=-15, bufsize=info.file_size)
+                return zlib.decompress(compressed, wbits=-15, bufsize=info.file_size)
             except zlib.error as error:
                 raise OSError(f"{self.path}: member {info.filename} is damaged ({error})") from None
-        raise OSError(f"{self.path}: member {info.filename} is encrypted or not packed by deflate")
+        raise OSError(
+            f"{self.path}: member {info.filename} is encrypted, or its compression is not deflate"
+        )
 
 
 class ImageFiles:
-    """Image bytes by file name, from folders or zips under one root; safe to share and to pickle.
+    """Reads images by file name from one root folder. Can be pickled and shared by threads.
 
     Args:
-        root: folder in the dataset's published layout.
+        root: folder with the dataset's published layout.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._zips: dict[str, ZipImages | None] = {}  # by the folder that the zip stands for
+        self._zips: dict[str, ZipImages | None] = {}  # keyed by the folder the archive replaces
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["ImageFiles"], tuple[Path]]:
         return ImageFiles, (self.root,)
 
     def read(self, file_name: str) -> bytes:
-        """Read one image, whole.
+        """Read the content of one image file.
 
         Args:
             file_name: relative to the root, "/"-separated.
 
         Raises:
-            FileNotFoundError: it is neither in a folder nor in a zip.
+            FileNotFoundError: there is no such file or zip member.
             OSError: it cannot be read.
-            DatasetError: its zip is no zip.
+            DatasetError: the zip archive is damaged.
         """
         try:
             return (self.root / file_name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             found = self._find_zipped(file_name)
         if found is None:
-            raise FileNotFoundError(f"{self.root / file_name} does not exist, in a zip neither")
+            path = self.root / file_name
+            raise FileNotFoundError(
+                f"{path} was not found, neither as a file nor inside a zip archive"
+            )
         archive, info = found
         return archive.read(info)
 
-    def stamps(self, file_names: Sequence[str]) -> list[str | None]:
-        """Tell for each name whether the file is there and whether it is still the same.
+    def fingerprints(self, file_names: Sequence[str]) -> list[str | None]:
+        """Return a fingerprint for each file, which changes when the file does.
 
         Returns:
-            "size:mtime_ns" for a file, "size:crc" for a member of a zip, None where there is none.
+            "size:mtime_ns" for a file, "size:crc" for a zip member, None if there is neither.
         """
         folders: dict[str, dict[str, str]] = {}
-        stamps = []
+        fingerprints = []
         for file_name in file_names:
             folder, _, name = file_name.rpartition("/")
             if folder not in folders:
-                folders[folder] = _scan(self.root / folder)
-            stamp = folders[folder].get(name)
-            if stamp is None and (found := self._find_zipped(file_name)):
-                stamp = f"{found[1].file_size}:{found[1].CRC:08x}"
-            stamps.append(stamp)
-        return stamps
+                folders[folder] = _fingerprint_folder(self.root / folder)
+            fingerprint = folders[folder].get(name)
+            if fingerprint is None and (found := self._find_zipped(file_name)):
+                fingerprint = f"{found[1].file_size}:{found[1].CRC:08x}"
+            fingerprints.append(fingerprint)
+        return fingerprints
 
     def _find_zipped(self, file_name: str) -> tuple[ZipImages, zipfile.ZipInfo] | None:
-        """Look into `a/b.zip`, then `a.zip`, for `a/b/x.jpg`."""
+        """Find `a/b/x.jpg` in `a/b.zip`, then in `a.zip`."""
         folder = file_name
         while "/" in folder:
             folder = folder.rpartition("/")[0]
@@ -147,15 +152,15 @@ class ImageFiles:
             return self._zips[folder]
 
 
-def _scan(folder: Path) -> dict[str, str]:
-    """File name → "size:mtime_ns" of the files in a folder; empty where there is no folder."""
-    stamps = {}
+def _fingerprint_folder(folder: Path) -> dict[str, str]:
+    """Return file name → "size:mtime_ns"; empty if the folder does not exist."""
+    fingerprints = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_file():
                     status = entry.stat()
-                    stamps[entry.name] = f"{status.st_size}:{status.st_mtime_ns}"
+                    fingerprints[entry.name] = f"{status.st_size}:{status.st_mtime_ns}"
     except (FileNotFoundError, NotADirectoryError):
         pass
-    return stamps
+    return fingerprints

@@ -1,14 +1,14 @@
-"""The embedded dataset: drawn scenes with captions, so that everything runs with no dataset at all.
+"""The `scenes` dataset: drawn images with captions, so that every command runs without a download.
 
-On disk, in the layout of any dataset of one's own:
+Files, in the layout of a user's own dataset:
     images/000001.jpg …  224 × 224 RGB
-    captions.csv         file_name,caption,split: five rows an image, split train, val or test
+    captions.csv         file_name, caption, split; five rows per image
 
-A scene shows one large shape (at the top, in the middle or at the bottom), or two to four equal
+A scene shows one large shape (at the top, in the middle or at the bottom), two to four equal
 shapes, or two different shapes of one color (side by side or one above the other), in one of four
-landscapes. These are facts that the average-pooled features of an ImageNet network tell apart after
-some hundred examples. Which of two shapes has which color, or is the left one, they hardly tell, so
-no caption says it.
+landscapes. Average-pooled features of an ImageNet network tell these facts apart after some hundred
+examples. They hardly tell which of two shapes has which color or is on the left, so captions do not
+mention it.
 """
 
 import csv
@@ -26,16 +26,16 @@ from ..stage.errors import DatasetError
 from ..stage.files import atomic_path
 from .scene_drawing import COLORS, LANDSCAPES, SCALE, SHAPES, draw_landscape, draw_shape
 
-SCENES_VERSION = 1  # of the pictures and captions; to be raised with any change to either
+SCENES_VERSION = 1  # raise it with any change to images or captions
 CAPTIONS_PER_SCENE = 5
-VARIANTS = 6  # landscapes drawn of each kind; a new one for each scene would take most of the time
+BACKGROUNDS_PER_LANDSCAPE = 6  # drawing one for every scene would take most of the time
 
-# Which kind of scene comes next. Above has two turns, for it has the most different scenes.
-TURNS = ("single", "above", "many", "beside", "above")
+# Kinds of scenes, in turn. "above" comes twice because it has the most different scenes.
+KIND_CYCLE = ("single", "above", "many", "beside", "above")
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 POSITIONS = ("top", "middle", "bottom")
-# Middles of the shapes in canvas pixels, and their radius, by arrangement.
-PLACES: dict[str | int, tuple[int, tuple[tuple[int, int], ...]]] = {
+# Arrangement → radius and centres of its shapes, in canvas pixels.
+ARRANGEMENTS: dict[str | int, tuple[int, tuple[tuple[int, int], ...]]] = {
     "top": (180, ((448, 224),)),
     "middle": (285, ((448, 460),)),
     "bottom": (180, ((448, 680),)),
@@ -46,18 +46,19 @@ PLACES: dict[str | int, tuple[int, tuple[tuple[int, int], ...]]] = {
     "above": (168, ((448, 216), (448, 680))),
 }
 
-WHERE = {
+LANDSCAPE_PHRASES = {
     "meadow": ("in a green meadow", "on the grass", "in a field"),
     "night": ("at night", "in the dark", "under the night sky"),
     "snow": ("in the snow", "on a snowy day", "in winter"),
     "beach": ("at the beach", "by the sea", "on the sand"),
 }
-POSITION_WORDS = {
+POSITION_PHRASES = {
     "top": ("at the top", "near the top"),
     "middle": ("in the middle", "in the center"),
     "bottom": ("at the bottom", "near the bottom"),
 }
-# {a}, {b}: a shape with its article and color; {n}: a number of them; {at}: position; {in_}: place.
+# {a} and {b}: a shape with article and color; {n}: a number and the plural of a shape;
+# {at}: a position phrase; {in_}: a landscape phrase.
 SINGLE_TEMPLATES = (
     "{a} {at} {in_}",
     "{a} {in_} {at}",
@@ -94,13 +95,13 @@ ABOVE_TEMPLATES = (
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts that the picture shows and the captions tell.
+    """The facts that an image shows and its captions state.
 
     Attributes:
         landscape: one of `LANDSCAPES`.
         color: of all shapes.
-        shapes: from the top down in `above`; in no order elsewhere.
-        arrangement: one of `PLACES`.
+        shapes: from top to bottom if the arrangement is "above", otherwise in no order.
+        arrangement: one of `ARRANGEMENTS`.
     """
 
     landscape: str
@@ -110,7 +111,7 @@ class Scene:
 
     @property
     def facts(self) -> tuple[tuple[str, object], ...]:
-        """What is to be told as often in one split as in another."""
+        """(name, value) of each fact that should be equally frequent in all splits."""
         ordered = self.arrangement == "above"
         named = {"landscape": self.landscape, "color": self.color, "arrangement": self.arrangement}
         shapes = {(f"shape {i if ordered else ''}", shape) for i, shape in enumerate(self.shapes)}
@@ -118,17 +119,17 @@ class Scene:
 
 
 def all_scenes() -> dict[str, list[Scene]]:
-    """Every scene there can be, by kind."""
+    """Return kind → all possible scenes of that kind."""
     settings = list(product(LANDSCAPES, COLORS))
-    shapes: dict[str, list[tuple[tuple[str, ...], str | int]]] = {
-        "single": [((shape,), at) for shape in SHAPES for at in POSITIONS],
+    contents: dict[str, list[tuple[tuple[str, ...], str | int]]] = {
+        "single": [((shape,), position) for shape in SHAPES for position in POSITIONS],
         "many": [((shape,) * n, n) for shape in SHAPES for n in (2, 3, 4)],
-        "beside": [(two, "beside") for two in combinations(SHAPES, 2)],
-        "above": [(two, "above") for two in permutations(SHAPES, 2)],
+        "beside": [(pair, "beside") for pair in combinations(SHAPES, 2)],
+        "above": [(pair, "above") for pair in permutations(SHAPES, 2)],
     }
     return {
-        kind: [Scene(*setting, *shown) for setting in settings for shown in every]
-        for kind, every in shapes.items()
+        kind: [Scene(*setting, *content) for setting in settings for content in of_kind]
+        for kind, of_kind in contents.items()
     }
 
 
@@ -140,111 +141,114 @@ def draw_scenes(
     num_test: int = 100,
     seed: int = 0,
 ) -> int:
-    """Draw the dataset; the same seed gives the same pictures and captions everywhere.
+    """Draw the dataset. A seed gives the same images and captions on every machine.
 
-    No two scenes show the same facts, so that val and test hold only scenes unseen in train.
+    All scenes differ, so val and test contain only scenes that train does not.
 
     Args:
-        directory: gets `images/` and, last, `captions.csv`.
-        num_train: scenes of the train split.
-        num_val: scenes of the val split.
-        num_test: scenes of the test split.
-        seed: of the choice of scenes, the pictures and the words.
+        directory: receives `images/` and, last, `captions.csv`.
+        num_train: number of scenes in train.
+        num_val: number of scenes in val.
+        num_test: number of scenes in test.
+        seed: seed of the choice of scenes, of the images and of the captions.
 
     Returns:
         The number of scenes.
 
     Raises:
-        DatasetError: more scenes than there are different ones.
+        DatasetError: more scenes are requested than exist.
     """
-    # Three streams, so that other words leave the pictures as they are, and the other way round.
-    choices, strokes, words = (
+    # Separate generators: a change to the captions leaves the images as they are, and vice versa.
+    scene_rng, image_rng, caption_rng = (
         random.Random(f"{seed} {use}") for use in ("scenes", "pens", "words")
     )
     sizes = {"train": num_train, "val": num_val, "test": num_test}
     backgrounds = {
-        name: [draw_landscape(name, strokes) for _ in range(VARIANTS)] for name in LANDSCAPES
+        name: [draw_landscape(name, image_rng) for _ in range(BACKGROUNDS_PER_LANDSCAPE)]
+        for name in LANDSCAPES
     }
     rows = []
-    for number, (split, scene) in enumerate(choose_scenes(sizes, choices), start=1):
+    for number, (split, scene) in enumerate(choose_scenes(sizes, scene_rng), start=1):
         file_name = f"images/{number:06}.jpg"
-        picture = draw_scene(scene, strokes.choice(backgrounds[scene.landscape]), strokes)
+        image = draw_scene(scene, image_rng.choice(backgrounds[scene.landscape]), image_rng)
         with atomic_path(directory / file_name) as partial:
-            picture.save(partial, quality=95, subsampling=0)
-        rows += [(file_name, text, split) for text in write_captions(scene, words)]
+            image.save(partial, quality=95, subsampling=0)
+        rows += [(file_name, caption, split) for caption in write_captions(scene, caption_rng)]
     _write_table(directory / "captions.csv", rows)
     return sum(sizes.values())
 
 
 def choose_scenes(sizes: dict[str, int], rng: random.Random) -> Iterator[tuple[str, Scene]]:
-    """Choose different scenes, each fact about equally often in every split.
+    """Choose different scenes, with each fact about equally frequent in every split.
 
     Args:
         sizes: split → number of scenes.
-        rng: makes the choice.
+        rng: source of randomness.
 
     Yields:
         Split and scene, one split after the other.
+
+    Raises:
+        DatasetError: more scenes are requested than exist.
     """
     pools = all_scenes()
-    total, most = sum(sizes.values()), len(TURNS) * min(map(len, pools.values()))
-    if total > most:
-        raise DatasetError(f"{total} scenes asked for, but only {most} different ones are drawn.")
+    requested, available = sum(sizes.values()), len(KIND_CYCLE) * min(map(len, pools.values()))
+    if requested > available:
+        raise DatasetError(
+            f"{requested} scenes were requested, but only {available} different ones exist."
+        )
     for split, size in sizes.items():
-        told: Counter[tuple[str, object]] = Counter()
+        fact_counts: Counter[tuple[str, object]] = Counter()
         scenes = []
-        for _, pool in zip(range(size), cycle(pools[kind] for kind in TURNS), strict=False):
-            # Of a handful, the scene whose facts the split has told least.
-            handful = [rng.randrange(len(pool)) for _ in range(12)]
-            chosen = min(handful, key=lambda i: sum(told[fact] for fact in pool[i].facts))
-            scenes.append(pool.pop(chosen))
-            told.update(scenes[-1].facts)
-        rng.shuffle(scenes)  # out of the order of turns: any few of them show every kind
+        for _, pool in zip(range(size), cycle(pools[kind] for kind in KIND_CYCLE), strict=False):
+            # Of some random candidates, take the one whose facts are rarest in the split so far.
+            candidates = [rng.randrange(len(pool)) for _ in range(12)]
+            rarest = min(candidates, key=lambda i: sum(fact_counts[f] for f in pool[i].facts))
+            scenes.append(pool.pop(rarest))
+            fact_counts.update(scenes[-1].facts)
+        rng.shuffle(scenes)  # so that the first few scenes are of every kind
         yield from ((split, scene) for scene in scenes)
 
 
 def draw_scene(scene: Scene, background: Image.Image, rng: random.Random) -> Image.Image:
-    """Draw the shapes of a scene, each a little off its place.
+    """Draw the shapes of a scene, each slightly moved at random.
 
     Args:
-        scene: what to draw.
-        background: the landscape on a whole canvas; left as it is.
-        rng: how far off.
+        scene: the scene to draw.
+        background: landscape on a full canvas; is not modified.
+        rng: moves and resizes the shapes.
 
     Returns:
-        RGB, 224 × 224.
+        An RGB image of 224 × 224 pixels.
     """
     canvas = background.copy()
-    pen = ImageDraw.Draw(canvas)
-    radius, places = PLACES[scene.arrangement]
+    draw = ImageDraw.Draw(canvas)
+    radius, centers = ARRANGEMENTS[scene.arrangement]
     radius += rng.randint(-6, 6)
-    for shape, (x, y) in zip(_any_order(scene, rng), places, strict=True):
+    for shape, (x, y) in zip(_shuffle_shapes(scene, rng), centers, strict=True):
         x, y = x + rng.randint(-8, 8), y + rng.randint(-10, 10)
-        draw_shape(pen, shape, scene.color, x, y, radius)
+        draw_shape(draw, shape, scene.color, x, y, radius)
     return canvas.reduce(SCALE)
 
 
 def write_captions(scene: Scene, rng: random.Random) -> list[str]:
-    """Tell the facts of a scene in `CAPTIONS_PER_SCENE` different sentences."""
-    many = f"{NUMBERS[len(scene.shapes)]} {scene.color} {scene.shapes[0]}s"
-    sentences = []
+    """Describe a scene in `CAPTIONS_PER_SCENE` different sentences."""
+    plural = f"{NUMBERS[len(scene.shapes)]} {scene.color} {scene.shapes[0]}s"
+    captions = []
     for template in rng.sample(_templates(scene), CAPTIONS_PER_SCENE):
-        shapes = [f"a {scene.color} {shape}" for shape in _any_order(scene, rng)]
-        at = rng.choice(POSITION_WORDS.get(str(scene.arrangement), ("",)))
-        sentence = template.format(
-            a=shapes[0], b=shapes[-1], n=many, at=at, in_=rng.choice(WHERE[scene.landscape])
-        )
-        sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
-    return sentences
+        shapes = [f"a {scene.color} {shape}" for shape in _shuffle_shapes(scene, rng)]
+        at = rng.choice(POSITION_PHRASES.get(str(scene.arrangement), ("",)))
+        in_ = rng.choice(LANDSCAPE_PHRASES[scene.landscape])
+        caption = template.format(a=shapes[0], b=shapes[-1], n=plural, at=at, in_=in_)
+        captions.append(f"{caption[0].upper()}{caption[1:]}.")
+    return captions
 
 
-def _any_order(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """The shapes, shuffled where their order is no fact."""
-    return (
-        scene.shapes
-        if scene.arrangement == "above"
-        else tuple(rng.sample(scene.shapes, len(scene.shapes)))
-    )
+def _shuffle_shapes(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    """Return the shapes in random order, unless their order is a fact of the scene."""
+    if scene.arrangement == "above":
+        return scene.shapes
+    return tuple(rng.sample(scene.shapes, len(scene.shapes)))
 
 
 def _templates(scene: Scene) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""What every stage is built from: options, manifests, atomic files, errors and console output."""
+"""Building blocks of every stage: options, manifests, files, errors and console output."""

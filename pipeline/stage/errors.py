@@ -1,59 +1,58 @@
-"""The errors showtell raises for what a user can mend; the command line prints each as one line.
+"""Errors that the user can fix. The command line prints each as one line.
 
-Every message says what is wrong, where, what was found, what was expected, and the command or
-change that mends it.
+A message says what is wrong, where, what was expected, and which command or change fixes it.
 """
 
 
 class ShowTellError(Exception):
-    """Base of every error that is about the user's files, options or machine, not about a bug.
+    """Base class of errors caused by the user's files, options or machine, not by a bug.
 
     Attributes:
-        exit_status: what the command line ends with.
+        exit_status: exit status of the command line.
     """
 
     exit_status = 1
 
 
 class ConfigError(ShowTellError):
-    """An option, or a combination of options, that cannot be."""
+    """An option, or a combination of options, is invalid."""
 
 
 class DatasetError(ShowTellError):
-    """Captions or images that are missing, malformed or do not belong together."""
+    """Captions or images are missing, malformed or contradictory."""
 
 
 class DownloadError(ShowTellError):
-    """An archive that could not be fetched, or is not what its recipe says."""
+    """An archive could not be downloaded, or is not the published file."""
 
 
 class MissingArtifactError(ShowTellError):
-    """A file or folder that an earlier stage should have written is not there."""
+    """A file or folder that a stage reads does not exist."""
 
 
 class WeightsError(ShowTellError):
-    """Pretrained weights that cannot be fetched, verified or fitted to the network."""
+    """Pretrained weights cannot be fetched, verified or loaded into the network."""
 
 
 class HubUnreachableError(WeightsError):
-    """Weights that torchvision's hub should bring; other `--weights` need no hub."""
+    """torchvision's hub cannot be reached. Other values of `--weights` need no hub."""
 
     exit_status = 3
 
 
 class StoppedError(ShowTellError):
-    """A stage that was stopped by Ctrl-C or SIGTERM, and can go on."""
+    """A stage was stopped by Ctrl-C or SIGTERM, and can be resumed."""
 
     exit_status = 130
 
 
 class BadShardError(ShowTellError):
-    """A feature shard that is damaged, or is not of the shape its manifest says."""
+    """A feature shard is damaged, or differs from its manifest."""
 
 
 class MismatchError(ShowTellError):
-    """Two artifacts that were not made for each other: run and vocabulary, run and features, …."""
+    """Two artifacts do not belong together, such as a run and a vocabulary."""
 
 
 class ScorerError(ShowTellError):
-    """A scorer outside Python (Java: METEOR, the PTB tokenizer) that cannot run."""
+    """A Java scorer (METEOR, the PTB tokenizer) cannot run."""

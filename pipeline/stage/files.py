@@ -1,4 +1,4 @@
-"""Atomic writes, hashes and folder locks."""
+"""Atomic writes, hashes, and locks on folders."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ LOCK_NAME = ".lock"
 
 
 def file_size(path: Path) -> int | None:
-    """Size in bytes, None where there is no such file."""
+    """Return the size in bytes, or None if there is no such file."""
     try:
         return path.stat().st_size
     except OSError:
@@ -40,27 +40,27 @@ def require_file(path: Path, option: str, description: str) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of the file's content, in hex."""
+    """Return the SHA-256 of the file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(value: object) -> str:
-    """sha256 of a JSON value's canonical form, in hex."""
+    """Return the SHA-256 of a JSON value, in hex. The order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def partial_path(path: Path) -> Path:
-    """The name beside `path` under which this process writes it; `locked` sweeps such files."""
+    """Return the temporary path beside `path` for this process. `locked` deletes leftover ones."""
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it replaces `path`, on failure it goes.
+    """Yield a temporary path that replaces `path` on success and is deleted on failure.
 
-    The temporary name keeps the suffix, by which writers choose their format.
+    The temporary name keeps the suffix, because writers choose the file format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -79,12 +79,12 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process, so that two runs never write the same files.
+    """Lock `directory`, so that two processes never write the same files.
 
-    Half-written files of a killed run are swept away.
+    Temporary files left by a killed process are deleted.
 
     Raises:
-        ShowTellError: another process holds it.
+        ShowTellError: another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / LOCK_NAME)
@@ -92,10 +92,10 @@ def locked(directory: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ShowTellError(
-            f"{directory} is being written by another showtell process. Wait for it, or stop it."
+            f"{directory} is being written by another showtell process. "
+            "Wait for it to finish, or stop it."
         ) from None
     try:
-        # What a killed run has left half written: nobody else can be writing it now.
         for partial in directory.glob(".*.partial*"):
             partial.unlink(missing_ok=True)
         yield
@@ -104,7 +104,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether another process is at work in `directory`."""
+    """Return whether another process holds the lock of `directory`."""
     path = directory / LOCK_NAME
     if not path.exists():
         return False

@@ -1,7 +1,7 @@
-"""What a stage has done: the `Manifest` it writes last, atomic writes, hashes and locks.
+"""The manifest of a stage: a record of its options, inputs and outputs, written last.
 
-A manifest that is present and matches means that the stage is done; anything else means that it is
-not. On disk it is `manifest.json` in the stage's output directory, with the fields of `Manifest`.
+A stage is complete when `manifest.json` exists in its output folder and matches its options and
+inputs. The file is a JSON object with the fields of `Manifest`.
 """
 
 import json
@@ -20,15 +20,15 @@ class Manifest:
     """The record of one finished stage.
 
     Attributes:
-        stage: name of the stage, as typed on the command line.
-        version: of the stage's output format; another version is not up to date.
-        config: what the output depends on, as JSON values.
-        inputs: name of each input → its sha256, or another fingerprint of its content.
-        outputs: file name, relative to the directory → size in bytes.
-        counts: what was made: `num_images`, `num_captions`, ….
-        skipped: (image, reason) of each image left out.
-        seconds: wall time the stage took, earlier interrupted runs not counted.
-        details: anything else worth reading, e.g. the transform; not compared.
+        stage: name of the command, such as "prepare".
+        version: version of the stage's output format.
+        config: the options that the output depends on, as JSON values.
+        inputs: name of an input → its SHA-256, or another fingerprint of its content.
+        outputs: file name, relative to the folder → size in bytes.
+        counts: numbers of things produced, such as `num_images`.
+        skipped: (image, reason) for each image left out.
+        seconds: wall time of the stage, without earlier interrupted runs.
+        details: other information, such as the image transform; ignored by `matches`.
     """
 
     stage: str
@@ -42,13 +42,13 @@ class Manifest:
     details: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> Self:
-        """Write `manifest.json` atomically, as the last act of a stage."""
+        """Write `manifest.json` atomically and return `self`. A stage calls this last."""
         write_json(directory / MANIFEST_NAME, asdict(self))
         return self
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
-        """Read the manifest of `directory`; None where there is none or it cannot be understood."""
+        """Read the manifest of `directory`; return None if it is missing or invalid."""
         try:
             values = json.loads((directory / MANIFEST_NAME).read_text("utf-8"))
             values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
@@ -58,14 +58,14 @@ class Manifest:
 
     @classmethod
     def require(cls, directory: Path, fix_command: str) -> "Manifest":
-        """Read the manifest of a stage that must be done.
+        """Read the manifest of a stage that must be complete.
 
         Args:
-            directory: output directory of the stage.
+            directory: output folder of the stage.
             fix_command: the command that runs the stage.
 
         Raises:
-            MissingArtifactError: the stage is not done, or one of its files is gone.
+            MissingArtifactError: the stage is not complete, or one of its files is missing.
         """
         manifest = cls.read(directory)
         if manifest is None:
@@ -73,13 +73,14 @@ class Manifest:
             raise MissingArtifactError(f"{path} does not exist. Run '{fix_command}' first.")
         if missing := manifest.missing_outputs(directory):
             raise MissingArtifactError(
-                f"{directory / missing[0]} is missing or not of the size that {MANIFEST_NAME} "
-                f"records ({manifest.outputs[missing[0]]} bytes). Run '{fix_command}' again."
+                f"{directory / missing[0]} is missing, or its size is not the "
+                f"{manifest.outputs[missing[0]]:,} bytes recorded in {MANIFEST_NAME}. "
+                f"Run '{fix_command}' again."
             )
         return manifest
 
     def missing_outputs(self, directory: Path) -> list[str]:
-        """Names of the outputs that are absent or changed in size."""
+        """Return the names of the outputs that are missing or have changed in size."""
         return [
             name
             for name, size_bytes in self.outputs.items()
@@ -89,7 +90,7 @@ class Manifest:
     def matches(
         self, directory: Path, version: int, config: dict[str, Any], inputs: dict[str, str]
     ) -> bool:
-        """Whether the stage has nothing left to do for this config and these inputs."""
+        """Return whether the stage is up to date for this version, config and inputs."""
         return (
             self.version == version
             and self.config == json.loads(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Wall time of a stage and of its parts."""
+"""Measures the wall time of a stage and of its parts."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,11 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Wall time of a stage, and how much of it each named part took."""
+    """Measures wall time from its creation, and the time spent in named parts.
+
+    Attributes:
+        parts: part → seconds spent in it so far.
+    """
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -14,12 +18,12 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the start."""
+        """Wall time since the creation."""
         return time.perf_counter() - self.started
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to the part `name`."""
+        """Add the time spent in the `with` block to the part `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -27,6 +31,6 @@ class Stopwatch:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
 
     def shares(self) -> dict[str, float]:
-        """Part → its share of the wall time so far, 0 to 1."""
+        """Return part → its share of the wall time so far, from 0 to 1."""
         seconds = max(self.seconds, 1e-9)
         return {name: spent / seconds for name, spent in self.parts.items()}

@@ -1,1 +1,1 @@
-"""Captions to token ids: tokenizer, subwords, vocabulary and encoded columns."""
+"""From captions to token ids: tokenizer, subword pieces and vocabulary."""

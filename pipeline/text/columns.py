@@ -1,7 +1,7 @@
-"""Many captions → words, in columns: no Python object for each caption or word.
+"""Tokenizes many captions at once, in columns, without a Python object per caption or word.
 
-Captions are cut at spaces, each distinct chunk is read once by `tokenizer.py`, and what it says is
-looked up for all captions at once.
+Captions are split at white space, each distinct chunk is tokenized once, and the results are looked
+up for all captions.
 """
 
 from collections import Counter
@@ -16,23 +16,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..stage.ragged import Int32Array, Ints, select_rows, to_offsets
-from .tokenizer import REACHES_ACROSS, read_chunk, tokenize
+from .tokenizer import CROSSES_SPACES, tokenize, tokenize_chunk
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class TokenizedCaptions:
-    """The words of M captions, as numbers of the distinct words.
+    """The words of M captions, as indices into a list of distinct words.
 
     Attributes:
         words: (U,) distinct words; some may occur in no caption.
-        numbers: (W,) int32, places in `words` of all captions' words.
-        offsets: (M + 1,) int64; caption i is numbers[offsets[i] : offsets[i + 1]].
+        indices: (W,) int32, index in `words` of every word of every caption.
+        offsets: (M + 1,) int64; caption i is indices[offsets[i] : offsets[i + 1]].
     """
 
     words: tuple[str, ...]
-    numbers: Int32Array
+    indices: Int32Array
     offsets: Ints
 
     def __len__(self) -> int:
@@ -40,72 +40,76 @@ class TokenizedCaptions:
 
     @property
     def lengths(self) -> Ints:
-        """(M,) int64, words in each caption."""
+        """(M,) int64, number of words in each caption."""
         return np.diff(self.offsets)
 
-    def select(self, wanted: Mask) -> "TokenizedCaptions":
-        """The captions of a (M,) mask."""
-        return TokenizedCaptions(self.words, *select_rows(self.numbers, self.offsets, wanted))
+    def select(self, mask: Mask) -> "TokenizedCaptions":
+        """Return the captions selected by a (M,) mask."""
+        return TokenizedCaptions(self.words, *select_rows(self.indices, self.offsets, mask))
 
     def count(self) -> Counter[str]:
-        """How often each word occurs; those that do not are left out."""
-        counts = np.bincount(self.numbers, minlength=len(self.words)).tolist()
+        """Return word → number of occurrences, for words that occur."""
+        counts = np.bincount(self.indices, minlength=len(self.words)).tolist()
         return Counter({word: n for word, n in zip(self.words, counts, strict=True) if n})
 
     def texts(self) -> pa.Array:
-        """(M,) string, the words of each caption joined by one space each."""
-        words = pa.array(self.words, pa.string()).take(pa.array(self.numbers))
+        """Return the words of each caption, joined by single spaces: (M,) string."""
+        words = pa.array(self.words, pa.string()).take(pa.array(self.indices))
         offsets = pa.array(self.offsets.astype(np.int32))
         return pc.binary_join(pa.ListArray.from_arrays(offsets, words), " ")
 
-    def encode(self, ids_of_words: Sequence[Sequence[int]]) -> tuple[Int32Array, Ints]:
-        """Replace each word by its ids.
+    def encode(self, word_ids: Sequence[Sequence[int]]) -> tuple[Int32Array, Ints]:
+        """Replace each word by its token ids.
 
         Args:
-            ids_of_words: of each of the `words`, one id or several.
+            word_ids: (U,) the token ids of each of `words`, one or several.
 
         Returns:
-            tokens: int32, of all captions.
+            tokens: (sum of lengths,) int32, token ids of all captions.
             offsets: (M + 1,) int64; caption i is tokens[offsets[i] : offsets[i + 1]].
         """
-        tokens = _look_up(ids_of_words, self.numbers)
+        tokens = _take_rows(word_ids, self.indices)
         return tokens.flatten().to_numpy(), tokens.offsets.to_numpy()[self.offsets].astype(np.int64)
 
 
 def tokenize_all(captions: pa.Array) -> TokenizedCaptions:
-    """Split captions into words; the same words as `tokenize` gives for each.
+    """Split captions into words, with the same result as `tokenize` for each caption.
 
     Args:
         captions: (M,) string.
     """
     lines = pc.replace_substring(captions, "\n", " ")
-    # Captions that are more than their chunks are read one by one, each as one chunk.
-    whole = pc.match_substring_regex(lines, REACHES_ACROSS)
-    lists = pc.ascii_split_whitespace(pc.if_else(whole, "", lines))
-    offsets = to_offsets(pc.list_value_length(lists).to_numpy())
+    crosses_spaces = pc.match_substring_regex(lines, CROSSES_SPACES)
+    lists = pc.ascii_split_whitespace(pc.if_else(crosses_spaces, "", lines))
+    chunk_offsets = to_offsets(pc.list_value_length(lists).to_numpy())
     encoded = pc.list_flatten(lists).dictionary_encode()
     chunks: Int32Array = encoded.indices.to_numpy()
-    readings = [read_chunk(chunk) for chunk in encoded.dictionary.to_pylist()]
-    unread = np.array([reading is None for reading in readings], np.bool_)
-    is_whole = whole.to_numpy(zero_copy_only=False)
-    is_whole[np.searchsorted(offsets, np.flatnonzero(unread[chunks]), "right") - 1] = True
+    words_of_chunk = [tokenize_chunk(chunk) for chunk in encoded.dictionary.to_pylist()]
 
-    places = np.flatnonzero(is_whole)
-    kept = np.where(is_whole, 0, np.diff(offsets))
-    chunks = chunks[np.repeat(~is_whole, np.diff(offsets))]
-    new = np.arange(len(readings), len(readings) + len(places))
-    chunks = np.insert(chunks, to_offsets(kept)[places], new)
-    offsets = to_offsets(np.where(is_whole, 1, kept))
-    texts = captions.take(pa.array(places)).to_pylist()
-    tokens = [*(reading or [] for reading in readings), *map(tokenize, texts)]
+    # Captions whose words depend on more than one chunk are tokenized whole, one by one.
+    is_whole = crosses_spaces.to_numpy(zero_copy_only=False)
+    is_ambiguous = np.array([words is None for words in words_of_chunk], np.bool_)
+    ambiguous = np.flatnonzero(is_ambiguous[chunks])
+    is_whole[np.searchsorted(chunk_offsets, ambiguous, "right") - 1] = True
+    whole = np.flatnonzero(is_whole)
+    words_of_whole = [tokenize(text) for text in captions.take(pa.array(whole)).to_pylist()]
 
-    words = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(tokens)))}
-    numbers = _look_up([[words[word] for word in reading] for reading in tokens], chunks)
-    starts = numbers.offsets.to_numpy()[offsets].astype(np.int64)
-    return TokenizedCaptions(tuple(words), numbers.flatten().to_numpy(), starts)
+    all_words = [*(words or [] for words in words_of_chunk), *words_of_whole]
+    index_of = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(all_words)))}
+    rows = [[index_of[word] for word in words] for words in all_words]
+    by_chunk = _take_rows(rows, chunks)
+    by_caption = pa.ListArray.from_arrays(
+        by_chunk.offsets.take(pa.array(chunk_offsets)), by_chunk.values
+    )
+    order = np.arange(len(captions))
+    order[whole] = len(captions) + np.arange(len(whole))
+    whole_rows = pa.array(rows[len(words_of_chunk) :], by_caption.type)
+    indices = pa.concat_arrays([by_caption, whole_rows]).take(pa.array(order))
+    offsets = to_offsets(pc.list_value_length(indices).to_numpy())
+    return TokenizedCaptions(tuple(index_of), indices.flatten().to_numpy(), offsets)
 
 
-def _look_up(rows: Sequence[Sequence[int]], index: npt.NDArray[np.integer[Any]]) -> pa.ListArray:
-    """Each of the (n,) chosen rows, list<int32>."""
-    # Arrow's own; with offsets and ranges in NumPy it takes five times as long.
+def _take_rows(rows: Sequence[Sequence[int]], index: npt.NDArray[np.integer[Any]]) -> pa.ListArray:
+    """Return the rows at the (n,) positions `index`, as list<int32>."""
+    # Arrow's `take` is faster here than offsets and ranges in NumPy.
     return pa.array(rows, pa.list_(pa.int32())).take(pa.array(index))

@@ -1,8 +1,8 @@
-"""Words → pieces of words: a byte-pair encoding trained on captions, or any `tokenizer.json`.
+"""Splits words into subword pieces with a trained byte-pair encoding or any `tokenizer.json`.
 
-A tokenizer only says where a word is cut. A piece is the stretch of the word between two cuts, with
-a space in front where it begins the word: " skate", "boarder". So every tokenizer's pieces are
-written alike, whatever it marks them with (Ġ, ##, ▁), and joined they are the words again.
+A tokenizer only decides where to cut a word. A piece is the text between two cuts, with a space in
+front if it starts the word: " skate", "boarder". So the pieces of all tokenizers look the same,
+whatever markers they use (Ġ, ##, ▁), and joining pieces gives back the words.
 """
 
 import json
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 DEFAULT_NUM_PIECES = 4000
 UNKNOWN = "<unk>"
-CONTINUES = "##"  # what the trained tokenizer itself marks a piece inside a word with
+CONTINUATION_PREFIX = "##"  # marker of pieces inside a word, in the trained tokenizer itself
 
 
-class WordCutter(dict[str, tuple[str, ...]]):
-    """Word → its pieces, (UNKNOWN,) where the tokenizer cannot spell it.
+class WordSplitter(dict[str, tuple[str, ...]]):
+    """Maps a word to its pieces, or to (UNKNOWN,) if the tokenizer cannot split it.
 
-    Captions repeat their words, so most are cut once.
+    A dict serves as cache, because captions repeat their words.
     """
 
     def __init__(self, tokenizer: str) -> None:
-        """Load a tokenizer from the text of its `tokenizer.json`.
+        """Load a tokenizer.
+
+        Args:
+            tokenizer: text of its `tokenizer.json`.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the text is not a tokenizer.
         """
         super().__init__()
         self._tokenizer = _load(tokenizer, "the vocabulary's tokenizer")
@@ -40,12 +43,12 @@ class WordCutter(dict[str, tuple[str, ...]]):
         self._unknown_id = self._tokenizer.token_to_id(unknown) if unknown else None
 
     def __missing__(self, word: str) -> tuple[str, ...]:
-        text = f" {word}"  # tokenizers that keep spaces tell by it that a word begins
+        text = f" {word}"  # byte-level tokenizers recognize the start of a word by the space
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         if not encoding.ids or self._unknown_id in encoding.ids:
             pieces: tuple[str, ...] = (UNKNOWN,)
         else:
-            # Tokens for the bytes of one letter all begin with it: they make one piece.
+            # Tokens for single bytes of one letter have the same start, and form one piece.
             inside = {start for start, _ in encoding.offsets if 1 < start < len(text)}
             cuts = [0, *sorted(inside), len(text)]
             pieces = tuple(text[start:end] for start, end in pairwise(cuts))
@@ -54,74 +57,77 @@ class WordCutter(dict[str, tuple[str, ...]]):
 
 
 def train_bpe(captions: Sequence[str], num_pieces: int = DEFAULT_NUM_PIECES) -> str:
-    """Train a byte-pair encoding that joins letters inside words only.
+    """Train a byte-pair encoding that merges letters within words only.
 
     Args:
-        captions: of the train split and of no other, their words joined by one space each.
-        num_pieces: at most this many, the single letters included.
+        captions: of the train split only, with words joined by single spaces.
+        num_pieces: maximum number of pieces, including single letters.
 
     Returns:
-        The text of its `tokenizer.json`; the same for the same captions, byte for byte.
+        The text of its `tokenizer.json`; byte-identical for the same captions.
 
     Raises:
-        ConfigError: the letters alone are more.
+        ConfigError: there are more letters than `num_pieces`.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     words = set(chain.from_iterable(caption.split(" ") for caption in captions)) - {""}
-    letters = {word[0] for word in words} | {CONTINUES + x for word in words for x in word[1:]}
+    letters = {word[0] for word in words}
+    letters |= {CONTINUATION_PREFIX + letter for word in words for letter in word[1:]}
     if num_pieces < len(letters):
         raise ConfigError(
-            f"--vocab-size {num_pieces} is less than the {len(letters)} letters of train, counted "
-            f"apart at the start of a word and inside. Give {len(letters)} or more."
+            f"--vocab-size must be at least {len(letters)}, the number of letters in train, got "
+            f"{num_pieces}. A letter counts twice if it occurs both at the start of a word and "
+            "inside a word."
         )
-    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix=CONTINUES))
+    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix=CONTINUATION_PREFIX))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer.decoder = decoders.WordPiece(CONTINUES, cleanup=False)
+    tokenizer.decoder = decoders.WordPiece(CONTINUATION_PREFIX, cleanup=False)
     trainer = trainers.BpeTrainer(
         vocab_size=num_pieces,
         show_progress=False,
-        continuing_subword_prefix=CONTINUES,
-        # Numbered here: the trainer would do it in an order, and break ties, by chance.
+        continuing_subword_prefix=CONTINUATION_PREFIX,
+        # Listed here because the trainer numbers the alphabet, and so breaks ties, in random order.
         special_tokens=sorted(letters),
     )
     tokenizer.train_from_iterator(captions, trainer)
     value = json.loads(tokenizer.to_str())
-    value["added_tokens"] = []  # the letters are ordinary pieces from here on
+    value["added_tokens"] = []  # from here on, letters are ordinary pieces
     return json.dumps(value, ensure_ascii=False)
 
 
 def read_tokenizer(path: Path) -> str:
-    """Read a `tokenizer.json` of the tokenizers library, such as GPT-2's or BERT's.
+    """Read and validate a `tokenizer.json` of the tokenizers library, such as GPT-2's or BERT's.
 
     Returns:
         Its text, without indentation.
 
     Raises:
-        MissingArtifactError: there is no such file.
-        ConfigError: it is no tokenizer.
+        MissingArtifactError: the file does not exist.
+        ConfigError: the file is not a tokenizer.
     """
     require_file(path, "--vocab", "a tokenizer.json file")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
-        text = ""  # refused below
+        text = ""  # `_load` refuses it
     return _load(text, str(path)).to_str()
 
 
 def _load(text: str, where: str) -> "Tokenizer":
+    """Load a tokenizer from its JSON text; errors name `where` it comes from."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(text)
-        tokenizer.encode("☃")  # one without the unknown token that it names fails only here
-    except Exception as error:  # the library raises nothing more special
+        tokenizer.encode("☃")  # fails if the unknown token is missing from its vocabulary
+    except Exception as error:  # the library raises no narrower type
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{where} is no tokenizer ({reason}). Expected a tokenizer.json "
-            "as the tokenizers library saves it."
+            f"{where} is not a tokenizer ({reason}). Expected a tokenizer.json saved by the "
+            "tokenizers library."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

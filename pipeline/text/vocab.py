@@ -1,19 +1,16 @@
-"""Words, or pieces of words, ↔ ids.
+"""The vocabulary: maps words, or subword pieces, to token ids and back.
 
-On disk `vocab.json`, made to be read by people too:
+vocab.json, a JSON object:
+    format     string   "showtell vocabulary"
+    version    int      1
+    specials   strings  ["<pad>", "<bos>", "<eos>", "<unk>"]
+    words      object   word → number of occurrences in train: {"a": 53628, …}
 
-    {
-     "format": "showtell vocabulary", "version": 1,
-     "specials": ["<pad>", "<bos>", "<eos>", "<unk>"],
-     "words": {"a": 53628, "in": 16149, …}          word → how often it occurs in train
-    }
+With subword pieces (see `subwords.py`), two fields replace `words`:
+    pieces     object   piece → number of occurrences in train: {" a": 53628, "ing": 401, …}
+    tokenizer  string   text of the `tokenizer.json` that splits words into pieces
 
-With pieces of words (`pieces.py`) two other entries stand for `words`:
-
-     "pieces": {" a": 53628, "ing": 401, …}         piece → the same; a space begins a word
-     "tokenizer": "{…}"                             its `tokenizer.json`, which cuts words
-
-The id of a word is its place: the four specials come first, then `words` in the order of the file.
+Ids count from 0: first the four special tokens, then the words in the order of the file.
 """
 
 import hashlib
@@ -25,9 +22,9 @@ from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 
-from ..stage.errors import ConfigError, DatasetError, MismatchError, MissingArtifactError
+from ..stage.errors import DatasetError, MismatchError, MissingArtifactError
 from ..stage.files import write_json
-from .subwords import UNKNOWN, WordCutter
+from .subwords import UNKNOWN, WordSplitter
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", UNKNOWN)
@@ -37,13 +34,13 @@ DEFAULT_MIN_COUNT = 5
 
 @dataclass(frozen=True)
 class Vocab:
-    """The words a model knows, or the pieces that it spells words with.
+    """The words, or subword pieces, that a model knows.
 
     Attributes:
-        words: (V,) index = id; the four specials first. Pieces begin with a space at the start
-            of a word, words do not.
-        counts: (V,) occurrences in train; 0 for the specials, and where none are given.
-        tokenizer: text of the `tokenizer.json` that cuts words into pieces; None keeps them whole.
+        words: (V,) word or piece of each id; the four special tokens come first. A piece starts
+            with a space if it starts a word; a word never does.
+        counts: (V,) occurrences in train; 0 for special tokens, and for all by default.
+        tokenizer: text of the `tokenizer.json` that splits words into pieces; None for words.
     """
 
     words: tuple[str, ...]
@@ -60,27 +57,27 @@ class Vocab:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Word → id, without the specials: a caption that spells "<pad>" must not become one."""
-        return {word: place for place, word in enumerate(self.words) if place >= len(SPECIALS)}
+        """Word → id, without special tokens, so that the text "<pad>" is an unknown word."""
+        return {word: i for i, word in enumerate(self.words) if i >= len(SPECIALS)}
 
     @property
     def unit(self) -> str:
-        """What it counts: "words" or "pieces"."""
+        """The kind of entries: "words" or "pieces"."""
         return "words" if self.tokenizer is None else "pieces"
 
     @cached_property
     def sha256(self) -> str:
-        """Identifies the words and their order, whatever their counts."""
+        """Hash of the words and their order; counts do not matter."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Ids of the words or their pieces, UNK for an unknown one; no BOS, no EOS."""
-        if self._cutter is not None:
-            words = chain.from_iterable(map(self._cutter.__getitem__, words))
+        """Return the ids of words or of their pieces, without BOS and EOS; UNK if unknown."""
+        if self._splitter is not None:
+            words = chain.from_iterable(map(self._splitter.__getitem__, words))
         return list(map(self.ids.get, words, repeat(UNK)))
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The words up to the first EOS, joined by spaces; PAD and BOS are passed over."""
+        """Return the words up to the first EOS, joined by spaces; PAD and BOS are skipped."""
         texts = []
         for token_id in token_ids:
             if token_id == EOS:
@@ -90,17 +87,17 @@ class Vocab:
         return "".join(texts).removeprefix(" ")
 
     @cached_property
-    def _cutter(self) -> WordCutter | None:
-        return None if self.tokenizer is None else WordCutter(self.tokenizer)
+    def _splitter(self) -> WordSplitter | None:
+        return None if self.tokenizer is None else WordSplitter(self.tokenizer)
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
-        """What each id adds to a caption, with the space before a word."""
+        """(V,) text that each id adds to a caption, with a space before each word."""
         whole = self.words if self.tokenizer is None else SPECIALS
         return (*(f" {word}" for word in whole), *self.words[len(whole) :])
 
     def write(self, path: Path) -> None:
-        """Write `vocab.json`, atomically."""
+        """Write `vocab.json` atomically."""
         pairs = zip(self.words[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True)
         value = {"format": FORMAT, "version": VERSION, "specials": SPECIALS, self.unit: dict(pairs)}
         if self.tokenizer is not None:
@@ -112,8 +109,8 @@ class Vocab:
         """Read `vocab.json`.
 
         Raises:
-            MissingArtifactError: there is no such file.
-            MismatchError: it is not a vocabulary of this format.
+            MissingArtifactError: the file does not exist.
+            MismatchError: the file is not a vocabulary of this version.
         """
         try:
             value = json.loads(path.read_text("utf-8"))
@@ -130,7 +127,7 @@ class Vocab:
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MismatchError(
-                f"{path} is no vocabulary of version {VERSION} ({error}). "
+                f"{path} is not a vocabulary of version {VERSION} ({error}). "
                 "Delete it and run 'showtell prepare' again."
             ) from None
         return cls(SPECIALS + words, (0,) * len(SPECIALS) + counts, tokenizer)
@@ -142,50 +139,48 @@ def build_vocab(
     min_count: int | None = None,
     vocab_size: int | None = None,
 ) -> Vocab:
-    """Choose the words to know, most frequent first, equally frequent ones by the alphabet.
+    """Build a vocabulary of the most frequent words, in order of frequency, then of the alphabet.
 
     Args:
-        counts: word → occurrences in the captions of the train split, and of no other.
-        min_count: keep words that occur at least this often; 5 where neither option is given.
-        vocab_size: keep this many words instead, the specials not counted.
+        counts: word → occurrences in the captions of the train split only.
+        min_count: keep words that occur at least this often; 5 if neither is given.
+        vocab_size: keep this many words instead of using `min_count`; special tokens do not count.
 
     Raises:
-        ConfigError: both options are given.
         DatasetError: no word occurs often enough.
     """
-    if min_count is not None and vocab_size is not None:
-        raise ConfigError("--min-count and --vocab-size exclude each other; give one.")
+    assert min_count is None or vocab_size is None
     ordinary = [item for item in counts.items() if item[0] not in SPECIALS]
     ranked = sorted(ordinary, key=lambda item: (-item[1], item[0]))
     least = 1 if vocab_size is not None else min_count or DEFAULT_MIN_COUNT
     kept = [(word, count) for word, count in ranked[:vocab_size] if count >= least]
     if not kept:
         raise DatasetError(
-            f"none of the {len(ranked):,} different words of train occurs {least} times "
-            "or more. Give a lower --min-count, such as 1."
+            f"none of the {len(ranked):,} different words in train occurs at least {least} times. "
+            "Give a lower --min-count, such as 1."
         )
     words, occurrences = zip(*kept, strict=True)
     return Vocab(SPECIALS + words, (0,) * len(SPECIALS) + occurrences)
 
 
 def build_piece_vocab(counts: Mapping[str, int], tokenizer: str) -> Vocab:
-    """Know the pieces that a tokenizer cuts the words of train into, and no others.
+    """Build a vocabulary of the pieces into which a tokenizer splits the words of train.
 
     Args:
-        counts: as for `build_vocab`.
-        tokenizer: the text of its `tokenizer.json`.
+        counts: word → occurrences in the captions of the train split only.
+        tokenizer: text of the `tokenizer.json`.
 
     Raises:
-        DatasetError: it can spell no word of train.
+        DatasetError: the tokenizer cannot split any word of train.
     """
-    cutter = WordCutter(tokenizer)
+    splitter = WordSplitter(tokenizer)
     pieces: Counter[str] = Counter()
     for word, count in counts.items():
-        for piece in cutter[word]:
+        for piece in splitter[word]:
             pieces[piece] += count
     if not pieces.keys() - SPECIALS:
         raise DatasetError(
-            "the tokenizer knows no word of train: is it one of another language? "
-            "Give another tokenizer.json, or --vocab bpe."
+            "the tokenizer knows no word in train. It may be for another language: give another "
+            "tokenizer.json, or --vocab bpe."
         )
     return replace(build_vocab(pieces, min_count=1), tokenizer=tokenizer)

@@ -23,7 +23,7 @@ from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, mending_command
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.datasets.image_files import ImageFiles
-from showtell.pipeline.datasets.registry import ImageRecord
+from showtell.pipeline.datasets.records import ImageRecord
 from showtell.pipeline.stage.errors import (
     ConfigError,
     DatasetError,
@@ -723,7 +723,7 @@ def test_shards_of_before_there_were_views_stay_valid(tmp_path, network):
     content = [
         [index * 10 for index in range(SHARD_SIZE)],
         [f"images/{path.name}" for path in paths],
-        ImageFiles(tmp_path / "source").stamps([f"images/{path.name}" for path in paths]),
+        ImageFiles(tmp_path / "source").fingerprints([f"images/{path.name}" for path in paths]),
     ]
     made_by = [1, "resnet18", "5" * 64, TRANSFORM.describe(), "fp32"]
     assert shard.fingerprint == hash_json([made_by, content])

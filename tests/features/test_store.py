@@ -12,7 +12,7 @@ from showtell.features.grids import GridWriter, grid_name
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
-from showtell.pipeline.datasets.registry import ImageRecord
+from showtell.pipeline.datasets.records import ImageRecord
 from showtell.pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
 from showtell.pipeline.stage.files import hash_file
 from showtell.pipeline.stage.manifest import Manifest

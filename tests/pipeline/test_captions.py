@@ -11,7 +11,7 @@ from showtell.pipeline.captions import (
     write_captions,
     write_images,
 )
-from showtell.pipeline.datasets.registry import ImageRecord
+from showtell.pipeline.datasets.records import ImageRecord
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
 from showtell.pipeline.stage.ragged import to_offsets
 
@@ -143,7 +143,7 @@ def test_missing_captions_name_the_command(tmp_path):
 
 def test_damaged_captions_name_the_command(tmp_path):
     path = write(tmp_path)
-    with pytest.raises(MismatchError, match=r"captions\.parquet cannot be used"):
+    with pytest.raises(MismatchError, match=r"captions\.parquet cannot be read"):
         read_images(path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(MismatchError, match=r"Delete it.*showtell prepare --dataset flickr8k"):

@@ -16,9 +16,9 @@ import pytest
 
 from showtell.pipeline import download as download_module
 from showtell.pipeline.archives import fetch as fetch_module
-from showtell.pipeline.archives.fetch import Archive, back_off, parse_retry_after
+from showtell.pipeline.archives.fetch import Archive, backoff, parse_retry_after
 from showtell.pipeline.config import DownloadConfig
-from showtell.pipeline.download import ON_REQUEST, RECIPES, download, find_archives
+from showtell.pipeline.download import ARCHIVES, ON_REQUEST, download, find_archives
 from showtell.pipeline.stage.errors import DownloadError, ShowTellError
 from showtell.pipeline.stage.files import locked, write_json
 from showtell.pipeline.stage.manifest import Manifest
@@ -146,7 +146,7 @@ class Setting:
         self.raw = self.data / "coco2014" / "raw"
         self.target, self.partial = self.raw / "train.zip", self.raw / "train.zip.partial"
         self.waits: list[float] = []
-        patch.setitem(RECIPES, "coco2014", archives or (archive_of(),))
+        patch.setitem(ARCHIVES, "coco2014", archives or (archive_of(),))
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             patch.delenv(name, raising=False)
 
@@ -228,7 +228,7 @@ def test_download_outlasts_more_breaks_than_retries_while_bytes_come(setting: Se
 
 def test_download_gives_up_when_nothing_more_comes(setting: Setting) -> None:
     server = Server(Reply(break_after=HALF, ignore_range=True))
-    with pytest.raises(DownloadError, match="given up after failing 4×"):
+    with pytest.raises(DownloadError, match="gave up after 4 failed attempts"):
         setting.run(server, retries=3)
     # The first attempt brought bytes, so it opens the row of failures that the retries bound.
     assert len(server.paths) == 4
@@ -346,7 +346,7 @@ def test_download_refuses_a_web_page_and_keeps_the_part(setting: Setting) -> Non
     setting.put_partial(CONTENT[:HALF])
     page = Reply(content=PAGE, headers={"Content-Type": "text/html; charset=utf-8"}, status=200)
     server = Server(page)
-    with pytest.raises(DownloadError, match="sent a web page, expected a zip"):
+    with pytest.raises(DownloadError, match="sent a web page, expected a zip archive"):
         setting.run(server)
     assert len(server.paths) == 1
     assert setting.partial.read_bytes() == CONTENT[:HALF]
@@ -355,7 +355,7 @@ def test_download_refuses_a_web_page_and_keeps_the_part(setting: Setting) -> Non
 
 def test_download_refuses_a_web_page_that_claims_to_be_a_zip(setting: Setting) -> None:
     padded = PAGE + b" " * (len(CONTENT) - len(PAGE))
-    with pytest.raises(DownloadError, match="no zip: it begins with b'<!DOCTYPE"):
+    with pytest.raises(DownloadError, match="the content starts with b'<!DOCTYPE"):
         setting.run(Server(Reply(content=padded)))
     setting.assert_absent()
 
@@ -426,7 +426,7 @@ def test_download_from_no_server_says_so(setting: Setting) -> None:
     with serving(Server(Reply())) as url:
         setting.patch.setenv("SHOWTELL_COCO_URL", url)
     config = DownloadConfig(data=setting.data, dataset="coco2014", retries=2)
-    with pytest.raises(DownloadError, match="given up after failing 3×"):
+    with pytest.raises(DownloadError, match="gave up after 3 failed attempts"):
         download(config, sleep=setting.waits.append)
     assert len(setting.waits) == 2
 
@@ -434,7 +434,7 @@ def test_download_from_no_server_says_so(setting: Setting) -> None:
 @pytest.mark.parametrize("url", ["images.example.org", "ftp://127.0.0.1/coco"])
 def test_download_refuses_a_server_that_is_no_http_url(setting: Setting, url: str) -> None:
     setting.patch.setenv("SHOWTELL_COCO_URL", url)
-    with pytest.raises(DownloadError, match="SHOWTELL_COCO_URL names the server"):
+    with pytest.raises(DownloadError, match="address comes from SHOWTELL_COCO_URL"):
         download(DownloadConfig(data=setting.data, dataset="coco2014"), sleep=setting.waits.append)
     assert setting.waits == []
 
@@ -532,17 +532,21 @@ def test_download_refuses_to_begin_what_cannot_fit(setting: Setting) -> None:
     usage = download_module.shutil._ntuple_diskusage(100, 90, 10)
     setting.patch.setattr(download_module.shutil, "disk_usage", lambda path: usage)
     server = Server(Reply())
-    with pytest.raises(DownloadError, match=r"kB are still to come, 10 B are free.*make room"):
+    with pytest.raises(
+        DownloadError, match=r"kB remain to be downloaded, 10 B are free.*free some disk space"
+    ):
         setting.run(server)
     assert server.paths == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_download_onto_a_full_disk_is_one_line(setting: Setting) -> None:
-    setting.patch.setattr(fetch_module.Partial, "discard", lambda self: None)
+    setting.patch.setattr(fetch_module.PartialDownload, "discard", lambda self: None)
     setting.raw.mkdir(parents=True)
     setting.partial.symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match=r"No space left on device.*make room") as caught:
+    with pytest.raises(
+        DownloadError, match=r"No space left on device.*free some disk space"
+    ) as caught:
         setting.run(Server(Reply()))
     assert "\n" not in str(caught.value)
     assert not setting.target.exists()
@@ -563,13 +567,15 @@ def test_download_of_flickr_says_where_to_ask(tmp_path: Path, dataset: str) -> N
 
 
 def test_download_of_an_unknown_dataset_names_the_known() -> None:
-    with pytest.raises(DownloadError, match=r"'coco2015'.*coco2014, coco2017, scenes"):
+    with pytest.raises(
+        DownloadError, match=r"'coco2015' cannot be downloaded, only coco2014, coco2017 and scenes"
+    ):
         find_archives("coco2015")
 
 
 def test_recipes_name_the_captions_of_both_splits() -> None:
     for year in ("2014", "2017"):
-        archives = RECIPES[f"coco{year}"]
+        archives = ARCHIVES[f"coco{year}"]
         members = [member for archive in archives for member in archive.members]
         assert members == [f"annotations/captions_{split}{year}.json" for split in ("train", "val")]
         names = {archive.name for archive in archives}
@@ -596,9 +602,9 @@ def test_download_of_scenes_draws_them_once(
     assert download(config) == manifest
 
 
-def test_back_off_doubles_within_its_bounds() -> None:
+def test_backoff_doubles_within_its_bounds() -> None:
     for failures, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (7, 60.0), (500, 60.0)):
-        waits = [back_off(failures) for _ in range(200)]
+        waits = [backoff(failures) for _ in range(200)]
         assert longest / 2 <= min(waits) < max(waits) <= longest
 
 

@@ -180,7 +180,9 @@ def test_prepare_with_a_vanished_image_is_refused_and_keeps_what_is_there(tmp_pa
     prepare(config)
     before = snapshot(config)
     (tmp_path / "source" / "b.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of 4 images with captions are not there \(b\.png\)"):
+    with pytest.raises(
+        DatasetError, match=r"1 of 4 images with captions were not found \(b\.png\)"
+    ):
         prepare(config)
     assert snapshot(config) == before
 
@@ -240,8 +242,8 @@ def test_prepare_prints_the_counts_of_each_split(tmp_path, capsys):
 
 def test_prepare_tells_of_a_vocabulary_that_is_too_small(tmp_path, capsys):
     prepare(make_config(tmp_path, min_count=None, vocab_size=1))
-    assert "words of train are outside the vocabulary" in capsys.readouterr().err
-    with pytest.raises(DatasetError, match=r"occurs 5 times or more\. Give a lower --min-count"):
+    assert "words in train are not in the vocabulary" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"occurs at least 5 times\. Give a lower --min-count"):
         prepare(make_config(tmp_path, min_count=None))
 
 
@@ -255,7 +257,7 @@ def test_prepare_is_refused_while_another_process_writes(tmp_path):
 
 
 def test_prepare_of_an_unknown_dataset_leaves_no_folder(tmp_path):
-    with pytest.raises(DatasetError, match="dataset 'flikr8k' is none of"):
+    with pytest.raises(DatasetError, match="dataset 'flikr8k' is not one of"):
         prepare(PrepareConfig(data=tmp_path / "data", dataset="flikr8k"))
     with pytest.raises(MissingArtifactError, match="showtell download --dataset coco2014"):
         prepare(PrepareConfig(data=tmp_path / "data"))
@@ -298,5 +300,7 @@ def test_prepare_of_coco_mini_holds_out_val(tmp_path, capsys):
 def test_folder_laid_out_as_coco_under_another_name_is_told_what_it_is(tmp_path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/captions_train2017.json").touch()
-    with pytest.raises(DatasetError, match=r"laid out as COCO. Give --dataset coco2017 .*--source"):
+    with pytest.raises(
+        DatasetError, match=r"the layout of COCO. Give --dataset coco2017 .*--source"
+    ):
         prepare(PrepareConfig(data=tmp_path / "data", dataset="mini", source=tmp_path))

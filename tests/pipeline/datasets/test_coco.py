@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import find_recipe, load_dataset
+from showtell.pipeline.datasets.registry import find_reader, load_dataset
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "coco-mini"
@@ -64,7 +64,7 @@ def test_coco_reads_annotations_out_of_their_zip(tmp_path):
             path.unlink()
     folder.rmdir()
     assert load_dataset(config).records == unpacked
-    assert find_recipe(config).inputs == [tmp_path / "annotations_trainval2014.zip"]
+    assert find_reader(config).inputs == [tmp_path / "annotations_trainval2014.zip"]
 
 
 def test_coco_without_val_holds_out_a_tenth_of_train(tmp_path):
@@ -106,13 +106,16 @@ def broken(change):
     [
         (lambda c: c["images"].append(c["images"][0]), "lists image 1 .* twice"),
         (lambda c: c["images"].pop(), r"2 captions for images that it does not list \(image_id 2"),
-        (lambda c: c.pop("annotations"), "not laid out as published: no key 'annotations'"),
-        (lambda c: c["images"][0].pop("id"), "no key 'id'"),
-        (lambda c: c.update(images=3), "not laid out as published"),
-        (lambda c: c["annotations"][0].update(caption=7), "a caption that is no text"),
-        (lambda c: c["annotations"][0].update(caption="\ud800"), "a caption that is no text"),
+        (
+            lambda c: c.pop("annotations"),
+            "does not have the published layout: key 'annotations' is missing",
+        ),
+        (lambda c: c["images"][0].pop("id"), "key 'id' is missing"),
+        (lambda c: c.update(images=3), "does not have the published layout"),
+        (lambda c: c["annotations"][0].update(caption=7), "a caption that is not text"),
+        (lambda c: c["annotations"][0].update(caption="\ud800"), "a caption that is not text"),
         (lambda c: c.update(annotations=[]), "none of the 3 images of .* has a caption"),
-        (lambda c: c["images"][0].update(file_name="../../x.jpg"), "leads out of the source"),
+        (lambda c: c["images"][0].update(file_name="../../x.jpg"), "is outside the source"),
     ],
 )
 def test_coco_tells_of_malformed_annotations_in_one_line(tmp_path, change, message):
@@ -129,7 +132,9 @@ def test_coco_tells_where_json_ends_too_early(tmp_path):
     config = write_coco(tmp_path, train=coco_json("train", 2014, [1]))
     path = tmp_path / "annotations" / "captions_train2014.json"
     path.write_text(path.read_text()[:60])
-    with pytest.raises(DatasetError, match=r"captions_train2014\.json, line 1, column \d+: not JS"):
+    with pytest.raises(
+        DatasetError, match=r"captions_train2014\.json, line 1, column \d+: invalid JS"
+    ):
         load_dataset(config)
 
 
@@ -151,7 +156,7 @@ def test_coco_missing_images_are_counted_and_named(tmp_path):
     for path in list((tmp_path / "train2014").iterdir()):
         path.unlink()
     names = ", ".join(f"train2014/COCO_train2014_{i:012d}.jpg" for i in (1, 2, 3))
-    message = rf"5 of 6 images with captions are not there \({re.escape(names)}, …\)"
+    message = rf"5 of 6 images with captions were not found \({re.escape(names)}, …\)"
     with pytest.raises(DatasetError, match=message + ".*showtell download --dataset coco2014"):
         load_dataset(config)
 
@@ -217,9 +222,9 @@ def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
         ({"split": "dev"}, "is in split 'dev', expected one of train, restval, val, test"),
         ({"cocoid": 5}, "image id 5 belongs to both"),
         ({"filename": "COCO_val2014_000000000005.jpg"}, "lists image val2014/.*05.jpg twice"),
-        ({"filepath": "../val2014"}, "leads out of the source"),
-        ({"sentences": [{"tokens": []}]}, "not laid out as published: no key 'raw'"),
-        ({"filepath": "train2014"}, "1 of 4 images with captions are not there"),
+        ({"filepath": "../val2014"}, "is outside the source"),
+        ({"sentences": [{"tokens": []}]}, "key 'raw' is missing"),
+        ({"filepath": "train2014"}, "1 of 4 images with captions were not found"),
     ],
 )
 def test_karpathy_tells_of_bad_entries_in_one_line(tmp_path, changes, message):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.datasets.registry import find_recipe, load_dataset
+from showtell.pipeline.datasets.registry import find_reader, load_dataset
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 FLICKR8K = Path(__file__).parents[4] / "shared" / "flickr8k"
@@ -170,7 +170,7 @@ def test_flickr_tolerates_the_one_phantom_image_of_flickr8k(tmp_path):
         found(load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text)).records) == EXPECTED
     )
     text = tokens({"2258277194_586949ec62.jpg.1": ["A ghost ."], **CAPTIONS})
-    with pytest.raises(DatasetError, match=r"1 of 5 images .* are not there .*2258277194"):
+    with pytest.raises(DatasetError, match=r"1 of 5 images .* were not found .*2258277194"):
         load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text))
 
 
@@ -183,7 +183,7 @@ def test_flickr_tolerates_the_missing_separator_of_results_csv(tmp_path):
 def test_flickr_passes_over_the_lemmatised_captions(tmp_path):
     config = write_flickr(tmp_path, "Flickr8k.token.txt", tokens(CAPTIONS))
     (tmp_path / "Flickr8k.lemma.token.txt").write_text(tokens({NAMES[0]: ["a dog be"]}))
-    assert (tmp_path / "Flickr8k.token.txt") in find_recipe(config).inputs
+    assert (tmp_path / "Flickr8k.token.txt") in find_reader(config).inputs
     (tmp_path / "Flickr8k.token.txt").unlink()
     with pytest.raises(MissingArtifactError, match=r"holds no captions: expected .*captions\.txt"):
         load_dataset(config)

@@ -36,12 +36,14 @@ def test_folder_with_one_table_needs_no_option(tmp_path, dataset):
 
 def test_folder_with_two_tables_asks_for_one(tmp_path):
     write_folder(tmp_path, "captions.csv", "captions.jsonl")
-    with pytest.raises(DatasetError, match=r"captions\.csv and captions\.jsonl; .*--table FILE"):
+    with pytest.raises(
+        DatasetError, match=r"captions\.csv and captions\.jsonl; choose one with --table FILE"
+    ):
         load_dataset(PrepareConfig(dataset="mine", source=tmp_path))
 
 
 def test_unknown_dataset_names_the_known_ones(tmp_path):
-    known = "none of coco2014, coco2017, flickr8k, flickr30k, scenes"
+    known = "not one of coco2014, coco2017, flickr8k, flickr30k, scenes"
     with pytest.raises(DatasetError, match=f"dataset 'flikr8k' is {known}"):
         load_dataset(PrepareConfig(data=tmp_path, dataset="flikr8k"))
     with pytest.raises(DatasetError, match=f"dataset 'flikr8k' is {known}"):
@@ -50,14 +52,14 @@ def test_unknown_dataset_names_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["coco2014", "coco2017", "scenes"])
 def test_missing_source_of_a_downloadable_dataset_names_the_download(tmp_path, dataset):
-    message = f"raw is no folder. Run 'showtell download --dataset {dataset}', or give --source"
+    message = f"raw does not exist. Run 'showtell download --dataset {dataset}', or give --source"
     with pytest.raises(MissingArtifactError, match=message):
         load_dataset(PrepareConfig(data=tmp_path, dataset=dataset))
 
 
 @pytest.mark.parametrize("dataset", ["flickr8k", "coco2014", "mine"])
 def test_missing_source_that_was_given_is_named(tmp_path, dataset):
-    with pytest.raises(MissingArtifactError, match=r"none is no folder.*--source DIR"):
+    with pytest.raises(MissingArtifactError, match=r"none does not exist.*--source DIR"):
         load_dataset(PrepareConfig(dataset=dataset, source=tmp_path / "none"))
 
 

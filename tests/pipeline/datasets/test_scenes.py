@@ -18,9 +18,9 @@ from showtell.pipeline.datasets.scene_drawing import (
     draw_landscape,
 )
 from showtell.pipeline.datasets.scenes import (
+    ARRANGEMENTS,
     CAPTIONS_PER_SCENE,
-    PLACES,
-    WHERE,
+    LANDSCAPE_PHRASES,
     Scene,
     all_scenes,
     choose_scenes,
@@ -50,7 +50,9 @@ def content_hashes(directory: Path) -> dict[str, str]:
 def read_scene(caption: str) -> Scene:
     """The facts that a reader takes from a caption, by the English words alone."""
     text = caption.lower().rstrip(".")
-    (landscape,) = {name for name, phrases in WHERE.items() if any(p in text for p in phrases)}
+    (landscape,) = {
+        name for name, phrases in LANDSCAPE_PHRASES.items() if any(p in text for p in phrases)
+    }
     named = re.findall(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})(s?)\b", text)
     (color,) = {found for found, _, _ in named}
     shapes = tuple(shape for _, shape, _ in named)
@@ -151,12 +153,12 @@ def test_choose_scenes_balances_the_facts_of_every_split() -> None:
             assert len(counts) in (len(LANDSCAPES), len(COLORS), len(SHAPES))
             assert all(abs(count - even) <= max(2, tolerance * even) for count in counts.values())
         kinds = Counter(str(scene.arrangement) for scene in scenes)
-        assert set(kinds) == {str(arrangement) for arrangement in PLACES}
+        assert set(kinds) == {str(arrangement) for arrangement in ARRANGEMENTS}
         assert (kinds["beside"], kinds["above"]) == (len(scenes) // 5, len(scenes) * 2 // 5)
 
 
 def test_choose_scenes_refuses_more_than_there_are() -> None:
-    with pytest.raises(DatasetError, match="1500 scenes asked for, but only 1200 different"):
+    with pytest.raises(DatasetError, match="1500 scenes were requested, but only 1200 different"):
         list(choose_scenes({"train": 1500}, random.Random(0)))
     everything = list(choose_scenes({"train": 1200}, random.Random(0)))
     assert len({scene for _, scene in everything}) == 1200
@@ -176,7 +178,7 @@ def test_captions_of_a_scene_are_five_different_sentences() -> None:
         captions = write_captions(scene, rng)
         assert len(set(captions)) == CAPTIONS_PER_SCENE == 5
         # Different in wording, not only in the name of the place.
-        landscape = "|".join(WHERE[scene.landscape])
+        landscape = "|".join(LANDSCAPE_PHRASES[scene.landscape])
         assert len({re.sub(landscape, "", text.lower()) for text in captions}) >= 4
 
 
@@ -198,7 +200,7 @@ def test_pictures_show_each_shape_in_its_color_at_its_place() -> None:
     for scene in sample_scenes(40):
         image = draw_scene(scene, backgrounds[scene.landscape], rng)
         assert image.size == (224, 224)
-        _, places = PLACES[scene.arrangement]
+        _, places = ARRANGEMENTS[scene.arrangement]
         assert len(places) == len(scene.shapes)
         for x, y in places:
             pixel = image.getpixel((x // SCALE, y // SCALE))

@@ -148,8 +148,10 @@ def test_require_names_the_output_its_size_and_the_command(tmp_path) -> None:
     with pytest.raises(MissingArtifactError) as caught:
         Manifest.require(tmp_path, "showtell prepare")
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'out.bin'} is missing or not of the size")
-    assert "(5 bytes)" in message and message.endswith("Run 'showtell prepare' again.")
+    assert message.startswith(f"{tmp_path / 'out.bin'} is missing, or its size is not")
+    assert "the 5 bytes recorded in manifest.json" in message and message.endswith(
+        "Run 'showtell prepare' again."
+    )
     assert "\n" not in message
 
 

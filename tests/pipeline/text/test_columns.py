@@ -26,7 +26,7 @@ def tokenized(captions: list[str]) -> TokenizedCaptions:
 
 def lists(tokenized: TokenizedCaptions) -> list[list[str]]:
     bounds = zip(tokenized.offsets[:-1], tokenized.offsets[1:], strict=True)
-    return [[tokenized.words[n] for n in tokenized.numbers[start:end]] for start, end in bounds]
+    return [[tokenized.words[n] for n in tokenized.indices[start:end]] for start, end in bounds]
 
 
 def test_words_are_those_of_each_caption_alone(captions, tokenized) -> None:

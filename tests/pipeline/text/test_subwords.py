@@ -23,7 +23,7 @@ from showtell.pipeline.captions import read_captions, read_images, read_referenc
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
-from showtell.pipeline.text.subwords import WordCutter, read_tokenizer, train_bpe
+from showtell.pipeline.text.subwords import WordSplitter, read_tokenizer, train_bpe
 from showtell.pipeline.text.tokenizer import tokenize
 from showtell.pipeline.text.vocab import EOS, SPECIALS, UNK, Vocab, build_piece_vocab
 
@@ -99,9 +99,9 @@ def test_bpe_gives_back_every_caption_and_spells_unseen_words() -> None:
 
 def test_bpe_cuts_as_the_library_does() -> None:
     text = train_bpe(LINES, 120)
-    tokenizer, cutter = Tokenizer.from_str(text), WordCutter(text)
+    tokenizer, splitter = Tokenizer.from_str(text), WordSplitter(text)
     for words in [*CAPTIONS, *UNSEEN]:
-        ours = [piece for word in words for piece in cutter[word]]
+        ours = [piece for word in words for piece in splitter[word]]
         encoding = tokenizer.encode(" ".join(words))
         theirs = [
             token.removeprefix("##") if token.startswith("##") else f" {token}"
@@ -123,7 +123,9 @@ def test_bpe_has_the_same_bytes_every_time_and_at_most_the_pieces_asked_for() ->
 
 
 def test_bpe_smaller_than_the_alphabet_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--vocab-size 5 is less than the 7 letters of train"):
+    with pytest.raises(
+        ConfigError, match=r"--vocab-size must be at least 7, the number of letters in train, got 5"
+    ):
         train_bpe(["abc ca b", "da"], 5)  # a b c d begin words; a b c stand inside
     train_bpe(["abc ca b", "", "da"], 7)
 
@@ -150,9 +152,9 @@ def test_tokenizer_json_decodes_to_clean_ptb_words(tmp_path, save) -> None:
 
 def test_tokenizer_keeps_only_the_pieces_of_train(tmp_path) -> None:
     path = save_gpt2_style(tmp_path / "tokenizer.json")
-    cutter = WordCutter(read_tokenizer(path))
+    splitter = WordSplitter(read_tokenizer(path))
     vocab = build_piece_vocab(Counter(chain(*CAPTIONS[:2])), read_tokenizer(path))
-    counts = Counter(piece for words in CAPTIONS[:2] for word in words for piece in cutter[word])
+    counts = Counter(piece for words in CAPTIONS[:2] for word in words for piece in splitter[word])
     assert dict(zip(vocab.words[4:], vocab.counts[4:], strict=True)) == counts
     assert len(vocab) < Tokenizer.from_file(str(path)).get_vocab_size() / 2
     assert UNK in vocab.encode(["日本"])
@@ -164,7 +166,7 @@ def test_word_that_the_tokenizer_cannot_spell_is_one_unknown(tmp_path) -> None:
     assert vocab.encode(["日本"]) == [UNK]
     ids = vocab.encode(["a", "日本", "sign"])
     assert vocab.decode(ids) == "a <unk> sign"
-    with pytest.raises(DatasetError, match="knows no word of train"):
+    with pytest.raises(DatasetError, match="knows no word in train"):
         build_piece_vocab({"日本": 1, "人": 1}, read_tokenizer(path))
 
 
@@ -196,7 +198,7 @@ def test_file_that_is_no_tokenizer_is_named_in_one_line(showtell, scenes, conten
     path.write_bytes(content)
     before = (scenes / "scenes/captions/vocab.json").read_bytes()
     status, output = showtell("prepare", "--dataset", "scenes", "--vocab", path, "--data", scenes)
-    assert status == 1 and output.startswith(f"error: {path} is no tokenizer (")
+    assert status == 1 and output.startswith(f"error: {path} is not a tokenizer (")
     assert "Traceback" not in output and output.count("\n") == 1
     assert (scenes / "scenes/captions/vocab.json").read_bytes() == before
 
