@@ -250,6 +250,12 @@ class EvalConfig(DecodingOptions, StageConfig):
         "Search with each run separately; --consensus then re-ranks all candidates together.",
         group="Re-ranking",
     )
+    spice: bool = option(
+        False,
+        "Also compute SPICE; needs Java 8 to 14 and Stanford's parser.",
+        group="Scoring",
+        affects_result=False,
+    )
     clip: Path | None = option(
         None,
         "Also compute CLIPScore with the CLIP model saved in this folder by transformers.",

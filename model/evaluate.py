@@ -53,7 +53,6 @@ from .metrics.image_scores import SCORES_NAME
 from .metrics.metric import CaptionSet, Metric
 from .metrics.official import OfficialScorer
 from .metrics.registry import choose_metrics, score_metrics
-from .metrics.spice import Spice
 from .runs.layout import BEST_NAME
 from .runs.run import RunConfig, choose_run, load_run, load_run_features
 
@@ -87,7 +86,7 @@ def evaluate(config: EvalConfig) -> Manifest:
         prefix = f"{member.run_dir.name}/" if len(members) > 1 else ""
         inputs[prefix + BEST_NAME] = hash_file(member.run_dir / BEST_NAME)
         inputs[prefix + "features"] = member.store.sha256
-    metrics = choose_metrics(spice=not _explain_left_out(config), clip=config.clip)
+    metrics = choose_metrics(spice=config.spice, clip=config.clip)
     inputs |= {key: value for metric in metrics for key, value in metric.inputs().items()}
     names = [METRICS_NAME, CAPTIONS_NAME, SCORES_NAME] + [NBEST_NAME] * (config.n_best > 1)
     with locked(eval_dir):
@@ -111,15 +110,6 @@ def evaluate(config: EvalConfig) -> Manifest:
             ).write(eval_dir)
     _show(eval_dir, captions_dir, config.num_samples)
     return manifest
-
-
-def _explain_left_out(config: EvalConfig) -> str:
-    """Print which optional metrics are left out, and return why SPICE is one of them."""
-    if absence := Spice().explain_absence():
-        print_note(f"SPICE is left out: {absence}.")
-    if config.clip is None:
-        print_note("CLIPScore is left out: no --clip DIR with a saved CLIP is given.")
-    return absence
 
 
 @dataclass(frozen=True)

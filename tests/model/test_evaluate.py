@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.official import OfficialScorer
+from showtell.model.metrics.spice import Spice
 from showtell.model.runs.run import load_run, run_names
 from showtell.model.runs.status import find_stages
 from showtell.model.train import train
@@ -101,13 +103,38 @@ def test_every_score_has_an_interval_around_it_and_is_kept_by_image(evaluated, c
     assert f"({low:.1f} to {high:.1f})" in capsys.readouterr().out
 
 
-def test_extra_scorers_that_are_not_there_are_left_out_with_a_line(data, scorers, capsys) -> None:
+def test_optional_metrics_are_neither_computed_nor_mentioned_unless_asked_for(
+    data, scorers, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(Spice, "explain_absence", lambda self: "")
     evaluate(EvalConfig(data=data, run="r"))
-    shown = capsys.readouterr().out
-    assert shown.count("CLIPScore is left out") == shown.count("SPICE is left out") == 1
+    captured = capsys.readouterr()
+    assert "SPICE" not in captured.out + captured.err
+    assert "CLIPScore" not in captured.out + captured.err
     assert not {"SPICE", "CLIPScore"} & set(written(data, "test-beam3", "metrics"))
+    assert "spice" not in written(data, "test-beam3", "manifest")["inputs"]
+
+
+def test_spice_is_added_to_the_scores_and_the_manifest(data, scorers, monkeypatch) -> None:
+    monkeypatch.setattr(Spice, "explain_absence", lambda self: "")
+    monkeypatch.setattr(Spice, "score", lambda self, captions: np.full(10, 0.25))
+    evaluate(EvalConfig(data=data, run="r"))
+    for _ in range(2):
+        evaluate(EvalConfig(data=data, run="r", spice=True))
+    assert len(scorers) == 2  # scored again for SPICE, then up to date
+    assert written(data, "test-beam3", "metrics")["SPICE"] == 0.25
+    assert "spice" in written(data, "test-beam3", "manifest")["inputs"]
+
+
+def test_optional_metric_that_cannot_run_is_an_error_that_says_how_to_install_it(
+    data, scorers, monkeypatch
+) -> None:
+    monkeypatch.setattr(Spice, "explain_absence", lambda self: "no parser. Fetch it with: FETCH")
+    with pytest.raises(ScorerError, match=r"SPICE cannot be computed: no parser\. Fetch it"):
+        evaluate(EvalConfig(data=data, run="r", spice=True))
     with pytest.raises(MissingArtifactError, match=r"holds no CLIP model; expected config\.json"):
         evaluate(EvalConfig(data=data, run="r", clip=data))
+    assert not scorers and not (data / "runs/r/eval").exists()  # refused before decoding
 
 
 def test_captions_are_in_cocos_result_format(evaluated) -> None:
