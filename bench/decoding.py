@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from ..features.device import keep_freed_memory
 from ..features.store import FeatureStore, find_features
-from ..model.decoders.decoder import Decoder, DecoderConfig
+from ..model.decoders.base import Decoder
+from ..model.decoders.config import DecoderConfig
 from ..model.decoders.precision import Precision
 from ..model.decoders.state import DecoderState
-from ..model.generation.generate import BATCH_SIZE, decode, iterate_features
+from ..model.generation.generate import MAX_BATCH_SIZE, decode, iterate_features
 from ..model.generation.options import DecodingOptions
 from ..model.runs.run import RunConfig, find_run, load_run, run_names
 from ..pipeline.captions import read_images
@@ -43,16 +44,16 @@ def bench_decode(config: BenchConfig) -> Figures:
             pass
         return time.perf_counter() - started
 
-    seconds_for(rows, BATCH_SIZE)  # warms up
+    seconds_for(rows, MAX_BATCH_SIZE)  # warms up
     num_rows = counted.num_rows  # each pass has as many
     num_words, num_states = counted.num_words, counted.num_states
     seconds, count = 0.0, 0
     while not count or seconds < config.seconds:
-        seconds += seconds_for(rows, BATCH_SIZE)
+        seconds += seconds_for(rows, MAX_BATCH_SIZE)
         count += 1
     rate = count * len(rows) / seconds
     alone = len(rows[:NUM_ALONE]) / seconds_for(rows[:NUM_ALONE], 1)
-    rows_of_step = BATCH_SIZE * BEAM
+    rows_of_step = MAX_BATCH_SIZE * BEAM
     words_of_step, states_of_step = (
         round(rows_of_step * part / num_rows) for part in (num_words, num_states)
     )

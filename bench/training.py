@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..model.config import TrainConfig
-from ..model.decoders.decoder import DecoderConfig
+from ..model.decoders.config import DecoderConfig
 from ..model.runs.run_log import METRICS_NAME
 from ..model.train import Trainer, train
 from ..model.training.data import load_training_data
@@ -51,12 +51,12 @@ def bench_train(config: BenchConfig) -> Figures:
             trainer.step_optimizer()
         num_steps += 1
         num_captions += len(positions)
-        num_tokens += len(batch.real)
+        num_tokens += len(batch.nonpad)
         if step == WARM_UP_STEPS:
             # Features, tokens, weights, optimizer, and what a step needs, in a fresh process.
             of_one_step = peak_memory()
             shapes = products_of(decoder.config, len(positions), batch.lengths.tolist())
-            tokens_of_shapes = len(batch.real)
+            tokens_of_shapes = len(batch.nonpad)
         if step >= WARM_UP_STEPS and sum(parts.values()) > config.seconds:
             break
     seconds, in_the_end = sum(parts.values()), peak_memory()

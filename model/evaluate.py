@@ -42,7 +42,7 @@ from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
 from ..pipeline.text.vocab import Vocab
 from .config import EvalConfig
-from .decoders.decoder import Decoder
+from .decoders.base import Decoder
 from .decoders.ensemble import join_decoders
 from .decoders.precision import Precision
 from .generation.consensus import Consensus, appearance

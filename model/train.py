@@ -1,17 +1,13 @@
 """The train stage: cached features and encoded captions → a run.
 
-data/runs/<run>/{config.json, vocab.json, best.safetensors, last.safetensors, metrics.jsonl}
-data/runs/<run>/tensorboard/   the same scalars for TensorBoard
-data/runs/<run>/manifest.json  once the training has come to its end
+Writes data/runs/<run>/ (see `runs.layout`), with a manifest once training has finished.
 """
 
 import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from signal import Signals
 from typing import cast
 
 import torch
@@ -34,10 +30,12 @@ from ..pipeline.stage.console import (
 from ..pipeline.stage.errors import ShowTellError, StoppedError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.signals import deferred_signals
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import TrainConfig
-from .decoders.decoder import Decoder
+from .decoders.base import Decoder
 from .decoders.precision import Precision
+from .decoders.registry import create_decoder
 from .decoders.word_vectors import read_word_vectors, set_word_vectors
 from .generation.generate import choose_batch_size, decode_captions, iterate_features
 from .generation.options import DecodingOptions
@@ -60,20 +58,22 @@ from .training.scst import SelfCriticalLoss
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
-CENTER_IMAGES = 1000  # grids whose mean is the origin of all
+MAX_CENTER_GRIDS = 1000  # grids that the mean is taken of: all might not fit into memory
 FEW_STEPS = 300
-LEARN_MORE = "A smaller --batch-size, or more --epochs, would teach the decoder more."
+ADVICE = "A smaller --batch-size or more --epochs would let the decoder learn more."
 
 
 def train(config: TrainConfig) -> Manifest:
-    """Train a decoder on cached features, validate it after every epoch, and keep the best.
+    """Train a decoder on cached features, validate it after every epoch, and keep the best epoch.
 
-    On the CPU, a run stopped at any moment and resumed ends with the same weights, bit for bit, as
-    one never stopped. Ctrl-C and SIGTERM stop it after the step in hand, with a checkpoint.
+    On a CPU, a run that was stopped at any moment and resumed ends with the same weights, bit for
+    bit, as a run that was never stopped. Ctrl-C and SIGTERM stop it after the current step, with a
+    checkpoint.
 
     Raises:
         MissingArtifactError: an earlier stage has not run, or there is nothing to resume.
-        MismatchError: the run exists with other options or other inputs.
+        MismatchError: the run exists with other options or inputs.
+        StoppedError: the run was stopped by a signal.
     """
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
@@ -81,40 +81,27 @@ def train(config: TrainConfig) -> Manifest:
     else:
         if config.init is not None:
             config = built_like(config.init, config)
-        # A run keeps the precision it began with, wherever it goes on.
+        # Resolved once: a run keeps its precision when it is resumed on another machine.
         dtype = choose_precision(config.precision, choose_device(config.device))
         config = replace(config, precision=precision_name(dtype))
     data = load_training_data(config)
     with locked(run_dir):
-        started = check_run(run_dir, config, data)
-        finished = Manifest.read(run_dir)
-        if started and finished is not None:
+        has_started = check_run(run_dir, config, data)
+        manifest = Manifest.read(run_dir)
+        if has_started and manifest is not None:
             print_note(f"train: {run_dir} is up to date.")
-            return finished
-        return Trainer(config, data, run_dir).run(resume=started)
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step."""
-    received: list[signal.Signals] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    try:
-        previous = {s: signal.signal(s, receive) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        previous = {}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+            return manifest
+        return Trainer(config, data, run_dir).run(resume=has_started)
 
 
 class Trainer:
-    """One run, from its first step or its last checkpoint to its end."""
+    """One run, from its first step or its last checkpoint to its end.
+
+    Attributes:
+        decoder: the weights being trained.
+        average: their running mean with `--ema`, else None.
+        progress: epochs, steps and best score so far; saved in every checkpoint.
+    """
 
     def __init__(self, config: TrainConfig, data: TrainingData, run_dir: Path) -> None:
         keep_freed_memory()
@@ -122,14 +109,14 @@ class Trainer:
         self.config, self.data, self.run_dir = config, data, run_dir
         device = choose_device(config.device)
         self.precision = Precision(config.precision, device)
-        looks = config.attention != "none"
+        uses_grid = config.attention != "none"
         self.batches = CaptionBatches(
             data.store,
             data.captions,
             config.batch_size,
             device,
-            grid=looks,
-            by_image=looks or config.scst,
+            grid=uses_grid,
+            by_image=uses_grid or config.scst,
             num_views=config.views,
         )
         self.total_steps = len(self.batches) * config.epochs
@@ -141,51 +128,14 @@ class Trainer:
         self.monitor = config.monitor
         if self.monitor == "CIDEr" and len(data.val_references) == 1:
             self.monitor = "Bleu_4"
-            print_warning("there is one val image, of which CIDEr is always 0: BLEU-4 decides.")
+            print_warning(
+                "there is only one val image, whose CIDEr is always 0. BLEU-4 picks the best epoch."
+            )
         self.progress = Progress()
-        self.loss = math.nan  # mean of the steps since the record before the last
-
-    def _make_decoder(self) -> Decoder:
-        """A new decoder, or that of the run to start from."""
-        config, batches = self.config, self.batches
-        decoder = Decoder(decoder_config(config, self.data))
-        if config.init is not None:
-            run, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
-            require_same_inputs(run, self.data)
-            decoder.load_state_dict(trained.state_dict())
-            return decoder
-        images = batches.images
-        # Of grids a sample is enough, and all of them might not fit.
-        images = images[:: -(-len(images) // CENTER_IMAGES)] if batches.grid else images
-        decoder.center_features(batches.gather_features(images, torch.zeros_like(images)).cpu())
-        if config.word_vectors is not None:
-            vectors = read_word_vectors(config.word_vectors, self.data.vocab, config.embed_size)
-            set_word_vectors(decoder.embedding.weight, vectors)
-            print_note(f"train: vectors for {len(vectors):,} of {len(self.data.vocab):,} words.")
-        return decoder
-
-    def _make_loss(self) -> Callable[[Decoder, CaptionBatch], Tensor]:
-        """What a step minimises."""
-        config, data = self.config, self.data
-        if not config.scst:
-            return self._cross_entropy
-        ids = data.store.image_ids
-        references = data.train_references(ids[self.batches.images].tolist())
-        return SelfCriticalLoss(references, ids.tolist(), data.vocab, config)
-
-    def _cross_entropy(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
-        if self.config.scheduled_sampling:
-            share = self.progress.step / self.total_steps
-            batch = mix_inputs(decoder, batch, self.config.scheduled_sampling * share)
-        return caption_loss(decoder, batch, self.config.label_smoothing)
-
-    @property
-    def validated(self) -> Decoder:
-        """The decoder that is validated and kept: the running mean, where there is one."""
-        return self.decoder if self.average is None else cast(Decoder, self.average.module)
+        self.loss = math.nan  # mean over the steps of the last log record
 
     def run(self, resume: bool) -> Manifest:
-        """Train to the end, or until told to stop."""
+        """Train to the end, or until a signal stops the run."""
         config = self.config
         if resume:
             self.progress = load_checkpoint(
@@ -197,18 +147,59 @@ class Trainer:
             )
             print_note(f"train: resuming {self.run_dir} at step {self.progress.step:,}.")
         else:
-            self._describe_run()
+            self._write_config()
         if self.total_steps < FEW_STEPS and not config.scst:
-            print_warning(f"{self.total_steps} steps in all are few. {LEARN_MORE}")
+            print_warning(f"the run has only {self.total_steps} steps. {ADVICE}")
         progress = self.progress
-        with RunLog(self.run_dir, progress.step) as log, _deferred_signals() as stop:
-            while progress.epoch < config.epochs and not self._out_of_patience():
-                self._train_epoch(log, stop)
+        with RunLog(self.run_dir, progress.step) as log, deferred_signals() as signals:
+            while progress.epoch < config.epochs and not self._is_out_of_patience():
+                self._train_epoch(log, signals)
                 self._validate(log)
-                self._save()
+                self._save_checkpoint()
         return self._finish()
 
-    def _describe_run(self) -> None:
+    def _make_decoder(self) -> Decoder:
+        """Create a decoder, or load that of `--init`."""
+        config, batches = self.config, self.batches
+        decoder = create_decoder(decoder_config(config, self.data))
+        if config.init is not None:
+            run, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
+            require_same_inputs(run, self.data)
+            decoder.load_state_dict(trained.state_dict())
+            return decoder
+        images = batches.images
+        images = images[:: -(-len(images) // MAX_CENTER_GRIDS)] if batches.grid else images
+        decoder.center_features(batches.gather_features(images, torch.zeros_like(images)).cpu())
+        if config.word_vectors is not None:
+            vectors = read_word_vectors(config.word_vectors, self.data.vocab, config.embed_size)
+            set_word_vectors(decoder.get_parameter("embedding.weight"), vectors)
+            print_note(
+                f"train: {len(vectors):,} of {len(self.data.vocab):,} words start from "
+                f"{config.word_vectors}."
+            )
+        return decoder
+
+    def _make_loss(self) -> Callable[[Decoder, CaptionBatch], Tensor]:
+        config, data = self.config, self.data
+        if not config.scst:
+            return self._cross_entropy
+        ids = data.store.image_ids
+        references = data.train_references(ids[self.batches.images].tolist())
+        return SelfCriticalLoss(references, ids.tolist(), data.vocab, config)
+
+    def _cross_entropy(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
+        if self.config.scheduled_sampling:
+            rate = self.config.scheduled_sampling * (self.progress.step / self.total_steps)
+            batch = mix_inputs(decoder, batch, rate)
+        return caption_loss(decoder, batch, self.config.label_smoothing)
+
+    @property
+    def validated(self) -> Decoder:
+        """The decoder to validate and keep: the running mean if there is one."""
+        return self.decoder if self.average is None else cast(Decoder, self.average.module)
+
+    def _write_config(self) -> None:
+        """Write config.json and vocab.json of a new run."""
         self.data.vocab.write(self.run_dir / VOCAB_NAME)
         RunConfig(
             dataset=self.config.dataset,
@@ -220,51 +211,61 @@ class Trainer:
             inputs=self.data.inputs,
         ).write(self.run_dir)
 
-    def _train_epoch(self, log: RunLog, stop: list[signal.Signals]) -> None:
-        config, progress, decoder = self.config, self.progress, self.decoder
+    def _train_epoch(self, log: RunLog, signals: list[Signals]) -> None:
+        """Take the steps of an epoch that are left, saving a checkpoint now and then."""
+        config, progress = self.config, self.progress
         watch, before_s, saved_s = Stopwatch(), progress.seconds, 0.0
         num_tokens, losses = 0, list[Tensor]()
         label = f"epoch {progress.epoch + 1}/{config.epochs}"
-        seed = config.seed * 100_003 + progress.epoch  # every epoch of every seed its own order
-        decoder.train()
+        seed = config.seed * 100_003 + progress.epoch  # another order for each seed and epoch
+        self.decoder.train()
         views = self.batches.draw_views(seed)
         with ProgressLine(label, len(self.batches), "steps", start=progress.batch) as line:
             for positions in self.batches.plan_epoch(seed)[progress.batch :]:
                 with watch.part("data"):
                     batch = self.batches.gather(positions, views)
                 lr = learning_rate_at(progress.step, self.total_steps, config)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                with self.precision.autocast():
-                    loss = self.loss_of(decoder, batch)
-                self.precision.scaler.scale(loss).backward()
-                self.step_optimizer()
+                losses.append(self._take_step(batch, lr))
                 progress.step += 1
                 progress.batch += 1
                 progress.seconds = before_s + watch.seconds
-                num_tokens += len(batch.real)
-                losses.append(loss.detach())
-                del loss  # and all that it still holds of the step
+                num_tokens += len(batch.nonpad)
                 speed = num_tokens / watch.seconds
                 if progress.step % LOG_EVERY_STEPS == 0:
                     self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
                     losses.clear()
                 line.advance(1, text=self._describe_step(speed, watch))
-                if stop or watch.seconds - saved_s > config.save_every_s:
+                if signals or watch.seconds - saved_s > config.save_every_s:
                     saved_s = watch.seconds
-                    self._require_finite(losses)  # a broken checkpoint would replace a good one
-                    self._save()
-                if stop:
+                    # A checkpoint with a broken loss would replace a good one.
+                    self._require_finite(losses)
+                    self._save_checkpoint()
+                if signals:
                     raise StoppedError(
-                        f"{self.run_dir} was stopped by {stop[0].name} at step {progress.step}. "
-                        f"Run 'showtell train --run {self.run_dir.name} --resume' to go on."
+                        f"{self.run_dir} was stopped by {signals[0].name} at step "
+                        f"{progress.step}. Run 'showtell train --run {self.run_dir.name} "
+                        f"--resume' to continue."
                     )
         if losses:
             self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
+    def _take_step(self, batch: CaptionBatch, lr: float) -> Tensor:
+        """Compute the loss of a batch and update the weights.
+
+        Returns:
+            The loss, a scalar on the device, detached.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.precision.autocast():
+            loss = self.loss_of(self.decoder, batch)
+        self.precision.scaler.scale(loss).backward()
+        self.step_optimizer()
+        return loss.detach()
+
     def step_optimizer(self) -> None:
-        """Move the weights along their gradients, and the running mean after them."""
+        """Clip the gradients, update the weights, and update their running mean."""
         scaler, optimizer = self.precision.scaler, self.optimizer
         scaler.unscale_(optimizer)
         if self.config.grad_clip:
@@ -277,7 +278,7 @@ class Trainer:
             self.average.update_parameters(self.decoder)
 
     def _log_steps(self, log: RunLog, losses: list[Tensor], **scalars: float) -> None:
-        """Record the mean loss since the last record."""
+        """Log the mean loss since the last record."""
         self.loss = self._require_finite(losses)
         if isinstance(self.loss_of, SelfCriticalLoss):
             scalars["reward"] = self.loss_of.take_reward()
@@ -285,16 +286,16 @@ class Trainer:
         log.write(self.progress.step, loss=self.loss, **scalars, seconds=seconds)
 
     def _require_finite(self, losses: list[Tensor]) -> float:
-        """The mean of these losses, which waits for the device; 0 where there is none.
+        """Return the mean loss, 0 of none; this waits for the device.
 
         Raises:
-            ShowTellError: it is not finite.
+            ShowTellError: the mean is not finite.
         """
         loss = float(torch.stack(losses).mean()) if losses else 0.0
         if not math.isfinite(loss):
             raise ShowTellError(
                 f"{self.run_dir}: the loss is {loss} at step {self.progress.step}. Train another "
-                f"run with a smaller --learning-rate or --precision fp32."
+                f"run with a smaller --learning-rate or with --precision fp32."
             )
         return loss
 
@@ -302,17 +303,15 @@ class Trainer:
         progress = self.progress
         left_s = (self.total_steps - progress.step) * progress.seconds / progress.step
         lr = learning_rate_at(progress.step, self.total_steps, self.config)
+        loss = "" if math.isnan(self.loss) else f"loss {self.loss:.3f} | "
         return (
-            f"step {progress.step}/{self.total_steps} | {self._describe_loss()}lr {lr:.1e} | "
+            f"step {progress.step}/{self.total_steps} | {loss}lr {lr:.1e} | "
             f"{tokens_per_second / 1000:.1f}k tok/s | data {watch.shares()['data']:.0%} | "
             f"eta {format_seconds(left_s)}"
         )
 
-    def _describe_loss(self) -> str:
-        return "" if math.isnan(self.loss) else f"loss {self.loss:.3f} | "
-
     def _validate(self, log: RunLog) -> None:
-        """Decode the validation images, score them, and keep the weights if they are the best."""
+        """Caption the validation images, score them, and keep the weights if they are the best."""
         config, progress, watch = self.config, self.progress, Stopwatch()
         captions = self.decode_validation()
         scores = self.scorer.score(dict(zip(self.data.val_image_ids, captions, strict=True)))
@@ -325,19 +324,19 @@ class Trainer:
             seconds=round(progress.seconds, 3),
         )
         score = scores[self.monitor]
-        # While nothing scores, the latest weights are those that have learned the most.
-        best = score > progress.best_score or score == progress.best_score == 0
-        if best:
+        # As long as every epoch scores 0, the latest has learned the most.
+        is_best = score > progress.best_score or score == progress.best_score == 0
+        if is_best:
             progress.best_score, progress.best_epoch = score, progress.epoch
             save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
             f"val CIDEr {100 * scores['CIDEr']:.1f} | Bleu_4 {100 * scores['Bleu_4']:.1f} | "
-            f"{format_seconds(progress.seconds)}{' | best' if best else ''}"
+            f"{format_seconds(progress.seconds)}{' | best' if is_best else ''}"
         )
 
     def decode_validation(self) -> list[str]:
-        """Caption the validation images with the decoder as it stands."""
+        """Caption the validation images with the current weights."""
         store, decoder = self.data.store, self.validated
         options = DecodingOptions(beam=self.config.val_beam, length_penalty=0.0)
         options = options.for_unit(self.data.vocab.unit)
@@ -346,19 +345,19 @@ class Trainer:
         batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]
 
-    def _out_of_patience(self) -> bool:
-        waited = self.progress.epoch - self.progress.best_epoch
-        return 0 < self.config.patience <= waited
+    def _is_out_of_patience(self) -> bool:
+        epochs_without_gain = self.progress.epoch - self.progress.best_epoch
+        return 0 < self.config.patience <= epochs_without_gain
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         path = self.run_dir / LAST_NAME
         scaler, progress = self.precision.scaler, self.progress
         save_checkpoint(path, self.decoder, self.optimizer, scaler, progress, self.average)
 
     def _finish(self) -> Manifest:
-        """Write the manifest and show what came out."""
+        """Write the manifest and print the final table."""
         progress, data = self.progress, self.data
-        # Not the last checkpoint: nobody needs it once the run is finished.
+        # Without the last checkpoint: a finished run does not need it.
         outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME]
         num_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         manifest = Manifest(
@@ -377,18 +376,18 @@ class Trainer:
             seconds=round(progress.seconds, 3),
             details={self.monitor: progress.best_score},
         ).write(self.run_dir)
-        trained = progress.epoch * self.batches.num_captions
+        captions_per_second = progress.epoch * self.batches.num_captions / progress.seconds
         rows = [
             ("captions", f"{self.batches.num_captions:,}"),
             ("parameters", f"{num_parameters:,}"),
             ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
             (f"best val {self.monitor}", f"{100 * progress.best_score:.1f}"),
-            ("speed", f"{trained / progress.seconds:,.0f} captions/s, validation included"),
+            ("speed", f"{captions_per_second:,.0f} captions/s, validation included"),
             ("time", format_seconds(progress.seconds)),
             ("size", format_bytes(sum(manifest.outputs.values()))),
             ("path", str(self.run_dir)),
         ]
         print_table("train", rows)
         if progress.best_score == 0:
-            print_warning(f"no val caption has scored in {self.monitor}. {LEARN_MORE}")
+            print_warning(f"no val caption has a {self.monitor} above 0. {ADVICE}")
         return manifest

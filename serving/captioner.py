@@ -15,7 +15,7 @@ from ..features.encoders.backbone import Backbone, load_backbone
 from ..features.reading.decode import UnreadableImageError, open_picture, to_rgb, upright
 from ..features.reading.transform import VIEWS
 from ..features.store import require_views
-from ..model.decoders.decoder import Decoder
+from ..model.decoders.base import Decoder
 from ..model.decoders.ensemble import join_decoders
 from ..model.decoders.precision import Precision
 from ..model.generation.consensus import Consensus
@@ -111,7 +111,7 @@ class Captioner:
             return []
         consensus = self.consensus(options)
         batch = torch.from_numpy(np.concatenate(pixels)).to(self.precision.device)  # (N·V, 3, H, W)
-        looks = self.decoder.looks_at_grid
+        looks = self.decoder.uses_grid
         features = self.backbone.grid(batch) if looks else self.backbone(batch)
         features = features.half()  # as those it was trained on were cached
         views = features.unflatten(0, (len(pixels), options.views)).unbind(1)
@@ -207,7 +207,7 @@ def load(
             f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the "
             f"run {run_dir} was trained with {made['weights_sha256'][:12]}. Put those back."
         )
-    if decoder.looks_at_grid and not backbone.has_grid:
+    if decoder.uses_grid and not backbone.has_grid:
         raise MismatchError(
             f"the run {run_dir} looks at grids, which {backbone.name} at --image-size "
             f"{made['image_size']} does not have. Put back the {CONFIG_NAME} of the run."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from showtell.model.decoders.decoder import Decoder
+    from showtell.model.decoders.base import Decoder
 
 SCORE_NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SHARED = Path(__file__).parents[2] / "shared"
@@ -153,7 +153,7 @@ def look_closer() -> Callable[[Path], None]:
     def amplify(data: Path, times: float = 50.0) -> None:
         path = data / "runs/r/best.safetensors"
         tensors = load_file(path)
-        tensors["image.weight"] *= times  # of differences from the mean image
+        tensors["image_proj.weight"] *= times  # of differences from the mean image
         save_file(tensors, path)
 
     return amplify
@@ -164,12 +164,14 @@ def random_decoder() -> Callable[..., "Decoder"]:
     """Make a small decoder whose words differ enough in probability to have a best caption."""
     import torch
 
-    from showtell.model.decoders.decoder import Decoder, DecoderConfig
+    from showtell.model.decoders.base import Decoder
+    from showtell.model.decoders.config import DecoderConfig
+    from showtell.model.decoders.registry import create_decoder
 
     def make(seed: int = 0, **options: object) -> Decoder:
         torch.manual_seed(seed)
         sizes = {"cell": "gru", "feature_dim": 6, "vocab_size": 12} | options
-        decoder = Decoder(DecoderConfig(**({"embed_size": 8, "hidden_size": 8} | sizes)))
+        decoder = create_decoder(DecoderConfig(**({"embed_size": 8, "hidden_size": 8} | sizes)))
         torch.nn.init.normal_(decoder.embedding.weight, std=1.0)
         torch.nn.init.normal_(decoder.output_bias)
         return decoder.double().eval()

@@ -15,7 +15,7 @@ from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
 from showtell.bench.run import bench, choose_dataset, measure
 from showtell.model.config import TrainConfig
-from showtell.model.decoders.decoder import Decoder
+from showtell.model.decoders.registry import create_decoder
 from showtell.model.kernels import recurrence
 from showtell.model.kernels.padding import ALIGNMENT
 from showtell.model.train import train
@@ -61,13 +61,13 @@ def test_products_of_a_training_step_are_those_that_torch_counts(
         monkeypatch.setattr(module, "round_rows", lambda count: count)
     config = TrainConfig(data=scenes, dataset="scenes", cell=cell, hidden_size=24, embed_size=16)
     data = load_training_data(config)
-    decoder = Decoder(decoder_config(config, data))
+    decoder = create_decoder(decoder_config(config, data))
     batches = CaptionBatches(data.store, data.captions, 32, torch.device("cpu"))
     batch = batches.gather(batches.plan_epoch(0)[0])
     with FlopCounterMode(display=False) as counter:
         caption_loss(decoder, batch).backward()
-    shapes = training.products_of(decoder.config, len(batch.rows), batch.lengths.tolist())
-    num_words, vocab_size = len(batch.real), len(data.vocab)
+    shapes = training.products_of(decoder.config, len(batch.image_rows), batch.lengths.tolist())
+    num_words, vocab_size = len(batch.nonpad), len(data.vocab)
     # Between cell and words stands `project`, as their sizes differ here and not by default; and
     # torch does not count the product that adds to the words' gradient in place.
     counted = counter.get_total_flops() - 3 * 2 * num_words * 24 * 16

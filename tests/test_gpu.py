@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from showtell.model.config import TrainConfig
-from showtell.model.decoders.decoder import CELLS
+from showtell.model.decoders.show_tell import CELLS
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.train import Trainer, train
@@ -105,7 +105,7 @@ def test_training_goes_on_where_it_was_stopped(scenes, monkeypatch, precision):
         epochs=3, precision=precision, dropout=0.0, val_images=2,
     )  # fmt: skip
     train(replace(config, run="whole"))
-    save, num_saved = Trainer._save, 0
+    save, num_saved = Trainer._save_checkpoint, 0
 
     def save_and_stop(trainer):
         nonlocal num_saved
@@ -115,7 +115,7 @@ def test_training_goes_on_where_it_was_stopped(scenes, monkeypatch, precision):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_save", save_and_stop)
+        patch.setattr(Trainer, "_save_checkpoint", save_and_stop)
         train(replace(config, save_every_s=0.0))
     assert Manifest.read(scenes / "runs/r") is None
     assert train(replace(config, resume=True)).counts["num_epochs"] == 3

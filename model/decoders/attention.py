@@ -1,19 +1,29 @@
-"""Where a decoder looks: soft attention over a grid, and adaptive attention with a sentinel.
+"""Additive attention over grid features, and what all decoders with attention share.
 
-Letters in shapes: N images, R places of the grid, Q queries an image, H hidden, E embedding, A
-attention.
+Letters in shapes: N images, P grid cells, Q queries per image, R rows (beams), B captions, T
+tokens, D feature width, E embedding, H hidden, A attention width.
 """
+
+from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What attention looks at: keys (N, R, A) and values (N, R, E), projected once an image.
+from ..kernels.padding import round_rows
+from ..kernels.recurrence import Hidden
+from .config import DecoderConfig
+from .initialization import mean_direction
+from .show_tell import ShowTell
+from .state import DecoderState
+
+# What attention reads: keys (N, P, A) and values (N, P, E), computed once per image.
 Memory = tuple[Tensor, Tensor]
 
 
-class Attention(nn.Module):
-    """Additive attention: a small network scores every place for every query.
+class AdditiveAttention(nn.Module):
+    """A small network scores every grid cell for every query.
 
     Source: Xu et al. 2015, arXiv:1502.03044, after Bahdanau et al. 2015, arXiv:1409.0473.
     """
@@ -24,71 +34,119 @@ class Attention(nn.Module):
         self.query = nn.Linear(query_size, attention_size, bias=False)
         self.score = nn.Linear(attention_size, 1, bias=False)
 
-    def remember(self, values: Tensor) -> Memory:
-        """Project what will be looked at, (N, R, E), once for all queries."""
+    def project_keys(self, values: Tensor) -> Memory:
+        """Return the keys and values of (N, P, E) values, for all later queries."""
         return self.key(values), values
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Unnormalised scores of every place: (N, Q, H), (N, R, A) → (N, Q, R)."""
-        mixed = torch.tanh(keys[:, None] + self.query(queries)[:, :, None])  # (N, Q, R, A)
+        """Score every grid cell: (N, Q, H), (N, P, A) → (N, Q, P), unnormalised."""
+        mixed = torch.tanh(keys[:, None] + self.query(queries)[:, :, None])  # (N, Q, P, A)
         scored: Tensor = self.score(mixed)
         return scored.squeeze(-1)
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Look at the grid.
+        """Average the values, weighted by their scores.
 
         Args:
             queries: (N, Q, H).
-            memory: from `remember`.
+            memory: from `project_keys`.
 
         Returns:
-            context: (N, Q, E), the values' mean under the weights.
-            weights: (N, Q, R), each at least 0, their sum over the places 1.
+            context: (N, Q, E).
+            weights: (N, Q, P), non-negative, summing to 1 over the grid cells.
         """
         keys, values = memory
         weights = self.scores(queries, keys).softmax(-1)
         return weights @ values, weights
 
 
-class AdaptiveAttention(Attention):
-    """Attention that may look away: a sentinel competes with the places of the grid.
+class AttentionDecoder(ShowTell):
+    """Show and Tell that reads grid features before each token is predicted.
 
-    Source: Lu et al. 2017, arXiv:1612.01887.
+    A context vector is added to the cell's output. Subclasses define one time step (`advance`).
     """
 
-    def __init__(self, value_size: int, query_size: int, attention_size: int) -> None:
-        super().__init__(value_size, query_size, attention_size)
-        self.gate_input = nn.Linear(value_size, query_size)
-        self.gate_hidden = nn.Linear(query_size, query_size, bias=False)
-        self.sentinel_value = nn.Linear(query_size, value_size)
-        self.sentinel_key = nn.Linear(query_size, attention_size)
+    uses_grid = True
+    attention_class = AdditiveAttention
 
-    def sentinel(self, inputs: Tensor, previous: Tensor, cell_memory: Tensor) -> Tensor:
-        """What the decoder knows without looking: (N, Q, H).
+    grid_mean: Tensor
 
-        Args:
-            inputs: (N, Q, E) of the cell.
-            previous: (N, Q, H), hidden state before the word.
-            cell_memory: (N, Q, H), tanh of an LSTM's memory; the hidden state of other cells.
-        """
-        gate = torch.sigmoid(self.gate_input(inputs) + self.gate_hidden(previous))
-        return gate * cell_memory
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("grid_mean", torch.zeros(config.feature_dim))
+        self.grid_proj = nn.Linear(config.feature_dim, config.embed_size)
+        self.attention = self.attention_class(
+            config.embed_size, config.hidden_size, config.attention_size
+        )
+        self.context_proj = nn.Linear(config.embed_size, config.hidden_size)
 
-    def look(self, queries: Tensor, sentinel: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Look at the grid, or away.
+    @abstractmethod
+    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden]:
+        """Compute one time step.
 
         Args:
-            queries: (N, Q, H).
-            sentinel: (N, Q, H), from `sentinel`.
-            memory: from `remember`.
+            words: (R, E) word vectors.
+            state: before the step.
 
         Returns:
-            context: (N, Q, E).
-            weights: (N, Q, R + 1), the last that of the sentinel; their sum is 1.
+            outputs: (R, H), with the context vector added.
+            hidden: (L, R, H) each, the next hidden state.
         """
-        keys, values = memory
-        away = torch.tanh(self.sentinel_key(sentinel) + self.query(queries))  # (N, Q, A)
-        scores = torch.cat([self.scores(queries, keys), self.score(away)], -1)
-        weights = F.softmax(scores, -1)
-        seen = weights[..., :-1] @ values
-        return seen + weights[..., -1:] * self.sentinel_value(sentinel), weights
+
+    def init_state(self, features: Tensor) -> DecoderState:
+        """Encode (N, P, D) grids; return the state before BOS."""
+        features = features.to(self.grid_proj.weight.dtype)
+        memory = self.encode_grid(features)
+        return replace(super().init_state(features.mean(1)), memory=memory)
+
+    def encode_grid(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Project (N, P, D) grids to the memory that every step reads."""
+        directions = F.normalize(features, dim=-1) - self.grid_mean
+        values = F.relu(self.grid_proj(directions * self.feature_norm))
+        return self.attention.project_keys(self.dropout(values))
+
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Read (R,) token ids; return (R, V) logits of the next tokens and the next state."""
+        outputs, hidden = self.advance(self.embedding(token_ids), state)
+        return self.logits(outputs), replace(state, hidden=hidden)
+
+    def forward(
+        self,
+        features: Tensor,
+        inputs: Tensor,
+        image_index: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Read (B, T) captions of (N, P, D) grids; return (B, T, H) outputs for `logits`."""
+        if image_index is None:
+            image_index = torch.arange(len(features), device=inputs.device)
+        words = self.dropout(self.embedding(inputs))
+        outputs = self.read_with_attention(words, self.init_state(features), image_index, lengths)
+        dropped: Tensor = self.dropout(outputs)
+        return dropped
+
+    def read_with_attention(
+        self, words: Tensor, state: DecoderState, image_index: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        """Read (B, T, E) word vectors step by step: (B, T, H) outputs, zeros in the padding."""
+        state = state.repeat(image_index)
+        num_captions, num_steps = words.shape[:2]
+        num_active = [num_captions] * num_steps
+        if lengths is not None:
+            # Captions are sorted by length, so that the active ones come first.
+            counts = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
+            num_active = [min(round_rows(count), num_captions) for count in counts]
+        outputs = []
+        # unbind, because the gradient of words[:, t] would be as large as `words` at every step.
+        for step_words, count in zip(words.unbind(1), num_active, strict=True):
+            state = state.first_rows(count)
+            output, hidden = self.advance(step_words[:count], state)
+            state = replace(state, hidden=hidden)
+            outputs.append(F.pad(output, (0, 0, 0, num_captions - count)))
+        return torch.stack(outputs, 1)
+
+    @torch.no_grad()
+    def center_features(self, features: Tensor) -> None:
+        """Set the means of grid cells and of pooled grids, from (N, P, D) training features."""
+        self.grid_mean.copy_(mean_direction(features))
+        super().center_features(features.mean(1, dtype=torch.float32))

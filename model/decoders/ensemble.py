@@ -1,4 +1,4 @@
-"""Several decoders that write one caption together: the mean of what they think of each word."""
+"""Several decoders that write one caption together, by averaging their probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .decoder import Decoder
-from .state import DecoderState
+from .base import Decoder
+from .state import State
 
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The states of all members, in order; each has the same rows."""
+    """The states of all members, in order; all have the same rows."""
 
-    members: tuple[DecoderState, ...]
+    members: tuple[State, ...]
 
     def __len__(self) -> int:
         return len(self.members[0])
@@ -26,9 +26,9 @@ class EnsembleState:
 
 
 class Ensemble(nn.Module):
-    """Decoders of one vocabulary, decoded as if they were one.
+    """Decoders that share a vocabulary, used as one decoder.
 
-    They may differ in all else: cell, sizes, features, attention.
+    Members may differ in everything else: cell, sizes, features, attention.
 
     Args:
         members: in any mode, on one device.
@@ -37,24 +37,29 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[Decoder]) -> None:
         super().__init__()
         sizes = {member.config.vocab_size for member in members}
-        assert len(sizes) == 1, f"members have vocabularies of {sizes} words"
+        assert len(sizes) == 1, f"members have different vocabulary sizes: {sizes}"
         self.members = tuple(members)
-        self.modules_of_members = nn.ModuleList(members)  # so that mode and device reach them
+        # Registered as well, so that train(), eval() and to() reach the members.
+        self.member_modules = nn.ModuleList(members)
 
     def init_state(self, features: Sequence[Tensor]) -> EnsembleState:
-        """Show each member its own features of the same images, a row or grid for each image."""
+        """Encode the images for each member.
+
+        Args:
+            features: one tensor per member: its features of the same N images.
+        """
         pairs = zip(self.members, features, strict=True)
         return EnsembleState(tuple(member.init_state(own) for member, own in pairs))
 
     def step(self, token_ids: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
-        """Advance every member by one word.
+        """Advance every member by one token.
 
         Args:
-            token_ids: (R,) int64, the previous word; BOS at the first step.
+            token_ids: (R,) int64, the previous tokens; BOS at the first step.
             state: from `init_state` or the previous step.
 
         Returns:
-            logits: (R, V) float32, log of the mean of the members' probabilities.
+            logits: (R, V) float32, the log of the members' mean probability.
             state: the next state.
         """
         pairs = zip(self.members, state.members, strict=True)
@@ -64,14 +69,16 @@ class Ensemble(nn.Module):
         return mean, EnsembleState(tuple(own for _, own in stepped))
 
     def start_tokens(self, batch_size: int) -> Tensor:
-        """(R,) int64, BOS for every row, on the members' device."""
+        """Return (R,) int64, BOS for every row, on the members' device."""
         return self.members[0].start_tokens(batch_size)
 
 
 def join_decoders(decoders: Sequence[Decoder], num_views: int = 1) -> Decoder | Ensemble:
-    """One model of decoders that look at several views of each image; of one with one, itself.
+    """Combine decoders, and several views of each image, into one model.
 
-    An ensemble has a member for each view of each decoder, all views of the first decoder first.
+    Returns:
+        The decoder itself if there is one with one view; else an ensemble with a member for each
+        view of each decoder: all views of the first decoder, then all of the second, ….
     """
     members = [decoder for decoder in decoders for _ in range(num_views)]
     return members[0] if len(members) == 1 else Ensemble(members)

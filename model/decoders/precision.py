@@ -1,4 +1,4 @@
-"""Mixed precision, chosen once: bf16 where it is fast, else fp16 with a GradScaler, else fp32."""
+"""Mixed precision, chosen once per run: bf16 where it is fast, else fp16, else fp32."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,13 +8,13 @@ from ...features.device import choose_precision, cpu_multiplies_bf16
 
 
 class Precision:
-    """How the arithmetic of a training or decoding step is done on one device.
+    """The arithmetic of training or decoding on one device.
 
     Attributes:
-        device: where the tensors live.
-        dtype: torch.bfloat16, torch.float16 or torch.float32; the weights stay float32. On a CPU
-            that has no bf16, where it would be slow and an LSTM fail, float32 stands in for it.
-        scaler: scales the loss under fp16, whose gradients would underflow; else does nothing.
+        device: where the tensors are.
+        dtype: torch.bfloat16, torch.float16 or torch.float32; weights stay float32. On a CPU
+            without bf16 instructions it is float32: bf16 is slow there, and an LSTM fails.
+        scaler: scales the loss under fp16, whose gradients would underflow; otherwise disabled.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context for forward passes."""
+        """Return the context for forward passes."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

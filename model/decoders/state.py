@@ -1,7 +1,7 @@
-"""What a decoder carries from word to word, whatever it is made of, and what a search asks of it.
+"""The state: everything a decoder carries from one token to the next.
 
-Letters in shapes: N images, K beams of each, R = N·K rows, L layers, H hidden, V words. The rows of
-one image are adjacent.
+Letters in shapes: N images, K rows (beams or draws) of each, R = N·K rows, L layers, H hidden, V
+vocabulary. The rows of an image are adjacent.
 """
 
 from dataclasses import dataclass, replace
@@ -9,19 +9,21 @@ from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from ..kernels.recurrence import Hidden, distinct_rows
+
 
 class State(Protocol):
-    """The state of all rows between two words."""
+    """What generation needs of a decoder's state."""
 
     def __len__(self) -> int:
-        """R, the rows."""
+        """Return R, the number of rows."""
         ...
 
     def select(self, images: Tensor, parents: Tensor) -> Self:
-        """Let some images go and give the others new rows.
+        """Keep some images and choose their next rows.
 
         Args:
-            images: (N',) int64, positions of the images that stay, increasing.
+            images: (N',) int64, indices of the images to keep, increasing.
             parents: (N', K') int64, which of its image's K rows each new row continues.
         """
         ...
@@ -31,65 +33,76 @@ S = TypeVar("S", bound=State)
 
 
 class StepModel(Protocol[S]):
-    """Anything that says how likely each word is to come next: a decoder, or an ensemble."""
+    """Anything that scores the next token: a decoder or an ensemble."""
 
     def start_tokens(self, batch_size: int) -> Tensor:
-        """(R,) int64, BOS for every row, on the model's device."""
+        """Return (R,) int64, BOS for every row, on the model's device."""
         ...
 
     def step(self, token_ids: Tensor, state: S) -> tuple[Tensor, S]:
-        """Advance by one word: (R,) int64 previous words → (R, V) logits and the next state."""
+        """Advance by one token: (R,) int64 → (R, V) logits and the next state."""
         ...
 
 
 @dataclass(frozen=True)
 class DecoderState:
-    """The state of one decoder.
+    """The state of a recurrent decoder.
 
     Attributes:
-        hidden: (h,), or (h, c) of an LSTM, each (L, R, H); with `sources` (L, S, H), the different
-            ones.
-        memory: what attention looks at, each (N, …), one row an image and never repeated for its
-            beams; () without attention.
-        num_beams: K, rows of each image.
-        sources: (R,) int64, which row of `hidden` each row goes on from, where several go on from
-            the same; None where each has its own.
+        hidden: (h,) of a GRU or RNN, (h, c) of an LSTM; (L, S, H) each. S = R unless rows share
+            hidden states, see `hidden_index`.
+        memory: what attention reads, (N, …) each, once per image and not repeated for its rows;
+            empty without attention.
+        num_rows_per_image: K.
+        hidden_index: (R,) int64, which of the S hidden states each row continues; None if S = R, in
+            order. Beams often continue the same beam, whose state is then stored and multiplied
+            once.
     """
 
-    hidden: tuple[Tensor, ...]
+    hidden: Hidden
     memory: tuple[Tensor, ...] = ()
-    num_beams: int = 1
-    sources: Tensor | None = None
+    num_rows_per_image: int = 1
+    hidden_index: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.hidden[0].shape[1] if self.sources is None else len(self.sources)
-
-    def take(self, owners: Tensor) -> "DecoderState":
-        """Give each of (B,) int64 images a row, and a memory, of its own; of a state with K = 1."""
-        assert self.num_beams == 1
-        return DecoderState(
-            tuple(part.index_select(1, owners) for part in self.hidden),
-            tuple(part.index_select(0, owners) for part in self.memory),
-        )
+        return self.hidden[0].shape[1] if self.hidden_index is None else len(self.hidden_index)
 
     def select(self, images: Tensor, parents: Tensor) -> "DecoderState":
         """See `State.select`."""
-        rows = (images[:, None] * self.num_beams + parents).flatten()
-        rows = rows if self.sources is None else self.sources[rows]
-        sources = None
-        # Many beams go on from the same beam, whose state is then multiplied once. (Attention looks
-        # at images of K beams each, and a GPU would wait for the number of different rows.)
-        if not self.memory and rows.device.type == "cpu":
-            rows, sources = rows.unique(return_inverse=True)
+        rows = (images[:, None] * self.num_rows_per_image + parents).flatten()
+        rows = rows if self.hidden_index is None else self.hidden_index[rows]
+        hidden_index = None
+        if not self.memory:  # attention reads the rows of each image side by side
+            rows, hidden_index = distinct_rows(rows)
         hidden = tuple(part.index_select(1, rows) for part in self.hidden)
         memory = self.memory
         if memory and len(images) < len(memory[0]):
             memory = tuple(part.index_select(0, images) for part in memory)
-        return DecoderState(hidden, memory, parents.shape[1], sources)
+        return DecoderState(hidden, memory, parents.shape[1], hidden_index)
 
-    def spread(self) -> "DecoderState":
-        """The same with a row of `hidden` for each row."""
-        if self.sources is None:
+    def repeat(self, image_index: Tensor) -> "DecoderState":
+        """Make a row with a memory of its own for each caption.
+
+        Args:
+            image_index: (B,) int64, the image of each caption; this state has one row per image.
+        """
+        assert self.num_rows_per_image == 1 and self.hidden_index is None
+        return DecoderState(
+            tuple(part.index_select(1, image_index) for part in self.hidden),
+            tuple(part.index_select(0, image_index) for part in self.memory),
+        )
+
+    def first_rows(self, count: int) -> "DecoderState":
+        """Keep the first `count` rows of a state with one row per image."""
+        if count == len(self):
             return self
-        hidden = tuple(part.index_select(1, self.sources) for part in self.hidden)
-        return replace(self, hidden=hidden, sources=None)
+        assert self.num_rows_per_image == 1 and self.hidden_index is None
+        return replace(
+            self,
+            hidden=tuple(part[:, :count].contiguous() for part in self.hidden),
+            memory=tuple(part[:count] for part in self.memory),
+        )
+
+    def group_rows(self, rows: Tensor) -> Tensor:
+        """Put the rows of each image side by side: (R, X) → (N, K, X)."""
+        return rows.view(-1, self.num_rows_per_image, rows.shape[1])

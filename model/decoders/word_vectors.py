@@ -1,7 +1,7 @@
-"""Pretrained word vectors from a text file, as GloVe and word2vec publish them.
+"""Pretrained word vectors from a text file in the format of GloVe or word2vec.
 
-One word a line, its numbers behind it, separated by spaces; word2vec's first line, which counts
-words and numbers, is passed over.
+One line per word: the word, then its numbers, separated by spaces. A first line with two numbers,
+as word2vec writes it, is skipped.
 """
 
 from pathlib import Path
@@ -17,25 +17,25 @@ FILE_DESCRIPTION = "a GloVe or word2vec text file"
 
 
 def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
-    """Read the vectors of the words of a vocabulary.
+    """Read the vectors of the words in a vocabulary.
 
     Args:
-        path: of the text file, UTF-8.
-        vocab: words, or pieces that begin a word.
-        size: E, numbers of each vector.
+        path: a UTF-8 text file.
+        vocab: words, or subwords of which those that start a word are looked up.
+        size: E, numbers per vector.
 
     Returns:
-        token_id → (E,) float32, of the words that the file has.
+        token_id → (E,) float32, for the words found in the file.
 
     Raises:
-        MissingArtifactError: there is no such file.
-        MismatchError: its vectors are not of this size, or it is no such file.
-        ConfigError: it has none of the words.
+        MissingArtifactError: the file does not exist.
+        MismatchError: its vectors have another size, or it is not a word-vector file.
+        ConfigError: it contains none of the words.
     """
     wanted = {
         word.removeprefix(" "): token_id
         for word, token_id in vocab.ids.items()
-        if vocab.unit == "words" or word.startswith(" ")  # a piece inside a word is no word
+        if vocab.unit == "words" or word.startswith(" ")  # only subwords that start a word
     }
     found: dict[int, Tensor] = {}
     require_file(path, "--word-vectors", FILE_DESCRIPTION)
@@ -43,46 +43,49 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(map(str.rstrip, lines), 1):
-                # A word of GloVe's may hold spaces itself.
-                word, *values = line.rsplit(" ", size)
-                if not line:
+                is_header = number == 1 and line.count(" ") == 1
+                if not line or is_header:
                     continue
-                if " " not in line:
-                    raise ValueError("no space parts its words from their numbers")
-                if number == 1 and line.count(" ") == 1:
-                    continue
-                if len(values) != size or (number <= 2 and " " in word):
-                    raise MismatchError(
-                        f"{path}, line {number}: {line.count(' ')} numbers, expected {size} by "
-                        f"--embed-size. Give --embed-size {line.count(' ')}, or another file."
-                    )
+                word, vector = _parse_line(line, size, number, path)
                 if word in wanted:
-                    vector = torch.tensor([float(value) for value in values])
-                    if not vector.isfinite().all():
-                        raise ValueError("a number that is not finite")
-                    found[wanted[word]] = vector
-    except ValueError as error:  # also of UTF-8
+                    found[wanted[word]] = torch.tensor([float(value) for value in vector])
+                    if not found[wanted[word]].isfinite().all():
+                        raise ValueError("a number is not finite")
+    except ValueError as error:  # UnicodeDecodeError is one too
         raise MismatchError(
-            f"{path}, line {number}, is no word and its vector ({error}). Give "
-            f"--word-vectors a GloVe or word2vec text file."
+            f"{path}, line {number} is not a word and its vector ({error}). Set --word-vectors to "
+            f"a GloVe or word2vec text file."
         ) from None
     if not found:
         raise ConfigError(
-            f"{path} has none of the {len(wanted):,} words of the vocabulary. Give another file, "
-            f"or leave out --word-vectors."
+            f"{path} contains none of the {len(wanted):,} words of the vocabulary. Use another "
+            f"file, or leave out --word-vectors."
         )
     return found
 
 
+def _parse_line(line: str, size: int, number: int, path: Path) -> tuple[str, list[str]]:
+    """Split a line into its word and `size` numbers; a GloVe word may itself contain spaces."""
+    if " " not in line:
+        raise ValueError("there is no space between a word and its numbers")
+    word, *values = line.rsplit(" ", size)
+    if len(values) != size or (number <= 2 and " " in word):
+        raise MismatchError(
+            f"{path}, line {number} has {line.count(' ')} numbers, expected {size} by "
+            f"--embed-size. Use --embed-size {line.count(' ')}, or another file."
+        )
+    return word, values
+
+
 @torch.no_grad()
 def set_word_vectors(embedding: Tensor, vectors: dict[int, Tensor]) -> None:
-    """Put vectors into the (V, E) matrix, centred and scaled to the spread that it has.
+    """Copy vectors into the (V, E) matrix, centred and scaled to its standard deviation.
 
-    A decoder that starts far from its usual scale would first have to unlearn it.
+    At another scale the decoder would first have to unlearn it.
     """
     token_ids = torch.tensor(list(vectors))
     values = torch.stack(list(vectors.values()))
-    if len(values) > 2:  # of one or two nothing would be left, or opposites
+    if len(values) > 2:  # centring one or two vectors leaves zeros, or opposites
         values = values - values.mean(0)
     values *= embedding.std() / values.std().clamp(min=1e-12)
     embedding[token_ids.to(embedding.device)] = values.to(embedding)

@@ -1,6 +1,6 @@
-"""Beam search over any decoder's `step`: all beams of all images in one batch.
+"""Batched beam search over any model with a `step`: all beams of all images at once.
 
-Letters in shapes: N images still searched, K beams (of a group), G groups, V vocabulary, T words so
+Letters in shapes: N images still active, K beams (of a group), G groups, V vocabulary, T tokens so
 far, C candidates.
 """
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ...pipeline.text.vocab import EOS, PAD
 from ..decoders.state import S, StepModel
-from ..kernels.padding import staying
+from ..kernels.padding import unfinished_rows
 from ..kernels.topk import topk
 from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
 from .options import DecodingOptions
 
-IMAGES_TOGETHER = 4  # that leave the batch: what attention multiplies is then of few sizes
+# Images leave the batch four at a time, so that the products of attention come in few sizes.
+KEEP_MULTIPLE = 4
 
 
 @torch.no_grad()
@@ -27,152 +28,162 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Find the best captions of each image.
 
-    At every step the K best continuations of an image go on; those among its K best that end become
-    hypotheses. An image with K hypotheses is done and soon leaves the batch. The end comes after
-    one word at the earliest and after `max_length` at the latest, so that every image gets a
-    caption.
+    At each step the K best continuations of an image survive; continuations among the K best that
+    end with EOS become hypotheses. An image with K hypotheses is finished and leaves the batch.
+    Every caption ends after at least one token and at most `max_length`, so that each image gets
+    one.
 
-    With a length penalty a longer caption might still outrank those K. Waiting until none can was
-    tried: on Flickr8k's dev images, GRU, beam 3, CIDEr rose from 47.7 to 48.1, BLEU-4 fell from
-    20.1 to 20.0 and decoding took 1.3 times as long; and a beam of one would no longer be greedy.
-
-    With `beam_groups` G the beam is split into G searches of K / G beams each, which take turns at
-    every step: to a group, a word is less welcome by `diversity` for each beam of the groups before
-    it that goes on with this word. That decides what a group keeps, and enters no log-probability.
-    The end is no word of this kind: captions may all end at the same place.
+    With `beam_groups` G the beam is split into G searches of K / G beams that take turns at each
+    step. A group ranks a token lower by `diversity` for each beam of an earlier group that chose
+    it at this step. The penalty affects only the ranking inside the group, not the log-probability,
+    and does not apply to EOS.
 
     Args:
         decoder: in eval mode.
-        state: of `decoder.init_state(features)`, a row for each image.
-        options: how to search; `beam` is K, 1 is greedy. A `length_penalty` of 0 ranks by
+        state: from `decoder.init_state(features)`, one row per image.
+        options: `beam` is K; 1 is greedy. With `length_penalty` 0 hypotheses are ranked by
             probability alone, which favours short captions.
 
     Returns:
-        For each image at least one and at most K hypotheses, different ones, best first.
+        For each image, its distinct hypotheses, best first: at least one, at most K.
 
-    Source: diverse groups after Vijayakumar et al. 2016, arXiv:1610.02424, with Hamming diversity.
+    Source: diverse beam search with Hamming diversity, Vijayakumar et al. 2016, arXiv:1610.02424.
     """
     num_images = len(state)
     results: list[list[Hypothesis]] = [[] for _ in range(num_images)]
     if not num_images:
         return results
     start = decoder.start_tokens(num_images)[:, None]
-    # (N,) places of the images in results; -1 of those that are done, which may stay for a while.
-    searched = torch.arange(num_images, device=start.device)
+    # (N,) index into results of each image in the batch; -1 once it is finished.
+    active = torch.arange(num_images, device=start.device)
     groups = [_Group(start, options) for _ in range(options.beam_groups)]
     if len(groups) > 1:
-        state = state.select(searched, start.new_zeros(num_images, len(groups)))
+        state = state.select(active, start.new_zeros(num_images, len(groups)))
     for _ in range(options.length_limit + 1):
-        words = _join([group.words for group in groups])  # (N, G·K)
+        last_tokens = _join([group.last_tokens for group in groups])  # (N, G·K)
         token_ids = _join([group.token_ids for group in groups])
-        logits, state = decoder.step(words.flatten(), state)
+        logits, state = decoder.step(last_tokens.flatten(), state)
         log_probs = next_log_probs(logits, token_ids.flatten(0, 1), options)
-        parents = _advance(groups, log_probs.view(*words.shape, -1), options.diversity)
+        parents = _advance(groups, log_probs.view(*last_tokens.shape, -1), options.diversity)
 
-        done = torch.stack([group.is_done() for group in groups]).all(0)
-        leaving = (done & (searched >= 0)).nonzero()[:, 0]
+        is_done = torch.stack([group.is_done() for group in groups]).all(0)
+        leaving = (is_done & (active >= 0)).nonzero()[:, 0]
         if len(leaving):
             found = zip(*(group.finished.hypotheses(leaving) for group in groups), strict=True)
-            for image, hypotheses in zip(searched[leaving].tolist(), found, strict=True):
+            for image, hypotheses in zip(active[leaving].tolist(), found, strict=True):
                 results[image] = rank_hypotheses(chain.from_iterable(hypotheses))
-            searched[leaving] = -1
-        kept = staying(done, IMAGES_TOGETHER)
+            active[leaving] = -1
+        kept = unfinished_rows(is_done, KEEP_MULTIPLE)
         if not len(kept):
             break
         state = state.select(kept, parents[kept])
-        if len(kept) < len(done):
-            searched = searched[kept]
+        if len(kept) < len(is_done):
+            active = active[kept]
             for group in groups:
                 group.keep(kept)
     return results
 
 
 def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Tensor:
-    """Let each group choose its next words, one group after the other.
+    """Let each group choose its next tokens, one group after the other.
 
     Args:
-        groups: each changed in place.
-        log_probs: (N, G·K, V) of the next word alone.
-        diversity: what a word costs for each beam of earlier groups that goes on with it.
+        groups: changed in place.
+        log_probs: (N, G·K, V) of the next token alone.
+        diversity: penalty of a token for each beam of an earlier group that chose it.
 
     Returns:
-        parents (N, G·K'): the beam, among all of the image, that each beam continues.
+        parents: (N, G·K'), which beam of the image each new beam continues.
     """
     if len(groups) == 1:
         return groups[0].advance(log_probs)
-    num_images, num_beams, num_words = log_probs.shape
-    said = log_probs.new_zeros(num_images, num_words)
+    num_images, num_beams, vocab_size = log_probs.shape
+    times_chosen = log_probs.new_zeros(num_images, vocab_size)
     parents = []
-    for g, of_group in enumerate(log_probs.chunk(len(groups), 1)):
+    for g, group_log_probs in enumerate(log_probs.chunk(len(groups), 1)):
         group = groups[g]
-        parents.append(group.advance(of_group, diversity * said) + g * num_beams // len(groups))
+        chosen = group.advance(group_log_probs, diversity * times_chosen)
+        parents.append(chosen + g * num_beams // len(groups))
         group.retire(group.is_done())
-        said.scatter_add_(1, group.words, (group.log_probs > -torch.inf).float())
+        is_alive = (group.log_probs > -torch.inf).float()
+        times_chosen.scatter_add_(1, group.last_tokens, is_alive)
     return torch.cat(parents, 1)
 
 
 class _Group:
-    """The beams of a search that are still going, and what has ended, of every image.
+    """The live beams and the finished hypotheses of all images.
 
-    `log_probs` (N, K) float32 of the beams so far, −inf where there is none; `token_ids` (N, K, T)
-    int64 their words; `words` (N, K) the last of them, BOS at first.
+    Attributes:
+        log_probs: (N, K) float32, of each beam so far; −inf for a missing beam.
+        token_ids: (N, K, T) int64, tokens of each beam.
+        last_tokens: (N, K) int64, the last of them; BOS at first.
+        finished: the hypotheses that have ended.
     """
 
     def __init__(self, start: Tensor, options: DecodingOptions) -> None:
-        # A single beam for each image at first: K equal ones would find everything K times.
-        self.words = start
+        # One beam per image at first: K equal beams would find everything K times.
+        self.last_tokens = start
         self.log_probs = torch.zeros_like(start, dtype=torch.float32)
         self.token_ids = start[:, :, None][:, :, :0]
         self.beam_size = options.beam // options.beam_groups
         self.length_penalty = options.length_penalty
         self.finished = _Finished(len(start), self.beam_size, options.length_limit, start.device)
 
-    def advance(self, word_log_probs: Tensor, penalties: Tensor | None = None) -> Tensor:
-        """Choose among all words behind all beams: (N, K, V) log-probabilities, (N, V) penalties.
+    def advance(self, token_log_probs: Tensor, penalties: Tensor | None = None) -> Tensor:
+        """Choose the next token of each beam.
+
+        Args:
+            token_log_probs: (N, K, V) of the next token alone.
+            penalties: (N, V), subtracted in the ranking.
 
         Returns:
-            (N, K'), the beam that each new one goes on from.
+            (N, K'), which beam each new beam continues.
         """
         beam_size, length = self.beam_size, self.token_ids.shape[2]
-        # K continuations may end, so that 2K are needed for K to go on.
-        ranks, log_probs, parents, words = _best_continuations(
-            word_log_probs, self.log_probs, penalties, 2 * beam_size
+        # 2K candidates: up to K of them may end, and K beams must go on.
+        ranks, log_probs, parents, tokens = _best_continuations(
+            token_log_probs, self.log_probs, penalties, 2 * beam_size
         )
         token_ids = _gather_rows(self.token_ids, parents)
-        ended = words == EOS
-        ends = log_probs.masked_fill(~ended, -torch.inf)[:, :beam_size]
+        is_end = tokens == EOS
+        ends = log_probs.masked_fill(~is_end, -torch.inf)[:, :beam_size]
         scores = ends / (length + 1) ** self.length_penalty
         self.finished.add(scores, ends, token_ids[:, :beam_size])
 
-        going = ranks.masked_fill(ended, -torch.inf)
-        best, order = going.topk(min(beam_size, going.shape[1]), 1)
+        live = ranks.masked_fill(is_end, -torch.inf)
+        best, order = live.topk(min(beam_size, live.shape[1]), 1)
         self.log_probs = (
             best if penalties is None else log_probs.gather(1, order).where(best > -torch.inf, best)
         )
-        self.words = words.gather(1, order)
-        self.token_ids = torch.cat([_gather_rows(token_ids, order), self.words[:, :, None]], 2)
+        self.last_tokens = tokens.gather(1, order)
+        self.token_ids = torch.cat(
+            [_gather_rows(token_ids, order), self.last_tokens[:, :, None]], 2
+        )
         return parents.gather(1, order)
 
     def is_done(self) -> Tensor:
-        """(N,) bool, whether an image has all its hypotheses, or no beam to find more."""
+        """Return (N,) bool: all hypotheses found, or no live beam left."""
         return self.finished.is_full() | (self.log_probs[:, 0] == -torch.inf)
 
     def retire(self, images: Tensor) -> None:
-        """Let the beams of these images, (N,) bool, find no more."""
+        """Stop the beams of some images, (N,) bool."""
         self.log_probs = self.log_probs.masked_fill(images[:, None], -torch.inf)
 
     def keep(self, images: Tensor) -> None:
-        """Forget all images but these."""
+        """Drop all images but these, (N',) int64."""
         self.finished.keep(images)
-        self.words, self.log_probs = self.words[images], self.log_probs[images]
+        self.last_tokens, self.log_probs = self.last_tokens[images], self.log_probs[images]
         self.token_ids = self.token_ids[images]
 
 
 class _Finished:
-    """The best K hypotheses that have ended, of every image; a score of −inf is a free place.
+    """The K best hypotheses so far of every image.
 
-    `scores` and `log_probs` are (N, K) float32, best first; `lengths` (N, K) int64 counts words
-    without EOS; `token_ids` (N, K, max_length) int64 has PAD behind the end.
+    Attributes:
+        scores: (N, K) float32, best first; −inf marks a free place.
+        log_probs: (N, K) float32.
+        lengths: (N, K) int64, tokens without EOS.
+        token_ids: (N, K, max_length) int64, padded with PAD.
     """
 
     def __init__(
@@ -184,7 +195,13 @@ class _Finished:
         self.token_ids = torch.full((num_images, beam_size, max_length), PAD, device=device)
 
     def add(self, scores: Tensor, log_probs: Tensor, token_ids: Tensor) -> None:
-        """Take in candidates of one length T: (N, C), (N, C), (N, C, T); those of −inf are none."""
+        """Add candidates of one length T and keep the K best.
+
+        Args:
+            scores: (N, C); candidates with −inf are ignored.
+            log_probs: (N, C).
+            token_ids: (N, C, T).
+        """
         beam_size, max_length = self.token_ids.shape[1:]
         length = token_ids.shape[2]
         token_ids = F.pad(token_ids, (0, max_length - length), value=PAD)
@@ -195,16 +212,16 @@ class _Finished:
         self.token_ids = _gather_rows(torch.cat([self.token_ids, token_ids], 1), best)
 
     def is_full(self) -> Tensor:
-        """(N,) bool, whether an image has all its K hypotheses."""
+        """Return (N,) bool: whether an image has all its K hypotheses."""
         return self.scores[:, -1] > -torch.inf
 
     def keep(self, images: Tensor) -> None:
-        """Forget all images but these."""
+        """Drop all images but these, (N',) int64."""
         self.scores, self.log_probs = self.scores[images], self.log_probs[images]
         self.lengths, self.token_ids = self.lengths[images], self.token_ids[images]
 
     def hypotheses(self, images: Tensor) -> list[list[Hypothesis]]:
-        """For each of these images its hypotheses, best first."""
+        """Return the hypotheses of each of these images, best first."""
         fields = (self.scores, self.log_probs, self.lengths, self.token_ids)
         return [
             [
@@ -217,34 +234,34 @@ class _Finished:
 
 
 def _best_continuations(
-    word_log_probs: Tensor, log_probs: Tensor, penalties: Tensor | None, num_candidates: int
+    token_log_probs: Tensor, log_probs: Tensor, penalties: Tensor | None, num_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rank every word behind every beam of an image.
+    """Rank all continuations of all beams of an image.
 
     Args:
-        word_log_probs: (N, K, V) float32, of the next word alone.
+        token_log_probs: (N, K, V) float32, of the next token alone.
         log_probs: (N, K) of the beams so far.
-        penalties: (N, V), what each word costs in the ranking and nowhere else.
-        num_candidates: C, how many to keep; fewer where there are fewer.
+        penalties: (N, V), subtracted in the ranking only.
+        num_candidates: C, how many to return; fewer where there are fewer.
 
     Returns:
-        ranks (N, C) descending, log_probs (N, C), parents (N, C) beam each goes on from, words
-        (N, C).
+        ranks (N, C), descending; log_probs (N, C); parents (N, C), the beam that each candidate
+        continues; tokens (N, C).
     """
-    num_words = word_log_probs.shape[2]
-    totals = word_log_probs + log_probs[:, :, None]
+    vocab_size = token_log_probs.shape[2]
+    totals = token_log_probs + log_probs[:, :, None]
     ranked = totals if penalties is None else totals - penalties[:, None]
-    num_candidates = min(num_candidates, ranked.shape[1] * num_words)
+    num_candidates = min(num_candidates, ranked.shape[1] * vocab_size)
     ranks, index = topk(ranked.flatten(1), num_candidates)
     best = ranks if penalties is None else totals.flatten(1).gather(1, index)
-    return ranks, best, index // num_words, index % num_words
+    return ranks, best, index // vocab_size, index % vocab_size
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    """Beams of groups beside each other: (N, K, …) each → (N, G·K, …)."""
+    """Concatenate the beams of all groups: (N, K, …) each → (N, G·K, …)."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Pick rows: (N, K, T) by (N, C) → (N, C, T)."""
+    """Select rows per image: (N, K, T) by (N, C) → (N, C, T)."""
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))

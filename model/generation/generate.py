@@ -1,4 +1,4 @@
-"""Features → captions: batches of images through a model, by beam search or by drawing."""
+"""Features to captions: run batches of images through a model, by beam search or sampling."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...features.store import FeatureStore
 from ...pipeline.text.vocab import Vocab
-from ..decoders.decoder import Decoder
+from ..decoders.base import Decoder
 from ..decoders.precision import Precision
 from ..decoders.state import S, StepModel
 from .beam import beam_search
@@ -16,24 +16,24 @@ from .hypothesis import Hypothesis
 from .options import DecodingOptions
 from .sampling import sample_captions
 
-BATCH_SIZE = 500  # images that are decoded together
-ROWS_TOGETHER = 2500  # beams, or draws, of all of them
+MAX_BATCH_SIZE = 500  # images decoded together
+MAX_ROWS = 2500  # beams, or draws, of all images decoded together
 
-# What a model looks at in one batch: (B, D) of a decoder; of an ensemble, those of each member.
+# One batch of images: (B, D) or (B, P, D) for a decoder; one such tensor per ensemble member.
 Features = Tensor | Sequence[Tensor]
 
 
 class CaptionModel(StepModel[S], Protocol[S]):
-    """What can be shown images: a `Decoder`, or an `Ensemble`."""
+    """A model that can encode images: a `Decoder` or an `Ensemble`."""
 
     training: bool
 
     def init_state(self, features: Any) -> S:
-        """The state before BOS, a row for each image."""
+        """Return the state before BOS, one row per image."""
         ...
 
     def train(self, mode: bool = True) -> object:
-        """Set the mode of a module."""
+        """Set train or eval mode, as `nn.Module.train`."""
         ...
 
 
@@ -44,7 +44,7 @@ def decode_captions(
     precision: Precision,
     options: DecodingOptions,
 ) -> Iterator[list[str]]:
-    """Yield the best caption of each image, a batch of images at a time; see `decode`."""
+    """Yield the best caption of each image, batch by batch; see `decode`."""
     for found in decode(model, batches, precision, options):
         yield [vocab.decode(hypotheses[0].token_ids) for hypotheses in found]
 
@@ -56,21 +56,21 @@ def decode(
     options: DecodingOptions,
     generator: torch.Generator | None = None,
 ) -> Iterator[list[list[Hypothesis]]]:
-    """Yield the captions of each image, best first, a batch of images at a time.
+    """Yield the captions of each image, best first, batch by batch.
 
     Args:
-        model: any mode; put into eval mode here, and back after.
-        batches: features on any device, which are moved batch by batch.
-        precision: of the arithmetic, and the device.
-        options: how to decode; each image gets at least one and at most `num_candidates` captions.
-        generator: of a draw that goes on; default a new one from the options' seed.
+        model: its mode is set to eval here and restored at the end.
+        batches: features on any device; moved batch by batch.
+        precision: the arithmetic, and the device.
+        options: each image gets at least one and at most `num_candidates` captions.
+        generator: for sampling across several calls; default a new one with the options' seed.
     """
     was_training = model.training
     model.train(False)
     generator = generator or torch.Generator().manual_seed(options.seed)
     try:
         for batch in batches:
-            # Not inference_mode, in which autocast would cast the weights anew for every word.
+            # no_grad, because under inference_mode autocast would cast the weights for every token.
             with precision.autocast(), torch.no_grad():
                 state = model.init_state(_move(batch, precision.device))
                 if options.sample:
@@ -83,21 +83,21 @@ def decode(
 
 
 def choose_batch_size(options: DecodingOptions) -> int:
-    """Images to decode together: on a CPU as fast as more; a wide beam takes no more memory."""
+    """Return how many images to decode together; fewer for wide beams, to bound the memory."""
     rows = options.n_best if options.sample else options.beam
-    return max(1, min(BATCH_SIZE, ROWS_TOGETHER // rows))
+    return max(1, min(MAX_BATCH_SIZE, MAX_ROWS // rows))
 
 
 def iterate_features(
     decoder: Decoder,
     store: FeatureStore,
     rows: Tensor,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = MAX_BATCH_SIZE,
     view: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield what a decoder sees of these (N,) rows, in their order: (B, D), or (B, P, D) grids."""
+    """Yield the decoder's features of (N,) store rows in order: (B, D), or (B, P, D) grids."""
     for batch in rows.split(batch_size):
-        if decoder.looks_at_grid:
+        if decoder.uses_grid:
             yield store.gather_grid(batch, torch.full_like(batch, view))
         else:
             yield store.views[batch, view]
@@ -107,10 +107,10 @@ def iterate_members(
     decoders: Sequence[Decoder],
     stores: Sequence[FeatureStore],
     rows: Sequence[Tensor],
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = MAX_BATCH_SIZE,
     num_views: int = 1,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what each member of `join_decoders` sees of the same images."""
+    """Yield the features of the same images for each member of `join_decoders`."""
     members = [
         iterate_features(*member, batch_size, view)
         for member in zip(decoders, stores, rows, strict=True)

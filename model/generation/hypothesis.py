@@ -1,4 +1,4 @@
-"""What every way of decoding gives: captions with their log-probabilities, best first."""
+"""`Hypothesis`: one caption found by beam search or sampling."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One caption that was found.
+    """A caption with its log-probability.
 
     Attributes:
         token_ids: without BOS and EOS.
-        log_prob: summed over the words and EOS, in nats, as the model gave them: neither a
-            temperature nor a penalty has changed it.
-        score: what hypotheses are ranked by: log_prob / (words + 1) ** length_penalty.
+        log_prob: summed over the tokens and EOS, in nats, as the model computed it: no temperature
+            or penalty changes it.
+        score: what hypotheses are ranked by: log_prob / (tokens + 1) ** length_penalty.
     """
 
     token_ids: tuple[int, ...]
@@ -21,6 +21,6 @@ class Hypothesis:
 
 
 def rank_hypotheses(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
-    """The different ones among them, best first; of those of the same words the last."""
-    by_words = {hypothesis.token_ids: hypothesis for hypothesis in hypotheses}
-    return sorted(by_words.values(), key=lambda hypothesis: -hypothesis.score)
+    """Drop duplicate captions, keeping the last of each, and sort by score, best first."""
+    by_tokens = {hypothesis.token_ids: hypothesis for hypothesis in hypotheses}
+    return sorted(by_tokens.values(), key=lambda hypothesis: -hypothesis.score)

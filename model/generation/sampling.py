@@ -1,90 +1,136 @@
-"""Captions drawn at random, word by word, as probable as the decoder says: all in one batch.
+"""Write captions token by token: the loop, and random sampling of captions.
 
-Letters in shapes: N images still drawn for, K draws of each, R = N·K, V vocabulary, T words so far.
+Letters in shapes: N images still active, K draws per image, R = N·K rows, V vocabulary, T tokens.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...pipeline.text.vocab import EOS
+from ...pipeline.text.vocab import EOS, PAD
 from ..decoders.state import S, StepModel
+from ..kernels.padding import unfinished_rows
 from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
 from .options import DecodingOptions
+
+# (R, V) float32 log-probabilities, (N,) image indices, step → (R,) int64 tokens.
+ChooseTokens = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class GeneratedTokens(NamedTuple):
+    """What `generate_tokens` returns.
+
+    Attributes:
+        token_ids: (N, K, T) int64, ending with EOS, then PAD.
+        log_probs: (N, K) float32, summed over the tokens and EOS.
+    """
+
+    token_ids: Tensor
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def generate_tokens(
+    decoder: StepModel[S],
+    state: S,
+    options: DecodingOptions,
+    choose: ChooseTokens,
+    num_draws: int = 1,
+    keep_multiple: int = 1,
+) -> GeneratedTokens:
+    """Write `num_draws` captions of each image, one token at a time.
+
+    Args:
+        decoder: in eval mode.
+        state: from `decoder.init_state(features)`, one row per image.
+        options: the constraints on captions: lengths and repeated n-grams.
+        choose: picks the next token of each row.
+        num_draws: K.
+        keep_multiple: images whose captions are finished leave the batch, except as many as fill up
+            a multiple of this: products then come in few sizes.
+    """
+    num_images, num_steps = len(state), options.length_limit + 1
+    tokens = decoder.start_tokens(num_images)[:, None].expand(-1, num_draws)  # (N, K)
+    device = tokens.device
+    written = torch.full((num_images, num_draws, num_steps), PAD, device=device)
+    totals = torch.zeros(num_images, num_draws, device=device)
+    images = torch.arange(num_images, device=device)  # (N,) the active images
+    is_finished = torch.zeros_like(tokens, dtype=torch.bool)
+    if num_draws > 1:
+        state = state.select(images, torch.zeros_like(tokens))
+    for step in range(num_steps if num_images else 0):
+        logits, state = decoder.step(tokens.flatten(), state)
+        log_probs = next_log_probs(logits, written[images, :, :step].flatten(0, 1), options)
+        chosen = choose(log_probs, images, step)
+        gained = log_probs.gather(1, chosen[:, None]).view_as(tokens)
+        totals[images] += gained.masked_fill(is_finished, 0.0)
+        tokens = chosen.view_as(tokens).masked_fill(is_finished, PAD)
+        written[images, :, step] = tokens
+        is_finished |= tokens == EOS
+        kept = unfinished_rows(is_finished.all(1), keep_multiple)
+        if not len(kept):
+            break
+        if len(kept) < len(images):
+            rows = torch.arange(num_draws, device=device).expand(len(kept), -1)
+            state = state.select(kept, rows)
+            images, tokens, is_finished = images[kept], tokens[kept], is_finished[kept]
+    return GeneratedTokens(written, totals)
 
 
 @torch.no_grad()
 def sample_captions(
     decoder: StepModel[S], state: S, options: DecodingOptions, generator: torch.Generator
 ) -> list[list[Hypothesis]]:
-    """Draw captions of each image.
+    """Draw captions of each image at random.
 
-    Every draw uses up the same count of random numbers, image after image, and all are drawn on the
-    CPU: neither the batch size nor the device decides what a seed gives.
+    Each draw takes the same number of random numbers, image by image, and all come from the CPU:
+    a seed gives the same captions for any batch size and on any device.
 
     Args:
         decoder: in eval mode.
-        state: of `decoder.init_state(features)`, a row for each image.
-        options: `n_best` is K; `temperature` and `top_p` shape the draw, and the constraints hold.
-        generator: of the CPU; goes on from call to call.
+        state: from `decoder.init_state(features)`, one row per image.
+        options: `n_best` is the number of draws; `temperature` and `top_p` shape the draw, and the
+            constraints hold.
+        generator: of the CPU; continues from call to call.
 
     Returns:
-        For each image at least one and at most K hypotheses: the different ones that were drawn,
-        best first.
+        For each image, its distinct captions, best first: at least one, at most `n_best`.
 
     Source: nucleus sampling (`top_p`) after Holtzman et al. 2019, arXiv:1904.09751.
     """
     num_images, num_draws, num_steps = len(state), options.n_best, options.length_limit + 1
-    results: list[list[Hypothesis]] = [[] for _ in range(num_images)]
     if not num_images:
-        return results
-    words = decoder.start_tokens(num_images)[:, None].expand(-1, num_draws)  # (N, K)
-    images = torch.arange(num_images, device=words.device)  # (N,) places of the images in results
-    uniforms = torch.rand(num_images, num_draws, num_steps, generator=generator).to(words.device)
-    state = state.select(images, torch.zeros_like(words))
-    token_ids, log_probs = words[:, :, None][:, :, :0], torch.zeros_like(words, dtype=torch.float32)
-    ended = torch.zeros_like(words, dtype=torch.bool)
-    for step in range(num_steps):
-        logits, state = decoder.step(words.flatten(), state)
-        allowed = next_log_probs(logits, token_ids.flatten(0, 1), options)
-        drawn = draw_words(
-            allowed, uniforms[images, :, step].flatten(), options.temperature, options.top_p
-        )
-        gained = allowed.gather(1, drawn[:, None]).view_as(words)
-        log_probs = log_probs + gained.masked_fill(ended, 0.0)
-        words = drawn.view_as(words).masked_fill(ended, EOS)
-        token_ids = torch.cat([token_ids, words[:, :, None]], 2)
-        ended = words == EOS
+        return []
+    device = decoder.start_tokens(1).device
+    uniforms = torch.rand(num_images, num_draws, num_steps, generator=generator).to(device)
 
-        done = ended.all(1)
-        leaving, staying = done.nonzero()[:, 0], (~done).nonzero()[:, 0]
-        if not len(leaving):
-            continue
-        found = zip(token_ids[leaving].tolist(), log_probs[leaving].tolist(), strict=True)
-        for image, draws in zip(images[leaving].tolist(), found, strict=True):
-            results[image] = _hypotheses(*draws, options.length_penalty)
-        if not len(staying):
-            break
-        rows = torch.arange(num_draws, device=words.device).expand(len(staying), -1)
-        state = state.select(staying, rows)
-        images, words, token_ids = images[staying], words[staying], token_ids[staying]
-        log_probs, ended = log_probs[staying], ended[staying]
-    return results
+    def choose(log_probs: Tensor, images: Tensor, step: int) -> Tensor:
+        draws = uniforms[images, :, step].flatten()
+        return draw_tokens(log_probs, draws, options.temperature, options.top_p)
+
+    drawn = generate_tokens(decoder, state, options, choose, num_draws)
+    return [
+        _hypotheses(token_ids, log_probs, options.length_penalty)
+        for token_ids, log_probs in zip(*(part.tolist() for part in drawn), strict=True)
+    ]
 
 
-def draw_words(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Draw a word for each row by inverting the cumulative distribution.
+def draw_tokens(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Draw a token for each row by inverting the cumulative distribution.
 
     Args:
-        log_probs: (R, V) of the words that may come; −inf for others.
+        log_probs: (R, V); −inf for tokens that are not allowed.
         uniforms: (R,) random numbers in [0, 1).
-        temperature: log-probabilities are divided by it; towards 0 the likeliest word is drawn.
-        top_p: only the likeliest words are drawn, as few as together hold this probability.
+        temperature: divides the log-probabilities; near 0 the most probable token is drawn.
+        top_p: draw only from the smallest set of tokens with at least this total probability.
 
     Returns:
         (R,) int64.
     """
-    # In float64, where a number below 1 times the sum stays below the sum.
+    # In float64, where u < 1 times a sum is always less than the sum.
     log_probs = log_probs.double()
     probs = ((log_probs - log_probs.amax(1, keepdim=True)) / temperature).softmax(1)
     order = None
@@ -101,9 +147,9 @@ def draw_words(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: f
 def _hypotheses(
     draws: list[list[int]], log_probs: list[float], length_penalty: float
 ) -> list[Hypothesis]:
-    """Rank the draws of an image, each a list of words and at least one EOS."""
-    words = [tuple(draw[: draw.index(EOS)]) for draw in draws]
+    """Rank the draws of one image, each a list of tokens with one EOS."""
+    captions = [tuple(draw[: draw.index(EOS)]) for draw in draws]
     return rank_hypotheses(
         Hypothesis(token_ids, log_prob, log_prob / (len(token_ids) + 1) ** length_penalty)
-        for token_ids, log_prob in zip(words, log_probs, strict=True)
+        for token_ids, log_prob in zip(captions, log_probs, strict=True)
     )

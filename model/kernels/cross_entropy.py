@@ -1,6 +1,6 @@
-"""Cross-entropy of a linear layer's logits, which are never all in memory at once.
+"""Cross-entropy of a linear layer without ever holding all logits in memory.
 
-Letters in shapes: R rows, H width, V classes.
+Letters in shapes: R rows, H input width, V classes.
 """
 
 from typing import Any
@@ -12,26 +12,27 @@ from torch.autograd.function import once_differentiable
 
 from .padding import pad_rows, round_up
 
-# Rows whose logits exist at a time: few enough for a CPU's cache, many enough to fill a GPU.
+# Rows whose logits exist at a time: few enough for a CPU's cache, enough to fill a GPU.
 CPU_ROWS, GPU_ROWS = 512, 16384
 
 
 def linear_cross_entropy(
     inputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Equal to `F.cross_entropy(F.linear(inputs, weight, bias), targets, label_smoothing=…)`.
+    """Return `F.cross_entropy(F.linear(inputs, weight, bias), targets, label_smoothing=…)`.
+
+    Under autocast the matrix products and the gradients of the logits use its dtype, as in torch;
+    softmax and sums use the dtype of the weights.
 
     Args:
-        inputs: (R', H) of any float type; rows behind the R of the targets have no part. Under
-            autocast the products, with the bias, and the gradients of the logits are in its type,
-            as torch's are; softmax and sums are in the weights' type.
+        inputs: (R', H), any float dtype. Rows beyond the R targets are padding and are ignored.
         weight: (V, H).
         bias: (V,).
         targets: (R,) int64.
-        label_smoothing: share of the target given to all classes alike.
+        label_smoothing: share of the target probability spread evenly over all classes.
 
     Returns:
-        Scalar, the mean over the rows in nats. It can be differentiated once.
+        Scalar, the mean over the R rows in nats; differentiable once.
     """
     kind = inputs.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -40,7 +41,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients on the way forward, while the logits of a chunk are at hand."""
+    """Computes the gradients in the forward pass, while the logits of a chunk are in the cache."""
 
     @staticmethod
     def forward(
@@ -54,47 +55,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         num_targets, num_classes = len(targets), len(weight)
         rows = CPU_ROWS if inputs.device.type == "cpu" else GPU_ROWS
-        # The classes that fill up the last aligned block have no probability.
+        # Classes that only fill up the last aligned block get probability 0.
         width = round_up(num_classes)
-        cast = pad_rows(weight, width).to(dtype)
-        padded_bias = pad_rows(bias, width, -torch.inf).to(dtype)
-        words = inputs.to(dtype)
-        inputs_grad = torch.zeros_like(words)
-        weight_grad = weight.new_zeros(cast.shape)
-        bias_grad = bias.new_zeros(len(cast))
+        cast_weight = pad_rows(weight, width).to(dtype)
+        cast_bias = pad_rows(bias, width, -torch.inf).to(dtype)
+        cast_inputs = inputs.to(dtype)
+        inputs_grad = torch.zeros_like(cast_inputs)
+        weight_grad = weight.new_zeros(cast_weight.shape)
+        bias_grad = bias.new_zeros(len(cast_weight))
         loss = bias.new_zeros(())
         with torch.autocast(inputs.device.type, enabled=False):
             for start in range(0, num_targets, rows):
-                chunk = words[start : start + rows]
+                chunk = cast_inputs[start : start + rows]
                 target = targets[start : start + rows, None]
-                whole = torch.addmm(padded_bias, chunk, cast.T)
-                logits = whole[: len(target)]
-                probs = F.softmax(logits, 1, dtype=bias.dtype)
-                # By the likeliest class, whose probability is not 0. An exp of all
-                # log-probabilities would take longer than the softmax.
-                most = logits.amax(1, keepdim=True).to(bias.dtype)
-                log_most = probs.amax(1, keepdim=True).log()
-                # In this order: the difference of two logits is exact, or nearly.
-                chosen = logits.gather(1, target) - most + log_most
-                loss -= (1 - label_smoothing) * chosen.sum()
-                if label_smoothing:
-                    of_all = logits[:, :num_classes].sum(dtype=bias.dtype)
-                    of_all -= num_classes * (most - log_most).sum()
-                    loss -= label_smoothing / num_classes * of_all
-                    probs -= label_smoothing / num_classes
-                difference = logits.copy_(probs)
-                share = 1 - label_smoothing + label_smoothing / num_classes
-                difference.scatter_(1, target, chosen.exp_().sub_(share).to(dtype))
-
-                bias_grad += difference.sum(0, dtype=bias.dtype)
-                whole[len(target) :] = 0
-                torch.mm(whole, cast, out=inputs_grad[start : start + len(chunk)])
+                logits = torch.addmm(cast_bias, chunk, cast_weight.T)
+                nonpad = logits[: len(target)]
+                target_term, smoothing_term = _replace_logits_by_gradient(
+                    nonpad, target, num_classes, label_smoothing, bias.dtype
+                )
+                loss -= target_term
+                loss -= smoothing_term
+                logits_grad = logits
+                bias_grad += nonpad.sum(0, dtype=bias.dtype)
+                logits_grad[len(target) :] = 0
+                torch.mm(logits_grad, cast_weight, out=inputs_grad[start : start + len(chunk)])
                 if dtype == weight.dtype:
-                    weight_grad.addmm_(whole.T, chunk)
+                    weight_grad.addmm_(logits_grad.T, chunk)
                 else:
-                    weight_grad += whole.T @ chunk
-        weight_grad, bias_grad = weight_grad[:num_classes], bias_grad[:num_classes]
-        ctx.save_for_backward(inputs_grad, weight_grad, bias_grad)
+                    weight_grad += logits_grad.T @ chunk
+        ctx.save_for_backward(inputs_grad, weight_grad[:num_classes], bias_grad[:num_classes])
         ctx.inputs_dtype, ctx.num_targets = inputs.dtype, num_targets
         return loss / num_targets
 
@@ -102,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs_grad, weight_grad, bias_grad = ctx.saved_tensors
-        # Only now, so that no half-precision product is of numbers as small as 1 / R.
+        # Divided here and not before, so that no half-precision number is as small as 1 / R.
         factor = loss_grad / ctx.num_targets
         return (
             (inputs_grad * factor).to(ctx.inputs_dtype),
@@ -112,3 +101,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _replace_logits_by_gradient(
+    logits: Tensor, target: Tensor, num_classes: int, label_smoothing: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Overwrite logits by the gradient of their summed loss.
+
+    Args:
+        logits: (R, V'), V' ≥ V; padding classes are −inf.
+        target: (R, 1) int64.
+        num_classes: V.
+        label_smoothing: as in `linear_cross_entropy`.
+        dtype: of softmax and sums.
+
+    Returns:
+        Two scalars that add up to −loss, summed over rows: the part of the target, and the part
+        that label smoothing gives to all classes.
+    """
+    smoothing_per_class = label_smoothing / num_classes
+    target_share = 1 - label_smoothing + smoothing_per_class
+    probs = F.softmax(logits, 1, dtype=dtype)
+    # Log-probabilities follow from the largest logit, whose probability cannot be 0: cheaper than a
+    # log_softmax beside the softmax. The difference of two logits comes first: it is nearly exact.
+    max_logit = logits.amax(1, keepdim=True).to(dtype)
+    max_log_prob = probs.amax(1, keepdim=True).log()
+    target_log_prob = logits.gather(1, target) - max_logit + max_log_prob
+    target_term = (1 - label_smoothing) * target_log_prob.sum()
+    smoothing_term = torch.zeros_like(target_term)
+    if label_smoothing:
+        sum_log_probs = logits[:, :num_classes].sum(dtype=dtype)
+        sum_log_probs -= num_classes * (max_logit - max_log_prob).sum()
+        smoothing_term = smoothing_per_class * sum_log_probs
+        probs -= smoothing_per_class
+    logits.copy_(probs)
+    target_grad = target_log_prob.exp_().sub_(target_share)
+    logits.scatter_(1, target, target_grad.to(logits.dtype))
+    return target_term, smoothing_term

@@ -1,8 +1,4 @@
-"""The largest of many values, which torch's own search on a CPU takes three times as long for.
-
-torch looks through all values one by one. Here they are laid out in 16 rows, whose largest value in
-each column comes from one vectorised pass: none but the best columns can hold the best values.
-"""
+"""A faster torch.topk for a few values of many on the CPU."""
 
 import torch
 from torch import Tensor
@@ -11,11 +7,17 @@ ROWS = 16
 
 
 def topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `values.topk(count, 1)`, (N, W) → two (N, count); of equal values it may take others.
+    """Return `values.topk(count, 1)`; among equal values it may choose others.
+
+    torch searches the values one by one. Here they are laid out in 16 rows, and one vectorised pass
+    finds the largest value of each column: only the best columns can contain the best values.
 
     Args:
-        values: none of them NaN.
+        values: (N, W), without NaN.
         count: at most W.
+
+    Returns:
+        The values and their indices, (N, count) each, best first.
     """
     width = values.shape[1] // ROWS
     if values.device.type != "cpu" or width < 8 * count:  # a GPU's search is parallel
@@ -23,8 +25,8 @@ def topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return best.values, best.indices
     main, rest = values[:, : ROWS * width].unflatten(1, (ROWS, width)), values[:, ROWS * width :]
     columns = main.amax(1).topk(count, 1).indices  # (N, count)
-    chosen = main.gather(2, columns[:, None].expand(-1, ROWS, -1)).flatten(1)
-    best = torch.cat([chosen, rest], 1).topk(count, 1)
-    place = best.indices
-    in_main = place // count * width + columns.gather(1, place % count)
-    return best.values, in_main.where(place < ROWS * count, place + ROWS * (width - count))
+    candidates = main.gather(2, columns[:, None].expand(-1, ROWS, -1)).flatten(1)
+    best = torch.cat([candidates, rest], 1).topk(count, 1)
+    index = best.indices  # into the candidates, then the rest
+    index_in_main = index // count * width + columns.gather(1, index % count)
+    return best.values, index_in_main.where(index < ROWS * count, index + ROWS * (width - count))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.files import atomic_path
-from ..decoders.decoder import Decoder
+from ..decoders.base import Decoder
 from .run import read_tensors
 
 
@@ -63,7 +63,7 @@ def save_checkpoint(
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     tensors["rng.cpu"] = torch.get_rng_state()
-    device = decoder.embedding.weight.device
+    device = next(decoder.parameters()).device
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     with atomic_path(path) as partial:
@@ -104,7 +104,7 @@ def load_checkpoint(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(tensors["rng.cpu"])
-    device = decoder.embedding.weight.device
+    device = next(decoder.parameters()).device
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
     if scaler_state := json.loads(metadata["scaler"]):  # empty where nothing is scaled

@@ -19,8 +19,11 @@ from ...pipeline.stage.files import write_json
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
-from ..decoders.decoder import Decoder, DecoderConfig
+from ..decoders.base import Decoder
+from ..decoders.config import DecoderConfig
+from ..decoders.registry import build_decoder
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from .renamed_tensors import with_current_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,7 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Dec
             f"Put the run's own vocabulary back, or train again."
         )
     with torch.device("meta"):  # no weights are drawn that the run's own replace
-        decoder = Decoder(config.decoder)
+        decoder = build_decoder(config.decoder)
     tensors, _ = read_tensors(run_dir / BEST_NAME)
     expected = {name: value.shape for name, value in decoder.state_dict().items()}
     got = {name: value.shape for name, value in tensors.items()}
@@ -174,7 +177,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return load_file(path), metadata
+        return with_current_names(load_file(path)), metadata
     except FileNotFoundError:
         raise MissingArtifactError(
             f"{path} does not exist. Run 'showtell train --run {path.parent.name}' first."

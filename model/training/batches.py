@@ -1,7 +1,7 @@
-"""Cached features and encoded captions, resident on the device, as batches of similar length.
+"""Training batches, gathered from features and captions that stay in memory.
 
-Everything fits: the pooled features of all COCO are 505 MB in float16. So there are no loader
-processes; a batch is a handful of gathers.
+Pooled features of all COCO images are 505 MB in float16, so everything fits on the device and no
+loader processes are needed.
 """
 
 from dataclasses import dataclass
@@ -13,46 +13,47 @@ from ...features.store import FeatureStore
 from ...pipeline.captions import EncodedCaptions
 from ...pipeline.text.vocab import BOS, EOS, PAD
 
-# Batches drawn together before sorting by length: wide enough that a batch has captions of one
-# length, narrow enough that every epoch mixes its batches anew.
+# Batches that are sorted by length together: enough that a batch holds captions of one length, few
+# enough that every epoch forms different batches.
 BUCKET_BATCHES = 64
 
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """One training step's data, on the device but for `rows` and `lengths`. N images, N ≤ B.
+    """The data of one training step, for N ≤ B images. On the device unless stated otherwise.
 
     Attributes:
         features: (N, D) float16, or (N, P, D) grids.
-        rows: (N,) int64 on the CPU, rows of the images in the feature store.
-        owners: (B,) int64, which of the N images each caption is of.
-        inputs: (B, T) int64, BOS and the words; PAD behind the end.
-        targets: (B, T) int64, the words and EOS; PAD behind the end.
-        lengths: (B,) int64 on the CPU, words and BOS; descending.
-        real: (R,) int64, positions in the flattened (B·T) targets that are no padding.
+        image_rows: (N,) int64 on the CPU, rows of the images in the feature store.
+        image_index: (B,) int64, which of the N images each caption describes.
+        inputs: (B, T) int64, BOS and the words, then PAD.
+        targets: (B, T) int64, the words and EOS, then PAD.
+        lengths: (B,) int64 on the CPU, number of words plus BOS, descending.
+        nonpad: (R,) int64, flat indices of the non-padding tokens in (B, T).
     """
 
     features: Tensor
-    rows: Tensor
-    owners: Tensor
+    image_rows: Tensor
+    image_index: Tensor
     inputs: Tensor
     targets: Tensor
     lengths: Tensor
-    real: Tensor
+    nonpad: Tensor
 
 
 class CaptionBatches:
-    """All captions of a split with the features of their images.
+    """The captions of a split and the features of their images, in batches.
 
     Args:
         store: features of the dataset's images.
-        captions: those to train on; captions of images without features are left out.
-        batch_size: B, the most captions in a batch; of whole images at least one.
-        device: where batches go, and where pooled features stay.
-        grid: give grids, memory-mapped, in place of pooled features.
-        by_image: keep all captions of an image in one batch, so that what is costly is done once an
-            image; else batches hold captions of similar length.
-        num_views: views of each image to draw from; default all that are cached.
+        captions: to train on; captions of images without features are left out.
+        batch_size: B, at most this many captions per batch, but at least one whole image
+            with `by_image`.
+        device: of the batches; pooled features stay there.
+        grid: use memory-mapped grids instead of pooled features.
+        by_image: keep all captions of an image in one batch, so that costly work is done once per
+            image; otherwise a batch holds captions of similar length.
+        num_views: draw from this many views of each image; default all that are cached.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class CaptionBatches:
         self.store, self.batch_size, self.device = store, batch_size, device
         self.grid, self.by_image = grid, by_image
         kept = store.has(captions.image_ids).nonzero()[:, 0]
-        self.rows = store.rows(captions.image_ids[kept.numpy()])  # on the CPU, as the lengths are
+        self.rows = store.rows(captions.image_ids[kept.numpy()])  # on the CPU, like the lengths
         lengths = torch.from_numpy(captions.lengths).long()
 
-        # One stream of BOS words EOS, BOS words EOS, … : inputs and targets are two views of it.
+        # One stream BOS words EOS BOS words EOS …: inputs and targets are two windows into it.
         tokens = torch.from_numpy(captions.tokens).long()
         caption_of_token = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         self.starts = torch.from_numpy(captions.offsets[:-1]).long() + 2 * torch.arange(
@@ -86,33 +87,33 @@ class CaptionBatches:
         self.views = views if grid else views.to(device)  # (N, V, D)
         self.stream = stream.to(device)
         self.starts = self.starts[kept].to(device)
-        self.lengths = lengths[kept]  # stays on the CPU: batch shapes are known without a sync
+        self.lengths = lengths[kept]  # on the CPU: batch shapes are known without a sync
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return (
             len(self._split_images()) if self.by_image else -(-self.num_captions // self.batch_size)
         )
 
     @property
     def num_captions(self) -> int:
-        """Captions in an epoch."""
+        """Number of captions in an epoch."""
         return len(self.lengths)
 
     @property
     def images(self) -> Tensor:
-        """(n,) int64, rows in the store of the images that have captions here."""
+        """(n,) int64, store rows of the images that have captions here."""
         images: Tensor = self.rows.unique()
         return images
 
     def plan_epoch(self, seed: int) -> list[Tensor]:
-        """Which captions make up each batch of an epoch.
+        """Assign captions to the batches of an epoch.
 
         Args:
-            seed: decides everything, so that a resumed epoch goes on with the same batches.
+            seed: the only source of randomness: a resumed epoch gets the same batches.
 
         Returns:
-            (≤ B,) int64 positions, for each batch in turn.
+            For each batch the positions of its captions, (≤ B,) int64.
         """
         generator = torch.Generator().manual_seed(seed)
         if self.by_image:
@@ -125,24 +126,24 @@ class CaptionBatches:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _split_images(self, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Batches of whole images, as many as surely fit; in random order with a generator."""
-        images, owners, counts = self.rows.unique(return_inverse=True, return_counts=True)
+        """Form batches of whole images, in random order if there is a generator."""
+        images, image_index, counts = self.rows.unique(return_inverse=True, return_counts=True)
         num_images = max(1, self.batch_size // int(counts.max()))
         place = torch.arange(len(images))
         if generator is not None:
             place = torch.randperm(len(images), generator=generator)
-        order = place[owners].argsort(stable=True)  # captions by the place of their image
+        order = place[image_index].argsort(stable=True)  # captions in the order of their images
         sizes = counts[place.argsort()].split(num_images)
         return list(order.split([int(size.sum()) for size in sizes]))
 
     def draw_views(self, seed: int) -> Tensor:
-        """Draw which view of its image each caption is trained on in an epoch.
+        """Draw the view of its image that each caption is trained on in an epoch.
 
         Args:
             seed: of the epoch.
 
         Returns:
-            (M,) int64; captions that share a batch because they share an image share the view too.
+            (M,) int64; with `by_image` all captions of an image get the same view.
         """
         generator = torch.Generator().manual_seed(seed)
         num_images, num_views = self.views.shape[:2]
@@ -151,38 +152,38 @@ class CaptionBatches:
         return torch.randint(num_views, (self.num_captions,), generator=generator)
 
     def gather(self, positions: Tensor, views: Tensor | None = None) -> CaptionBatch:
-        """Make the batch of some captions.
+        """Gather a batch.
 
         Args:
-            positions: (B,) int64 on the CPU.
-            views: (M,) int64, from `draw_views`; None is the plain view of every image.
+            positions: (B,) int64 on the CPU, from `plan_epoch`.
+            views: (M,) int64, from `draw_views`; None takes the first, plain view of every image.
         """
         device = self.device
         positions = positions[self.lengths[positions].argsort(descending=True, stable=True)]
         num_steps = self.lengths[positions] + 1
-        # The mask is made where the lengths are, so that nothing waits for the device.
+        # The mask is made on the CPU, where the lengths are, so that nothing waits for the device.
         mask = torch.arange(int(num_steps[0])) < num_steps[:, None]  # (B, T)
-        real = mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-        rows, owners = self.rows[positions], torch.arange(len(positions))
-        seen = torch.zeros_like(rows) if views is None else views[positions]
+        nonpad = mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        rows, image_index = self.rows[positions], torch.arange(len(positions))
+        chosen = torch.zeros_like(rows) if views is None else views[positions]
         if self.by_image:
-            rows, owners = rows.unique(return_inverse=True)
-            seen = torch.empty_like(rows).scatter_(0, owners, seen)
+            rows, image_index = rows.unique(return_inverse=True)
+            chosen = torch.empty_like(rows).scatter_(0, image_index, chosen)
         positions, mask = (x.to(device, non_blocking=True) for x in (positions, mask))
         at = self.starts[positions, None] + torch.arange(mask.shape[1], device=device)
         at.clamp_(max=len(self.stream) - 2)
         return CaptionBatch(
-            features=self.gather_features(rows, seen),
-            rows=rows,
-            owners=owners.to(device, non_blocking=True),
+            features=self.gather_features(rows, chosen),
+            image_rows=rows,
+            image_index=image_index.to(device, non_blocking=True),
             inputs=self.stream[at].where(mask, PAD),
             targets=self.stream[at + 1].where(mask, PAD),
             lengths=num_steps,
-            real=real,
+            nonpad=nonpad,
         )
 
     def gather_features(self, rows: Tensor, views: Tensor) -> Tensor:
-        """The features of some images: (n, D), or (n, P, D) grids, float16, on the device."""
+        """Return features of images on the device: (n, D), or (n, P, D) grids, float16."""
         if self.grid:
             return self.store.gather_grid(rows, views).to(self.device, non_blocking=True)
         rows, views = (x.to(self.device, non_blocking=True) for x in (rows, views))

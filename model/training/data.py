@@ -12,7 +12,7 @@ from ...pipeline.stage.files import hash_file, require_file
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
-from ..decoders.decoder import DecoderConfig
+from ..decoders.config import DecoderConfig
 from ..decoders.word_vectors import FILE_DESCRIPTION
 from ..runs.layout import BEST_NAME
 from ..runs.run import RunConfig, find_run

@@ -1,20 +1,20 @@
 """Optimizer, learning-rate schedule and running mean of the weights."""
 
 import math
-from typing import cast
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import TrainConfig
-from ..decoders.decoder import Decoder
+from ..decoders.base import Decoder
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The schedule, a function of the step alone, so that a resumed run needs no other state.
+    """Return the learning rate of a step; it depends on nothing else, so resuming needs no state.
 
-    `one-cycle` warms up over the first 30 % (Smith and Topin 2018, arXiv:1708.07120), `cosine` over
-    the first 2 %; both then fall along a cosine to nothing.
+    `one-cycle` warms up over the first 30 % of the steps (Smith and Topin 2018, arXiv:1708.07120),
+    `cosine` over the first 2 %; both then fall to 0 along a cosine. `constant` never changes.
     """
     if config.schedule == "constant":
         return config.learning_rate
@@ -26,22 +26,23 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
 
 def average_weights(decoder: Decoder, decay: float) -> AveragedModel:
-    """A running mean of the weights, `decay` of it kept at every step."""
+    """Return a running mean of the weights that keeps the share `decay` of itself at each step."""
     average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    copy = cast(Decoder, average.module)
-    copy.cell.flatten_parameters()  # they are scattered, which cuDNN minds
+    for layer in average.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # the copies are scattered, which slows cuDNN down
     return average.eval()
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays the matrices only: biases and rare words' vectors should not fade."""
-    decayed = {
+    """Return AdamW with weight decay on matrices only: not on biases and vectors of rare words."""
+    is_decayed = {
         id(parameter): parameter.ndim > 1 and name not in ("embedding.weight", "output_weight")
         for name, parameter in decoder.named_parameters()
     }
     groups = [
         {
-            "params": [p for p in decoder.parameters() if decayed[id(p)] == decay],
+            "params": [p for p in decoder.parameters() if is_decayed[id(p)] == decay],
             "weight_decay": config.weight_decay if decay else 0.0,
         }
         for decay in (True, False)

@@ -16,8 +16,8 @@ from showtell.features.extract import extract
 from showtell.features.store import FeatureStore, find_features
 from showtell.model import evaluate as evaluate_module
 from showtell.model.config import EvalConfig, TrainConfig
-from showtell.model.decoders.decoder import Decoder
 from showtell.model.decoders.ensemble import Ensemble
+from showtell.model.decoders.show_tell import ShowTell
 from showtell.model.evaluate import evaluate
 from showtell.model.generation import generate as decoding
 from showtell.model.generation.beam import beam_search
@@ -249,11 +249,11 @@ def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
 
 
 def test_wide_beams_are_decoded_a_few_images_at_a_time(data, scorers, monkeypatch) -> None:
-    sizes, look = [], Decoder.init_state
+    sizes, look = [], ShowTell.init_state
     monkeypatch.setattr(
-        Decoder, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+        ShowTell, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
     )
-    monkeypatch.setattr(decoding, "ROWS_TOGETHER", 12)
+    monkeypatch.setattr(decoding, "MAX_ROWS", 12)
     evaluate(EvalConfig(data=data, run="r", beam=4))
     assert sizes == [3, 3, 3, 1]
 

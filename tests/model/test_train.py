@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from showtell.features.config import FeaturesConfig
 from showtell.model import train as train_module
 from showtell.model.config import TrainConfig
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
+from showtell.model.decoders.show_tell import ShowTell
 from showtell.model.generation import generate as decoding
 from showtell.model.train import Trainer, train
 from showtell.model.training.batches import CaptionBatches
@@ -57,7 +59,7 @@ def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
     config = tiny_config(scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
     data = load_training_data(config)
     torch.manual_seed(0)
-    decoder = Decoder(decoder_config(config, data))
+    decoder = create_decoder(decoder_config(config, data))
     batch = CaptionBatches(data.store, data.captions, 8, CPU).gather(torch.arange(8))
     optimizer = make_optimizer(decoder, replace(config, learning_rate=1e-2))
     before = caption_loss(decoder, batch).item()
@@ -71,10 +73,10 @@ def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
 
 
 def test_validation_by_a_wide_beam_takes_a_few_images_at_a_time(scenes, monkeypatch) -> None:
-    monkeypatch.setattr(decoding, "ROWS_TOGETHER", 12)
-    sizes, look = [], Decoder.init_state
+    monkeypatch.setattr(decoding, "MAX_ROWS", 12)
+    sizes, look = [], ShowTell.init_state
     monkeypatch.setattr(
-        Decoder, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+        ShowTell, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
     )
     train(tiny_config(scenes, epochs=1, val_beam=4, val_images=5))
     assert sizes == [3, 2]

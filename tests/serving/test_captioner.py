@@ -13,7 +13,7 @@ from showtell.features.config import FeaturesConfig
 from showtell.features.encoders.backbone import Backbone, load_backbone
 from showtell.features.extract import extract
 from showtell.model.config import EvalConfig, TrainConfig
-from showtell.model.decoders.decoder import Decoder
+from showtell.model.decoders.base import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.runs.run import RunConfig
@@ -191,8 +191,8 @@ def test_consensus_away_from_the_training_images_is_refused(run_dir, pictures, t
         alone.caption(pictures[0], beam=2, consensus=5)
 
 
-def test_run_that_looks_at_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
-    monkeypatch.setattr(Decoder, "looks_at_grid", True)
+def test_run_that_uses_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
+    monkeypatch.setattr(Decoder, "uses_grid", True)
     monkeypatch.setattr(Backbone, "has_grid", False)
     with pytest.raises(MismatchError, match=r"looks at grids, which resnet18-\S+ at --image-size"):
         load(run_dir, device="cpu")

@@ -3,7 +3,12 @@ import itertools
 import pytest
 import torch
 
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.base import Decoder
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
+from showtell.model.kernels import dropout as dropout_module
+from showtell.model.kernels import recurrence
+from showtell.model.kernels.dropout import dropout
 
 VARIANTS = [
     {"cell": cell, "image_as": image_as, **sizes}
@@ -26,12 +31,12 @@ NUM_PLACES = 4
 def make_decoder(**options: object) -> Decoder:
     torch.manual_seed(0)
     sizes = {"feature_dim": 6, "vocab_size": 20, "embed_size": 8, "hidden_size": 8} | options
-    return Decoder(DecoderConfig(**sizes)).eval()
+    return create_decoder(DecoderConfig(**sizes)).eval()
 
 
 def make_features(decoder: Decoder, num_images: int) -> torch.Tensor:
     """Vectors (N, 6), or grids (N, 4, 6) for a decoder that looks at them."""
-    shape = (num_images, NUM_PLACES, 6) if decoder.looks_at_grid else (num_images, 6)
+    shape = (num_images, NUM_PLACES, 6) if decoder.uses_grid else (num_images, 6)
     return torch.randn(shape)
 
 
@@ -95,9 +100,10 @@ def test_beams_that_go_on_from_one_beam_are_those_that_it_had(options: dict[str,
     once = state.select(torch.tensor([0, 2]), torch.tensor([[0, 0, 0], [0, 0, 0]]))
     twice = once.select(torch.tensor([0, 1]), torch.tensor([[2, 0], [1, 1]]))
     assert (len(state), len(once), len(twice)) == (3, 6, 4)
-    for part, whole in zip(twice.spread().hidden, state.hidden, strict=True):
-        assert torch.equal(part, whole[:, [0, 0, 2, 2]])
-    if not decoder.looks_at_grid:  # kept, and multiplied, once
+    index = slice(None) if twice.hidden_index is None else twice.hidden_index
+    for part, whole in zip(twice.hidden, state.hidden, strict=True):
+        assert torch.equal(part[:, index], whole[:, [0, 0, 2, 2]])
+    if not decoder.uses_grid:  # kept, and multiplied, once
         assert all(part.shape[1] == 2 for state in (once, twice) for part in state.hidden)
 
 
@@ -119,7 +125,7 @@ def test_state_has_a_row_for_each_image(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
     state = decoder.init_state(make_features(decoder, 3))
     layers, hidden_size = decoder.config.num_layers, decoder.config.hidden_size
-    assert len(state) == 3 and bool(state.memory) == decoder.looks_at_grid
+    assert len(state) == 3 and bool(state.memory) == decoder.uses_grid
     assert len(state.hidden) == (2 if options["cell"] == "lstm" else 1)
     assert all(part.shape == (layers, 3, hidden_size) for part in state.hidden)
 
@@ -152,7 +158,7 @@ def test_attention_enters_as_in_the_papers(attention: str) -> None:
     state = decoder.init_state(grid[None])
     h, c = (part[0] for part in state.hidden)  # (1, H)
     unit = lambda x: 20 * x / x.norm()  # noqa: E731
-    places = torch.stack([decoder.place(unit(place)).clamp(min=0) for place in grid])
+    places = torch.stack([decoder.grid_proj(unit(place)).clamp(min=0) for place in grid])
     look, words = decoder.attention, decoder.embedding(word)
 
     def score(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -165,16 +171,16 @@ def test_attention_enters_as_in_the_papers(attention: str) -> None:
     if attention == "soft":  # Xu et al. 2015, section 3.1: looks with h before the word
         weights = torch.cat([score(h, look.key(place)) for place in places], 1).softmax(1)
         seen = weights @ places
-        output, _ = advance(words + decoder.gate(h).sigmoid() * seen)
+        output, _ = advance(words + decoder.context_gate(h).sigmoid() * seen)
     else:  # Lu et al. 2017, sections 2.2 and 2.3: looks with h behind the word
-        inputs = words + decoder.everywhere(unit(grid.mean(0)))
+        inputs = words + decoder.global_proj(unit(grid.mean(0)))
         output, memory = advance(inputs)
         gate = (look.gate_input(inputs) + look.gate_hidden(h)).sigmoid()
         sentinel = gate * memory.tanh()
         keys = [*map(look.key, places), look.sentinel_key(sentinel)]
         weights = torch.cat([score(output, key) for key in keys], 1).softmax(1)
         seen = weights @ torch.cat([places, look.sentinel_value(sentinel)])
-    expected = decoder.logits(output + decoder.seen(seen))
+    expected = decoder.logits(output + decoder.context_proj(seen))
     torch.testing.assert_close(decoder.step(word, state)[0], expected)
 
 
@@ -213,7 +219,10 @@ def test_gru_equals_the_equations_of_cho_et_al() -> None:
         new = torch.tanh(w_new @ x + reset * (u_new @ h))
         return (1 - update) * new + update * h
 
-    image = decoder.image.weight @ (20 * features[0] / features[0].norm()) + decoder.image.bias
+    image = (
+        decoder.image_proj.weight @ (20 * features[0] / features[0].norm())
+        + decoder.image_proj.bias
+    )
     hidden = advance(image, torch.zeros(8).double())
     hidden = advance(decoder.embedding.weight[4], hidden)
     expected = decoder.embedding.weight @ hidden + decoder.output_bias
@@ -233,7 +242,7 @@ def test_centering_moves_the_origin_and_nothing_else() -> None:
     centered.center_features(features)
     mean = (features / features.norm(dim=1, keepdim=True)).mean(0)
     with torch.no_grad():
-        centered.image.bias += 20 * centered.image.weight @ mean
+        centered.image_proj.bias += 20 * centered.image_proj.weight @ mean
     # The mean is taken in float32, like the features that it is taken of.
     torch.testing.assert_close(
         centered(features, inputs), plain(features, inputs), rtol=1e-5, atol=1e-6
@@ -261,15 +270,22 @@ def test_tied_decoder_has_one_matrix_for_words() -> None:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_dropout_acts_between_layers_too(cell: str) -> None:
+def test_dropout_acts_between_layers_too(cell: str, monkeypatch) -> None:
     decoder = make_decoder(cell=cell, num_layers=2, hidden_size=12, dropout=0.5).train()
-    seen: list[tuple[int, ...]] = []
-    decoder.dropout.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
+    shapes: list[tuple[int, ...]] = []
+
+    def spy(values: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+        assert p == 0.5 and training
+        shapes.append(tuple(values.shape))
+        return dropout(values, p, training)
+
+    for module in (dropout_module, recurrence):
+        monkeypatch.setattr(module, "dropout", spy)
     lengths = torch.tensor([5, 4, 2])
     decoder(torch.randn(3, 6), torch.randint(0, 20, (3, 5)), lengths=lengths)
     words, image, outputs = (3, 5, 8), (3, 8), (3, 5, 12)
-    between = (11 + 3, 12)  # the image is read as one more word
-    assert seen == [words, image, between, outputs]
+    between_layers = (11 + 3, 12)  # the image is read as one more word
+    assert shapes == [words, image, between_layers, outputs]
 
 
 def test_dropout_acts_in_training_only() -> None:

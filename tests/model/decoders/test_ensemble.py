@@ -30,7 +30,7 @@ def mixed(random_decoder) -> Ensemble:
 def features_of(ensemble: Ensemble, num_images: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     return [
-        torch.randn(num_images, *([3] if m.looks_at_grid else []), m.config.feature_dim)
+        torch.randn(num_images, *([3] if m.uses_grid else []), m.config.feature_dim)
         for m in ensemble.members
     ]
 

@@ -37,7 +37,9 @@ def test_vectors_of_the_vocabularys_words_are_read(tmp_path, header: bool, end: 
 @pytest.mark.parametrize("size", [2, 4])
 def test_vectors_of_another_size_are_refused(tmp_path, size: int, header: bool) -> None:
     path = write(tmp_path / "v.txt", header=header, end=" \n")
-    line = f"{path}, line {1 + header}: 3 numbers, expected {size} by --embed-size. Give --embed-si"
+    line = (
+        f"{path}, line {1 + header} has 3 numbers, expected {size} by --embed-size. Use --embed-si"
+    )
     with pytest.raises(MismatchError, match=re.escape(line)):
         read_word_vectors(path, VOCAB, size)
 
@@ -45,11 +47,14 @@ def test_vectors_of_another_size_are_refused(tmp_path, size: int, header: bool) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a 1 2 3\ndog 1 x 3\n", r"line 2, is no word and its vector \(could not convert string"),
-        (b"a 1 2 3\ndog 1 nan 3\n", r"line 2, is no word and its vector \(a number that is not"),
-        (b"a 1 2 3\ndog 1 2\n", "line 2: 2 numbers, expected 3"),
-        (b"a\t1\t2\t3\n", "line 1, is no word and its vector .no space parts its words"),
-        (b"\xff\xfe\x00", "is no word and its vector .*utf-8"),
+        (
+            b"a 1 2 3\ndog 1 x 3\n",
+            r"line 2 is not a word and its vector \(could not convert",
+        ),
+        (b"a 1 2 3\ndog 1 nan 3\n", r"line 2 is not a word and its vector \(a number is not"),
+        (b"a 1 2 3\ndog 1 2\n", "line 2 has 2 numbers, expected 3"),
+        (b"a\t1\t2\t3\n", "line 1 is not a word and its vector .there is no space between"),
+        (b"\xff\xfe\x00", "is not a word and its vector .*utf-8"),
     ],
 )
 def test_broken_file_is_refused(tmp_path, content: bytes, reason: str) -> None:
@@ -69,7 +74,7 @@ def test_missing_file_and_no_common_word_are_named(tmp_path) -> None:
             read_word_vectors(path, VOCAB, 3)
     path = tmp_path / "v.txt"
     path.write_text("Hund 1 2 3\n")
-    with pytest.raises(ConfigError, match=f"{path} has none of the 4 words"):
+    with pytest.raises(ConfigError, match=f"{path} contains none of the 4 words"):
         read_word_vectors(path, VOCAB, 3)
 
 

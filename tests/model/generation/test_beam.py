@@ -4,7 +4,9 @@ import math
 import pytest
 import torch
 
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.base import Decoder
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.hypothesis import Hypothesis
 from showtell.model.generation.options import DecodingOptions
@@ -16,7 +18,7 @@ CELLS = ("gru", "lstm", "rnn")
 def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Decoder:
     """A small decoder whose words differ enough in probability to have a best caption."""
     torch.manual_seed(seed)
-    decoder = Decoder(
+    decoder = create_decoder(
         DecoderConfig(cell=cell, feature_dim=6, vocab_size=vocab_size, embed_size=8, hidden_size=8)
     )
     torch.nn.init.normal_(decoder.embedding.weight, std=1.0)

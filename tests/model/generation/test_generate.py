@@ -81,7 +81,7 @@ def test_wide_beams_are_of_fewer_images(options: dict[str, int], size: int) -> N
     assert choose_batch_size(DecodingOptions(**options)) == size
 
 
-def test_decoder_that_looks_at_grids_is_given_grids(random_decoder, store) -> None:
+def test_decoder_that_uses_grids_is_given_grids(random_decoder, store) -> None:
     grids = torch.randn(30, 4, 6)
     store.gather_grid = lambda rows, views: grids[rows] * (1 - 2 * views[:, None, None])
     rows = torch.tensor([5, 2, 9, 9, 0])

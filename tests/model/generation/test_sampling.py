@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from showtell.model.decoders.decoder import Decoder
+from showtell.model.decoders.base import Decoder
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.hypothesis import Hypothesis
 from showtell.model.generation.options import DecodingOptions
-from showtell.model.generation.sampling import draw_words, sample_captions
+from showtell.model.generation.sampling import draw_tokens, sample_captions
 from showtell.pipeline.text.vocab import EOS
 
 CELLS = ("gru", "lstm", "rnn")
@@ -103,7 +103,7 @@ def test_draws_fill_the_nucleus_and_never_leave_it(top_p: float, temperature: fl
     log_probs[3] = -math.inf
     probs = (log_probs.double() / temperature).softmax(0).tolist()
     uniforms = torch.linspace(0, 1 - 2**-24, 10_001)  # all there are, as it were
-    drawn = draw_words(log_probs.expand(len(uniforms), -1), uniforms, temperature, top_p)
+    drawn = draw_tokens(log_probs.expand(len(uniforms), -1), uniforms, temperature, top_p)
     nucleus = plain_nucleus(probs, top_p)
     assert set(drawn.tolist()) == nucleus
     held = sum(probs[word] for word in nucleus)

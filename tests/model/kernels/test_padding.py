@@ -1,4 +1,4 @@
-"""Sizes of matrix products: rounding, and what it spares."""
+"""Rounded row counts, and the kernel compilations they save."""
 
 import os
 import subprocess
@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from showtell.features.device import cpu_multiplies_bf16
-from showtell.model.kernels.padding import inference_linear, pad_rows, round_rows, round_up, staying
+from showtell.model.kernels.padding import pad_rows, round_rows, round_up, unfinished_rows
 
 
-def test_row_counts_are_rounded_up_to_few():
+def test_round_rows_returns_few_numbers():
     counts = range(100_000)
     rounded = [round_rows(count) for count in counts]
     assert all(0 <= more - count < max(16, count / 8 + 1) for count, more in enumerate(rounded))
@@ -24,65 +23,53 @@ def test_row_counts_are_rounded_up_to_few():
 
 
 @pytest.mark.parametrize("size, expected", [(0, 0), (1, 16), (16, 16), (17, 32), (2543, 2544)])
-def test_widths_are_rounded_up_to_sixteen(size, expected):
+def test_round_up_returns_multiples_of_sixteen(size, expected):
     assert round_up(size) == expected
 
 
-def test_rows_are_padded_at_the_end():
+def test_pad_rows_appends_rows():
     values = torch.ones(3, 2)
     assert pad_rows(values, 5, -1.0).tolist() == [[1, 1]] * 3 + [[-1, -1]] * 2
     assert pad_rows(values, 3) is values
     assert pad_rows(torch.ones(1, dtype=torch.int64), 2).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 16, 37])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_linear_in_decoding_is_torchs(num_rows, autocast):
-    generator = torch.Generator().manual_seed(0)
-    inputs, weight = (torch.randn(n, 8, generator=generator) for n in (num_rows, 23))
-    bias = torch.randn(23, generator=generator)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found, expected = inference_linear(inputs, weight, bias), F.linear(inputs, weight, bias)
-    assert found.dtype == expected.dtype
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize(
-    "over, multiple, expected",
+    "finished, multiple, expected",
     [
         ("....", 4, [0, 1, 2, 3]),
         ("x.x.", 2, [1, 3]),
-        ("x.xx.x.x", 4, [0, 1, 4, 6]),  # the first of those that are over
+        ("x.xx.x.x", 4, [0, 1, 4, 6]),  # filled up with the first finished ones
         ("xx.", 4, [0, 1, 2]),
         ("xxxxx", 4, []),
         ("", 4, []),
     ],
 )
-def test_rows_leave_in_multiples(over, multiple, expected):
-    rows = torch.tensor([letter == "x" for letter in over], dtype=torch.bool)
-    assert staying(rows, multiple).tolist() == expected
+def test_unfinished_rows_come_in_multiples(finished, multiple, expected):
+    rows = torch.tensor([letter == "x" for letter in finished], dtype=torch.bool)
+    assert unfinished_rows(rows, multiple).tolist() == expected
 
 
-# Training on captions of many lengths, each batch another number of words. A line parts the first
-# steps from the last.
+# Train on batches with different numbers of tokens; print a line between the first and last steps.
 TRAIN = """
 import ctypes
 import torch
 from showtell.model.training.batches import CaptionBatch
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.registry import create_decoder
+from showtell.model.decoders.config import DecoderConfig
 from showtell.model.training.loss import caption_loss
 torch.manual_seed(0)
-decoder = Decoder(DecoderConfig(feature_dim=8, vocab_size=40, embed_size=16, **{options}))
+decoder = create_decoder(DecoderConfig(feature_dim=8, vocab_size=40, embed_size=16, **{options}))
 for step in range(60):
     if step == 40:
         ctypes.CDLL(None).fflush(None)
         print("LAST STEPS", flush=True)
     lengths = torch.randint(2, 30, (100,)).sort(descending=True).values
     tokens = torch.randint(4, 40, (100, int(lengths[0])))
-    real = (torch.arange(int(lengths[0])) < lengths[:, None]).flatten().nonzero()[:, 0]
-    features = torch.randn(20, 3, 8) if decoder.looks_at_grid else torch.randn(20, 8)
-    owners = torch.arange(20).repeat(5)
-    batch = CaptionBatch(features, torch.arange(20), owners, tokens, tokens, lengths, real)
+    nonpad = (torch.arange(int(lengths[0])) < lengths[:, None]).flatten().nonzero()[:, 0]
+    features = torch.randn(20, 3, 8) if decoder.uses_grid else torch.randn(20, 8)
+    image_index = torch.arange(20).repeat(5)
+    batch = CaptionBatch(features, torch.arange(20), image_index, tokens, tokens, lengths, nonpad)
     with torch.autocast("cpu", torch.bfloat16):
         caption_loss(decoder, batch).backward()
 """
@@ -98,7 +85,7 @@ for step in range(60):
         {"cell": "gru", "hidden_size": 16, "attention": "adaptive"},
     ],
 )
-def test_training_soon_needs_no_more_kernels(options):
+def test_training_soon_compiles_no_more_kernels(options):
     environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"}
     command = [sys.executable, "-c", TRAIN.format(options=options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.base import Decoder
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
 from showtell.model.runs import checkpoint
 from showtell.model.runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
@@ -25,7 +27,7 @@ PROGRESS = Progress(epoch=2, batch=3, step=17, best_score=0.25, best_epoch=1, se
 
 
 def make_decoder(**options: object) -> Decoder:
-    return Decoder(DecoderConfig(**({"cell": "gru"} | SMALL | options)))
+    return create_decoder(DecoderConfig(**({"cell": "gru"} | SMALL | options)))
 
 
 def make_run(run_dir: Path, decoder: Decoder) -> RunConfig:
@@ -356,7 +358,7 @@ def test_decoder_to_be_loaded_is_built_without_torchs_compiler() -> None:
     code = (
         "import sys, torch; from showtell.model.decoders.decoder import Decoder, DecoderConfig\n"
         "with torch.device('meta'):\n"
-        "    Decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
+        "    create_decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
         "print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,8 @@ import torch
 
 from showtell.features.grids import GridFiles
 from showtell.features.store import FeatureStore
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
 from showtell.model.training.batches import CaptionBatches
 from showtell.model.training.loss import caption_loss
 from showtell.pipeline.captions import EncodedCaptions
@@ -53,7 +54,7 @@ def rows_of(
         for positions in batches.plan_epoch(seed)
         for batch in [batches.gather(positions)]
         for feature, i, t in zip(
-            batch.features[batch.owners], batch.inputs, batch.targets, strict=True
+            batch.features[batch.image_index], batch.inputs, batch.targets, strict=True
         )
     ]
 
@@ -95,9 +96,9 @@ def test_no_image_is_in_two_batches_and_no_batch_too_large(tmp_path, batch_size:
     seen: list[int] = []
     for positions in batches.plan_epoch(0):
         batch = batches.gather(positions)
-        seen += batch.rows.tolist()
-        assert len(batch.inputs) <= batch_size or len(batch.rows) == 1
-        assert len(batch.features) == len(batch.rows) == len(batch.owners.unique())
+        seen += batch.image_rows.tolist()
+        assert len(batch.inputs) <= batch_size or len(batch.image_rows) == 1
+        assert len(batch.features) == len(batch.image_rows) == len(batch.image_index.unique())
     assert sorted(seen) == sorted(set(seen)) == batches.images.tolist()
 
 
@@ -111,7 +112,7 @@ def test_views_are_drawn_from_all_and_gathered(tmp_path, options) -> None:
         # The longest caption comes first, the others in their order.
         ordered = sorted(positions.tolist(), key=lambda i: -batches.lengths[i])
         told = batches.rows[ordered] * 7 + views[ordered] / 4
-        assert torch.equal(batch.features.flatten(1)[:, 0][batch.owners].float(), told)
+        assert torch.equal(batch.features.flatten(1)[:, 0][batch.image_index].float(), told)
         assert batch.features.shape[1:] == ((3, FEATURE_DIM) if batches.grid else (FEATURE_DIM,))
     if batches.by_image:
         for row in batches.images:
@@ -134,7 +135,7 @@ def test_grids_are_read_from_the_store(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(FeatureStore, "gather_grid", gather_grid)
     batches = make_batches(tmp_path, by_image=True, grid=True)
     batch = batches.gather(batches.plan_epoch(0)[0])
-    assert asked == [(batch.rows.tolist(), [0] * len(batch.rows))]  # once an image
+    assert asked == [(batch.image_rows.tolist(), [0] * len(batch.image_rows))]  # once an image
 
 
 def test_batches_hold_captions_of_similar_length(tmp_path) -> None:
@@ -142,7 +143,7 @@ def test_batches_hold_captions_of_similar_length(tmp_path) -> None:
     padded = real = 0
     for positions in batches.plan_epoch(0):
         batch = batches.gather(positions)
-        padded, real = padded + batch.targets.numel(), real + len(batch.real)
+        padded, real = padded + batch.targets.numel(), real + len(batch.nonpad)
     assert real / padded > 0.85  # without buckets about 0.53
 
 
@@ -151,7 +152,7 @@ def test_real_names_the_targets_that_are_no_padding(tmp_path) -> None:
     for positions in batches.plan_epoch(0):
         batch = batches.gather(positions)
         expected = (batch.targets.flatten() != PAD).nonzero()[:, 0]
-        assert torch.equal(batch.real, expected)
+        assert torch.equal(batch.nonpad, expected)
 
 
 @pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
@@ -165,15 +166,15 @@ def test_loss_ignores_padding(tmp_path, image_as: str) -> None:
         hidden_size=8,
         image_as=image_as,
     )
-    decoder = Decoder(config).double().eval()
+    decoder = create_decoder(config).double().eval()
     batches = make_batches(tmp_path)
     positions = torch.arange(10)
     batch = batches.gather(positions)
     together = caption_loss(decoder, batch, label_smoothing=0.1)
     # Each caption alone has no padding; the batch's mean is over words, not over captions.
     alone = [batches.gather(positions[i : i + 1]) for i in range(10)]
-    losses = [caption_loss(decoder, one, label_smoothing=0.1) * len(one.real) for one in alone]
-    expected = torch.stack(losses).sum() / sum(len(one.real) for one in alone)
+    losses = [caption_loss(decoder, one, label_smoothing=0.1) * len(one.nonpad) for one in alone]
+    expected = torch.stack(losses).sum() / sum(len(one.nonpad) for one in alone)
     torch.testing.assert_close(together, expected)
 
 
@@ -182,7 +183,7 @@ def test_loss_is_the_cross_entropy_of_a_plain_loop(tmp_path) -> None:
     config = DecoderConfig(
         cell="lstm", feature_dim=FEATURE_DIM, vocab_size=50, embed_size=8, hidden_size=8
     )
-    decoder = Decoder(config).double().eval()
+    decoder = create_decoder(config).double().eval()
     batch = make_batches(tmp_path).gather(torch.arange(5))
     total, count = 0.0, 0
     for feature, inputs, targets in zip(batch.features, batch.inputs, batch.targets, strict=True):

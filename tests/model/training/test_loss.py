@@ -19,12 +19,12 @@ def make_batch(grid: bool = False) -> CaptionBatch:
     targets = pad([[*words, EOS] for words in WORDS])
     return CaptionBatch(
         features=features.double(),
-        rows=torch.arange(3),
-        owners=torch.tensor([1, 0, 1, 2]),
+        image_rows=torch.arange(3),
+        image_index=torch.tensor([1, 0, 1, 2]),
         inputs=pad([[BOS, *words] for words in WORDS]),
         targets=targets,
         lengths=torch.tensor([4, 3, 2, 1]),
-        real=(targets.flatten() != PAD).nonzero()[:, 0],
+        nonpad=(targets.flatten() != PAD).nonzero()[:, 0],
     )
 
 
@@ -33,14 +33,15 @@ def test_inputs_are_replaced_at_the_rate_and_nothing_else_is(random_decoder, att
     decoder = random_decoder(attention=attention)
     with torch.no_grad():  # so that it writes what the captions have not
         decoder.output_bias[10:] += 50
-    batch = make_batch(grid=decoder.looks_at_grid)
+    batch = make_batch(grid=decoder.uses_grid)
     before = copy.deepcopy(batch)
     same, mixed = mix_inputs(decoder, batch, 0.0), mix_inputs(decoder, batch, 1.0)
     assert torch.equal(same.inputs, batch.inputs)
     is_word = (batch.inputs != PAD) & (batch.inputs != BOS)
     assert (mixed.inputs[is_word] >= 10).all()
     assert torch.equal(mixed.inputs[~is_word], batch.inputs[~is_word])
-    for name in ("features", "rows", "owners", "targets", "lengths", "real"):
+    names = ("features", "image_rows", "image_index", "targets", "lengths", "nonpad")
+    for name in names:
         assert torch.equal(getattr(mixed, name), getattr(batch, name))
     assert torch.equal(batch.inputs, before.inputs)  # the caller's own is not touched
 
@@ -62,7 +63,7 @@ def test_words_are_drawn_behind_what_was_drawn_before(random_decoder) -> None:
         decoder.output_bias.zero_()
     batch = make_batch()
     mixed = mix_inputs(decoder, batch, 1.0)
-    for row, (owner, words) in enumerate(zip(batch.owners, WORDS, strict=True)):
+    for row, (owner, words) in enumerate(zip(batch.image_index, WORDS, strict=True)):
         state, word = decoder.init_state(batch.features[owner, None]), torch.tensor([BOS])
         for position in range(1, len(words) + 1):
             logits, state = decoder.step(word, state)
@@ -78,7 +79,7 @@ def test_share_of_replaced_inputs_is_the_rate(random_decoder) -> None:
     one = make_batch()
     inputs = torch.full((500, 5), 4)
     inputs[:, 0] = BOS
-    batch = replace(one, inputs=inputs, owners=torch.zeros(500).long())
+    batch = replace(one, inputs=inputs, image_index=torch.zeros(500).long())
     share = (mix_inputs(decoder, batch, 0.25).inputs[:, 1:] >= 10).double().mean()
     assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
 

@@ -9,7 +9,9 @@ import torch
 from pycocoevalcap.cider.cider import Cider
 
 from showtell.model.config import TrainConfig
-from showtell.model.decoders.decoder import Decoder, DecoderConfig
+from showtell.model.decoders.base import Decoder
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
@@ -70,19 +72,19 @@ def make_batch(grid: bool = False) -> CaptionBatch:
     targets = torch.tensor([fill([*captions[i], EOS]) for i in order])
     return CaptionBatch(
         features=torch.randn((NUM_IMAGES, 4, 6) if grid else (NUM_IMAGES, 6)),
-        rows=torch.arange(NUM_IMAGES),
-        owners=torch.tensor(order),
+        image_rows=torch.arange(NUM_IMAGES),
+        image_index=torch.tensor(order),
         inputs=torch.tensor([fill([BOS, *captions[i]]) for i in order]),
         targets=targets,
         lengths=torch.tensor([len(captions[i]) + 1 for i in order]),
-        real=(targets.flatten() != PAD).nonzero()[:, 0],
+        nonpad=(targets.flatten() != PAD).nonzero()[:, 0],
     )
 
 
 def drawn_by(decoder: Decoder, batch: CaptionBatch, *, greedy: bool, samples: int = 1):
     owners = torch.arange(NUM_IMAGES).repeat_interleave(samples)
     with torch.no_grad():
-        state = decoder.init_state(batch.features.to(decoder.output_bias.dtype)).take(owners)
+        state = decoder.init_state(batch.features.to(decoder.output_bias.dtype)).repeat(owners)
         return owners, draw_captions(decoder, state, RULES, greedy=greedy)
 
 
@@ -132,7 +134,7 @@ def test_draws_are_words_and_end_once(random_decoder, cell: str, attention: str)
     decoder = random_decoder(cell=cell, attention=attention, vocab_size=len(VOCAB))
     with torch.no_grad():  # what must not be written would be likely
         decoder.output_bias[[PAD, BOS, UNK, EOS]] += 2.0
-    batch = make_batch(grid=decoder.looks_at_grid)
+    batch = make_batch(grid=decoder.uses_grid)
     for greedy in (False, True):
         _, drawn = drawn_by(decoder, batch, greedy=greedy, samples=20)
         ends = (drawn == EOS).float().argmax(1)
@@ -181,7 +183,7 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
     decoder = random_decoder(vocab_size=len(VOCAB), attention=attention)
     with torch.no_grad():
         decoder.output_bias[EOS] += 1 if ends == "soon" else -100
-    batch = make_batch(grid=decoder.looks_at_grid)
+    batch = make_batch(grid=decoder.uses_grid)
     owners, drawn = drawn_by(decoder, batch, greedy=False, samples=3)
     advantages = torch.randn(len(drawn)).double()
     policy_loss(
@@ -210,13 +212,13 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
 def test_training_raises_cider_d_of_images_it_can_overfit(baseline: str) -> None:
     torch.manual_seed(0)
     sizes = {"feature_dim": 6, "vocab_size": len(VOCAB), "embed_size": 32, "hidden_size": 32}
-    decoder = Decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes))
+    decoder = create_decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes))
     loss_of, batch = make_loss(scst_baseline=baseline), make_batch()
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
 
     def greedy_score() -> float:
         _, drawn = drawn_by(decoder, batch, greedy=True)
-        return loss_of.rewards(batch.rows, drawn).mean().item()
+        return loss_of.rewards(batch.image_rows, drawn).mean().item()
 
     def take_steps(loss_of: Callable[[Decoder, CaptionBatch], torch.Tensor], count: int) -> None:
         for _ in range(count):
@@ -233,7 +235,7 @@ def test_training_raises_cider_d_of_images_it_can_overfit(baseline: str) -> None
 
 def test_cross_entropy_beside_it_has_its_weight() -> None:
     sizes = {"feature_dim": 6, "vocab_size": len(VOCAB), "embed_size": 8, "hidden_size": 8}
-    decoder, batch = Decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes)), make_batch()
+    decoder, batch = create_decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes)), make_batch()
     losses = []
     for weight in (0.0, 0.25, 1.0):
         torch.manual_seed(1)  # the same draws

@@ -1,0 +1,55 @@
+"""Initial weights of a decoder, and the mean that its features are centred on."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .show_tell import ShowTell
+
+ROWS_TOGETHER = 4096
+
+
+def init_show_tell(decoder: "ShowTell") -> None:
+    """Draw small normal word vectors and orthogonal recurrent matrices; open LSTM forget gates.
+
+    All other layers keep torch's initial weights.
+    """
+    config = decoder.config
+    nn.init.normal_(decoder.embedding.weight, std=config.embed_size**-0.5)
+    if not config.tie_embeddings:
+        nn.init.normal_(decoder.output_weight, std=config.hidden_size**-0.5)
+    for name, parameter in decoder.cell.named_parameters():
+        if name.startswith("weight_hh"):
+            for gate in parameter.detach().split(config.hidden_size):
+                nn.init.orthogonal_(gate)
+        elif name.startswith("weight_ih"):
+            nn.init.xavier_uniform_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+            if config.cell == "lstm" and name.startswith("bias_ih"):
+                size = config.hidden_size
+                parameter.detach()[size : 2 * size] = 1.0
+
+
+def empty_embedding(vocab_size: int, embed_size: int) -> nn.Embedding:
+    """Return an `nn.Embedding` that draws no weights on the meta device.
+
+    A normal draw on the meta device makes torch import its compiler, which takes a second whenever
+    a run is loaded.
+    """
+    weight = torch.empty(vocab_size, embed_size)
+    return nn.Embedding(vocab_size, embed_size, _weight=weight if weight.is_meta else None)
+
+
+def mean_direction(features: Tensor) -> Tensor:
+    """Return the mean of vectors scaled to length 1: (…, D) → (D,) float32.
+
+    What all images share is most of a pooled vector, and tells nothing about any one of them.
+    """
+    vectors = features.flatten(0, -2)
+    # In parts: float32 copies of all COCO features would take 2 GB.
+    sums = [F.normalize(part.float(), dim=-1).sum(0) for part in vectors.split(ROWS_TOGETHER)]
+    return torch.stack(sums).sum(0) / len(vectors)
