@@ -91,13 +91,13 @@ class AdaptiveAttention(AttentionDecoder):
         previous = state.hidden[0][-1]  # (R, H), of the top layer
         inputs = (state.group_rows(words) + global_image[:, None]).flatten(0, 1)
         outputs, hidden = call_cell(self.cell, inputs[:, None], state.hidden)
-        output = outputs[:, 0]
-        cell_memory = hidden[1][-1].tanh() if self.config.cell == "lstm" else output
+        cell_memory = hidden[1][-1].tanh() if self.config.cell == "lstm" else outputs[:, 0]
+        query = outputs[:, 0]
         sentinel = self.attention.sentinel(inputs, previous, cell_memory)
         context, _ = self.attention.attend(
-            state.group_rows(output), state.group_rows(sentinel), (keys, values)
+            state.group_rows(query), state.group_rows(sentinel), (keys, values)
         )
-        return output + self.context_proj(context.flatten(0, 1)), hidden
+        return outputs[:, 0] + self.context_proj(context.flatten(0, 1)), hidden
 
     def read_with_attention(
         self, words: Tensor, state: DecoderState, image_index: Tensor, lengths: Tensor | None
