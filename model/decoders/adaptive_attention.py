@@ -58,8 +58,8 @@ class SentinelAttention(AdditiveAttention):
             weights: (N, Q, P + 1), summing to 1; the last one belongs to the sentinel.
         """
         keys, values = memory
-        sentinel_score = self.score(torch.tanh(self.sentinel_key(sentinel) + self.query(queries)))
-        scores = torch.cat([self.scores(queries, keys), sentinel_score], -1)
+        mixed = torch.tanh(self.sentinel_key(sentinel) + self.query(queries))  # (N, Q, A)
+        scores = torch.cat([self.scores(queries, keys), self.score(mixed)], -1)
         weights = F.softmax(scores, -1)
         context = weights[..., :-1] @ values
         return context + weights[..., -1:] * self.sentinel_value(sentinel), weights
