@@ -23,5 +23,6 @@ def with_current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _current_name(name: str) -> str:
-    *path, layer, tensor = name.split(".") if name.count(".") else ["", name]
-    return ".".join([*path, RENAMED_LAYERS.get(layer, layer), tensor]).lstrip(".")
+    path, _, tensor = name.rpartition(".")
+    path, dot, layer = path.rpartition(".")
+    return f"{path}{dot}{RENAMED_LAYERS.get(layer, layer)}.{tensor}" if layer else name
