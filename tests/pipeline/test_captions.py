@@ -41,7 +41,7 @@ def write(tmp_path, encoded=None):
     return path
 
 
-def test_captions_roundtrip_through_parquet(tmp_path):
+def test_captions_round_trip(tmp_path):
     encoded = read_captions(write(tmp_path))
     assert listed(encoded) == TOKENS
     assert encoded.image_ids.tolist() == IMAGES
@@ -60,7 +60,7 @@ def test_captions_file_has_the_documented_columns(tmp_path):
     assert file.read()["token_ids"].to_pylist() == TOKENS
 
 
-def test_captions_roundtrip_over_many_row_groups(tmp_path):
+def test_captions_round_trip_with_many_row_groups(tmp_path):
     rng = np.random.default_rng(0)
     tokens = [rng.integers(4, 99, size=rng.integers(0, 20)).tolist() for _ in range(3000)]
     path = tmp_path / "captions.parquet"
@@ -72,19 +72,19 @@ def test_captions_roundtrip_over_many_row_groups(tmp_path):
     assert again.image_ids.tolist() == encoded.image_ids.tolist()
 
 
-def test_no_captions_roundtrip_too(tmp_path):
+def test_captions_round_trip_when_empty(tmp_path):
     path = tmp_path / "captions.parquet"
     write_captions(path, encode([], []), *[pa.array([], pa.string())] * 2)
     again = read_captions(path)
     assert (len(again), again.offsets.tolist(), again.tokens.tolist()) == (0, [0], [])
 
 
-def test_same_captions_give_the_same_bytes(tmp_path):
+def test_captions_file_is_deterministic(tmp_path):
     first, second = write(tmp_path / "1"), write(tmp_path / "2")
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_select_matches_a_plain_loop():
+def test_select_matches_a_python_loop():
     rng = np.random.default_rng(1)
     tokens = [rng.integers(4, 99, size=rng.integers(0, 9)).tolist() for _ in range(400)]
     images = rng.integers(0, 60, size=400)
@@ -97,12 +97,12 @@ def test_select_matches_a_plain_loop():
     assert selected.lengths.tolist() == [len(tokens[i]) for i in kept]
 
 
-def test_select_of_nothing_is_empty():
+def test_select_without_images_is_empty():
     selected = encode().select(np.array([], dtype=np.int64))
     assert (len(selected), selected.offsets.tolist(), selected.tokens.tolist()) == (0, [0], [])
 
 
-def test_images_roundtrip_and_select_by_split(tmp_path):
+def test_images_round_trip_and_select_by_split(tmp_path):
     records = [
         ImageRecord(2**40, "a/ü.jpg", "train", ("x",)),
         ImageRecord(3, "b.jpg", "val", ("x",)),
@@ -121,7 +121,7 @@ def test_images_roundtrip_and_select_by_split(tmp_path):
     assert table.select("test").dtype == np.int64
 
 
-def test_references_have_the_order_of_the_ids(tmp_path):
+def test_references_follow_the_order_of_the_ids(tmp_path):
     path = write(tmp_path)
     references = read_references(path, "caption", np.array([7, 30]))
     assert list(references.items()) == [(7, ["!", "a b c d"]), (30, ["A dog runs", "dogs"])]
@@ -134,14 +134,14 @@ def test_references_of_an_unknown_image_are_refused(tmp_path):
         read_references(write(tmp_path), "words", [7, 8])
 
 
-def test_missing_captions_name_the_command(tmp_path):
+def test_missing_files_name_the_fixing_command(tmp_path):
     path = tmp_path / "flickr8k" / "captions" / "captions.parquet"
     for read in (read_captions, read_images):
         with pytest.raises(MissingArtifactError, match="'showtell prepare --dataset flickr8k'"):
             read(path)
 
 
-def test_damaged_captions_name_the_command(tmp_path):
+def test_damaged_files_name_the_fixing_command(tmp_path):
     path = write(tmp_path)
     with pytest.raises(MismatchError, match=r"captions\.parquet cannot be read"):
         read_images(path)

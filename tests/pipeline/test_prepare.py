@@ -67,7 +67,7 @@ def test_prepare_writes_images_captions_and_vocabulary(tmp_path):
     assert raw[1] == [ROWS[0][1], ROWS[1][1]]
 
 
-def test_prepare_counts_the_vocabulary_on_train_alone(tmp_path):
+def test_prepare_builds_the_vocabulary_from_train_only(tmp_path):
     config = make_config(tmp_path)
     manifest = prepare(config)
     vocab = Vocab.read(config.captions_dir / "vocab.json")
@@ -79,7 +79,7 @@ def test_prepare_counts_the_vocabulary_on_train_alone(tmp_path):
     assert manifest.details["oov"] == {"train": 0.0, "val": 1 / 5, "test": 3 / 4}
 
 
-def test_prepare_manifest_says_what_was_made(tmp_path):
+def test_prepare_manifest_records_counts_and_inputs(tmp_path):
     config = make_config(tmp_path)
     manifest = prepare(config)
     assert manifest == Manifest.read(config.captions_dir)
@@ -94,7 +94,7 @@ def test_prepare_manifest_says_what_was_made(tmp_path):
     assert manifest.missing_outputs(config.captions_dir) == []
 
 
-def test_prepare_run_again_does_no_work(tmp_path, capsys, monkeypatch):
+def test_prepare_does_nothing_when_up_to_date(tmp_path, capsys, monkeypatch):
     config = make_config(tmp_path)
     first = prepare(config)
     before = snapshot(config)
@@ -105,7 +105,7 @@ def test_prepare_run_again_does_no_work(tmp_path, capsys, monkeypatch):
     assert "captions is up to date" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_prepare_twice_from_nothing_gives_the_same_bytes(tmp_path):
+def test_prepare_is_deterministic(tmp_path):
     first, second = make_config(tmp_path), make_config(tmp_path, min_count=1)
     prepare(first)
     before = snapshot(first)
@@ -117,7 +117,7 @@ def test_prepare_twice_from_nothing_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": None, "vocab_size": 3}])
-def test_prepare_with_another_option_is_redone(tmp_path, options):
+def test_prepare_runs_again_with_another_option(tmp_path, options):
     prepare(make_config(tmp_path))
     config = make_config(tmp_path, **options)
     assert up_to_date(config) is None
@@ -127,13 +127,13 @@ def test_prepare_with_another_option_is_redone(tmp_path, options):
     assert up_to_date(config) is not None
 
 
-def test_prepare_default_min_count_is_five_spelt_out(tmp_path):
+def test_prepare_min_count_defaults_to_five(tmp_path):
     write_source(tmp_path / "source", ROWS * 5)
     prepare(make_config(tmp_path, min_count=None))
     assert up_to_date(make_config(tmp_path, min_count=5)) is not None
 
 
-def test_prepare_with_changed_captions_is_redone(tmp_path):
+def test_prepare_runs_again_with_changed_captions(tmp_path):
     config = make_config(tmp_path)
     before = prepare(config)
     write_source(tmp_path / "source", [*ROWS, ("e.png", "A horse", "train")])
@@ -143,7 +143,7 @@ def test_prepare_with_changed_captions_is_redone(tmp_path):
     assert "horse" in Vocab.read(config.captions_dir / "vocab.json").words
 
 
-def test_prepare_with_a_new_split_list_is_redone(tmp_path):
+def test_prepare_runs_again_with_a_new_split_list(tmp_path):
     source = tmp_path / "flickr"
     source.mkdir()
     names = [f"{i}_x.jpg" for i in range(1, 4)]
@@ -160,7 +160,7 @@ def test_prepare_with_a_new_split_list_is_redone(tmp_path):
     assert (manifest.counts["num_test_images"], manifest.skipped) == (1, ())
 
 
-def test_prepare_redoes_an_output_that_is_gone_or_damaged(tmp_path):
+def test_prepare_restores_missing_and_damaged_outputs(tmp_path):
     config = make_config(tmp_path)
     for name in ("images.parquet", "captions.parquet", "vocab.json"):
         prepare(config)
@@ -175,7 +175,7 @@ def test_prepare_redoes_an_output_that_is_gone_or_damaged(tmp_path):
     assert images.read_bytes() == good
 
 
-def test_prepare_with_a_vanished_image_is_refused_and_keeps_what_is_there(tmp_path):
+def test_prepare_keeps_old_outputs_when_an_image_is_missing(tmp_path):
     config = make_config(tmp_path)
     prepare(config)
     before = snapshot(config)
@@ -187,7 +187,7 @@ def test_prepare_with_a_vanished_image_is_refused_and_keeps_what_is_there(tmp_pa
     assert snapshot(config) == before
 
 
-def test_prepare_that_fails_while_writing_keeps_what_is_there(tmp_path, monkeypatch):
+def test_prepare_keeps_old_outputs_when_writing_fails(tmp_path, monkeypatch):
     config = make_config(tmp_path)
     prepare(config)
     before = snapshot(config)
@@ -204,7 +204,7 @@ def test_prepare_that_fails_while_writing_keeps_what_is_there(tmp_path, monkeypa
     assert up_to_date(config) is not None
 
 
-def test_prepare_stopped_before_its_manifest_is_not_done(tmp_path, monkeypatch):
+def test_prepare_interrupted_before_the_manifest_is_incomplete(tmp_path, monkeypatch):
     prepare(make_config(tmp_path))
     config = make_config(tmp_path, min_count=2)
 
@@ -240,14 +240,14 @@ def test_prepare_prints_the_counts_of_each_split(tmp_path, capsys):
     assert any(line[:2] == ["vocabulary", "7"] for line in lines)
 
 
-def test_prepare_tells_of_a_vocabulary_that_is_too_small(tmp_path, capsys):
+def test_prepare_warns_about_a_small_vocabulary(tmp_path, capsys):
     prepare(make_config(tmp_path, min_count=None, vocab_size=1))
     assert "words in train are not in the vocabulary" in capsys.readouterr().err
     with pytest.raises(DatasetError, match=r"occurs at least 5 times\. Give a lower --min-count"):
         prepare(make_config(tmp_path, min_count=None))
 
 
-def test_prepare_is_refused_while_another_process_writes(tmp_path):
+def test_prepare_fails_while_another_process_writes(tmp_path):
     config = make_config(tmp_path)
     with (
         locked(config.captions_dir),
@@ -264,7 +264,7 @@ def test_prepare_of_an_unknown_dataset_leaves_no_folder(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_prepare_config_in_the_manifest_makes_the_same_config_again(tmp_path):
+def test_prepare_config_round_trips_through_the_manifest(tmp_path):
     config = make_config(tmp_path)
     values = json.loads(json.dumps(prepare(config).config))
     values["source"] = Path(values["source"])
@@ -272,7 +272,7 @@ def test_prepare_config_in_the_manifest_makes_the_same_config_again(tmp_path):
 
 
 @pytest.mark.skipif(not (SHARED / "flickr8k").is_dir(), reason="needs ../shared/flickr8k")
-def test_prepare_of_flickr8k_has_the_known_figures(tmp_path):
+def test_prepare_flickr8k_matches_known_counts(tmp_path):
     config = PrepareConfig(data=tmp_path, dataset="flickr8k", source=SHARED / "flickr8k")
     manifest = prepare(config)
     counts = manifest.counts
@@ -289,7 +289,7 @@ def test_prepare_of_flickr8k_has_the_known_figures(tmp_path):
 
 
 @pytest.mark.skipif(not (SHARED / "coco-mini").is_dir(), reason="needs ../shared/coco-mini")
-def test_prepare_of_coco_mini_holds_out_val(tmp_path, capsys):
+def test_prepare_coco_mini_holds_out_val(tmp_path, capsys):
     source = SHARED / "coco-mini"
     manifest = prepare(PrepareConfig(data=tmp_path, dataset="coco2017", source=source, min_count=2))
     assert (manifest.counts["num_train_images"], manifest.counts["num_val_images"]) == (72, 8)
@@ -297,7 +297,7 @@ def test_prepare_of_coco_mini_holds_out_val(tmp_path, capsys):
     assert "has no val split: 8 of its 80 train images are held out" in capsys.readouterr().err
 
 
-def test_folder_laid_out_as_coco_under_another_name_is_told_what_it_is(tmp_path) -> None:
+def test_prepare_recognizes_coco_under_another_name(tmp_path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/captions_train2017.json").touch()
     with pytest.raises(

@@ -52,7 +52,7 @@ def test_coco_reads_both_splits_from_folders_and_zips(tmp_path, year, zipped):
     assert records[0].captions == ("Caption 0 of 9.", "Caption 1 of 9.")
 
 
-def test_coco_reads_annotations_out_of_their_zip(tmp_path):
+def test_coco_reads_annotations_from_their_zip(tmp_path):
     config = write_coco(
         tmp_path, train=coco_json("train", 2014, [1, 2]), val=coco_json("val", 2014, [3])
     )
@@ -118,7 +118,7 @@ def broken(change):
         (lambda c: c["images"][0].update(file_name="../../x.jpg"), "is outside the source"),
     ],
 )
-def test_coco_tells_of_malformed_annotations_in_one_line(tmp_path, change, message):
+def test_coco_reports_malformed_annotations_in_one_line(tmp_path, change, message):
     val = coco_json("val", 2014, [4], captions=0 if "has a caption" in message else 1)
     config = write_coco(tmp_path, train=coco_json("train", 2014, [1, 2]), val=val)
     path = tmp_path / "annotations" / "captions_train2014.json"
@@ -128,7 +128,7 @@ def test_coco_tells_of_malformed_annotations_in_one_line(tmp_path, change, messa
     assert "\n" not in str(error.value)
 
 
-def test_coco_tells_where_json_ends_too_early(tmp_path):
+def test_coco_reports_truncated_json_with_its_position(tmp_path):
     config = write_coco(tmp_path, train=coco_json("train", 2014, [1]))
     path = tmp_path / "annotations" / "captions_train2014.json"
     path.write_text(path.read_text()[:60])
@@ -138,13 +138,13 @@ def test_coco_tells_where_json_ends_too_early(tmp_path):
         load_dataset(config)
 
 
-def test_coco_tells_of_a_damaged_annotations_zip(tmp_path):
+def test_coco_reports_a_damaged_annotations_zip(tmp_path):
     (tmp_path / "annotations_trainval2014.zip").write_bytes(b"<html>404</html>")
     with pytest.raises(DatasetError, match=r"annotations_trainval2014\.zip is a damaged zip"):
         load_dataset(PrepareConfig(dataset="coco2014", source=tmp_path))
 
 
-def test_coco_without_annotations_names_the_download(tmp_path):
+def test_coco_without_annotations_names_the_download_command(tmp_path):
     with pytest.raises(MissingArtifactError, match="showtell download --dataset coco2014"):
         load_dataset(PrepareConfig(dataset="coco2014", source=tmp_path))
 
@@ -161,7 +161,7 @@ def test_coco_missing_images_are_counted_and_named(tmp_path):
         load_dataset(config)
 
 
-def test_coco_same_id_in_both_splits_is_refused(tmp_path):
+def test_coco_image_id_in_both_splits_is_refused(tmp_path):
     config = write_coco(
         tmp_path, train=coco_json("train", 2014, [1]), val=coco_json("val", 2014, [1])
     )
@@ -197,7 +197,7 @@ def write_karpathy(root, content, folder="val2014", dataset="mine"):
     return PrepareConfig(dataset=dataset, source=root, karpathy=path)
 
 
-def test_karpathy_restval_joins_train_and_cocoid_is_the_id(tmp_path):
+def test_karpathy_puts_restval_into_train_and_uses_cocoid(tmp_path):
     records = load_dataset(write_karpathy(tmp_path, karpathy_json())).records
     found = [(r.image_id, r.split) for r in records]
     assert found == [(4, "train"), (77, "train"), (6, "val"), (5, "test")]
@@ -227,13 +227,13 @@ def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
         ({"filepath": "train2014"}, "1 of 4 images with captions were not found"),
     ],
 )
-def test_karpathy_tells_of_bad_entries_in_one_line(tmp_path, changes, message):
+def test_karpathy_reports_bad_entries_in_one_line(tmp_path, changes, message):
     config = write_karpathy(tmp_path, karpathy_json(**changes))
     with pytest.raises(DatasetError, match=message):
         load_dataset(config)
 
 
-def test_karpathy_missing_file_is_named(tmp_path):
+def test_karpathy_reports_a_missing_file(tmp_path):
     config = PrepareConfig(dataset="x", source=tmp_path, karpathy=tmp_path / "dataset_coco.json")
     message = r"dataset_coco\.json does not exist\. Give --karpathy"
     with pytest.raises(MissingArtifactError, match=message):
@@ -241,7 +241,7 @@ def test_karpathy_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs ../shared/coco-mini")
-def test_coco_mini_gives_every_image_its_five_captions():
+def test_coco_mini_has_five_captions_per_image():
     records = load_dataset(PrepareConfig(dataset="coco2017", source=COCO_MINI)).records
     content = json.loads((COCO_MINI / "annotations/captions_train2017.json").read_text())
     expected = {image["id"]: [] for image in content["images"]}

@@ -68,7 +68,7 @@ def found(records):
         ("results_20130124.token", tokens(CAPTIONS)),
     ],
 )
-def test_flickr_reads_every_published_caption_file_alike(tmp_path, captions_file, text):
+def test_flickr_reads_every_published_caption_file(tmp_path, captions_file, text):
     records = load_dataset(write_flickr(tmp_path, captions_file, text)).records
     assert found(records) == EXPECTED
     assert all(list(r.captions) == CAPTIONS[r.file_name.split("/")[-1]] for r in records)
@@ -87,14 +87,14 @@ def test_flickr_reads_every_published_caption_file_alike(tmp_path, captions_file
         ".",
     ],
 )
-def test_flickr_finds_the_images_in_every_published_folder(tmp_path, images):
+def test_flickr_finds_images_in_every_published_folder(tmp_path, images):
     records = load_dataset(write_flickr(tmp_path, images=images)).records
     assert found(records) == EXPECTED
     assert all((tmp_path / r.file_name).is_file() for r in records)
 
 
 @pytest.mark.parametrize("archive", ["Images", "Flickr8k_Dataset"])
-def test_flickr_finds_the_images_in_a_zip(tmp_path, archive):
+def test_flickr_finds_images_in_a_zip(tmp_path, archive):
     config = write_flickr(tmp_path, names=[])
     with zipfile.ZipFile(tmp_path / f"{archive}.zip", "w") as file:
         for name in NAMES:
@@ -102,7 +102,7 @@ def test_flickr_finds_the_images_in_a_zip(tmp_path, archive):
     assert {r.file_name for r in load_dataset(config).records} == {f"{archive}/{n}" for n in NAMES}
 
 
-def test_flickr30k_split_lists_may_lack_the_suffix(tmp_path):
+def test_flickr30k_split_lists_work_without_suffixes(tmp_path):
     lists = {
         "train.txt": [Path(name).stem for name in NAMES[:2]],
         "val.txt": [Path(NAMES[2]).stem],
@@ -114,12 +114,12 @@ def test_flickr30k_split_lists_may_lack_the_suffix(tmp_path):
     )
 
 
-def test_flickr_split_lists_may_lie_in_the_text_folder(tmp_path):
+def test_flickr_finds_split_lists_in_the_text_folder(tmp_path):
     config = write_flickr(tmp_path, lists={f"Flickr8k_text/{n}": v for n, v in LISTS.items()})
     assert found(load_dataset(config).records) == EXPECTED
 
 
-def test_flickr_without_the_test_list_leaves_its_images_out(tmp_path):
+def test_flickr_without_a_test_list_leaves_out_its_images(tmp_path):
     lists = {name: listed for name, listed in LISTS.items() if "test" not in name}
     dataset = load_dataset(write_flickr(tmp_path, lists=lists))
     assert found(dataset.records) == EXPECTED[:3]
@@ -128,7 +128,7 @@ def test_flickr_without_the_test_list_leaves_its_images_out(tmp_path):
 
 
 @pytest.mark.parametrize(("dataset", "num_val"), [("flickr8k", 12), ("flickr30k", 3)])
-def test_flickr_without_lists_draws_the_official_proportions(tmp_path, dataset, num_val):
+def test_flickr_without_lists_uses_the_official_proportions(tmp_path, dataset, num_val):
     names = [f"{i}_x.jpg" for i in range(1, 101)]
     text = kaggle_csv({name: ["A dog ."] for name in names})
     write_flickr(tmp_path, text=text, lists={}, names=names)
@@ -142,7 +142,7 @@ def test_flickr_without_lists_draws_the_official_proportions(tmp_path, dataset, 
     assert found(other) != found(loaded.records)
 
 
-def test_flickr_ids_fall_back_to_row_numbers_where_numbers_repeat(tmp_path):
+def test_flickr_ids_are_positions_if_numbers_repeat(tmp_path):
     names = ["7_a.jpg", "7_b.jpg", "8_c.jpg"]
     lists = {"train.txt": names[1:], "val.txt": names[:1]}
     text = kaggle_csv({name: ["A dog ."] for name in names})
@@ -164,7 +164,7 @@ def test_flickr_ids_do_not_depend_on_the_lists(tmp_path):
     }
 
 
-def test_flickr_tolerates_the_one_phantom_image_of_flickr8k(tmp_path):
+def test_flickr_ignores_the_missing_image_of_flickr8k(tmp_path):
     text = tokens({"2258277193_586949ec62.jpg.1": ["A ghost ."], **CAPTIONS})
     assert (
         found(load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text)).records) == EXPECTED
@@ -174,13 +174,13 @@ def test_flickr_tolerates_the_one_phantom_image_of_flickr8k(tmp_path):
         load_dataset(write_flickr(tmp_path, "Flickr8k.token.txt", text))
 
 
-def test_flickr_tolerates_the_missing_separator_of_results_csv(tmp_path):
+def test_flickr_accepts_the_missing_separator_in_results_csv(tmp_path):
     text = kaggle_pipes(CAPTIONS).replace("99_a.jpg| 1| A dog", "99_a.jpg| 1   A dog")
     records = load_dataset(write_flickr(tmp_path, "results.csv", text)).records
     assert next(r for r in records if r.image_id == 99).captions == tuple(CAPTIONS["99_a.jpg"])
 
 
-def test_flickr_passes_over_the_lemmatised_captions(tmp_path):
+def test_flickr_ignores_lemmatised_captions(tmp_path):
     config = write_flickr(tmp_path, "Flickr8k.token.txt", tokens(CAPTIONS))
     (tmp_path / "Flickr8k.lemma.token.txt").write_text(tokens({NAMES[0]: ["a dog be"]}))
     assert (tmp_path / "Flickr8k.token.txt") in find_reader(config).inputs
@@ -208,13 +208,13 @@ def test_flickr_listed_image_without_captions_is_left_out(tmp_path):
         ("Flickr8k.token.txt", "a.jpg\tA dog\n", "line 1: expected 'name.jpg#0<TAB>caption'"),
     ],
 )
-def test_flickr_tells_of_malformed_captions_by_line(tmp_path, captions_file, text, message):
+def test_flickr_reports_malformed_captions_with_their_line(tmp_path, captions_file, text, message):
     config = write_flickr(tmp_path, captions_file, text)
     with pytest.raises(DatasetError, match=message):
         load_dataset(config)
 
 
-def test_flickr_tells_of_bytes_that_are_not_utf8_by_line(tmp_path):
+def test_flickr_reports_invalid_utf8_with_its_line(tmp_path):
     config = write_flickr(tmp_path)
     (tmp_path / "captions.txt").write_bytes(b"image,caption\na.jpg,fine\na.jpg,caf\xe9\n")
     with pytest.raises(DatasetError, match=r"captions\.txt, line 3: byte 0xe9 is not UTF-8"):
@@ -227,7 +227,7 @@ def test_flickr_image_in_two_lists_is_refused(tmp_path):
         load_dataset(write_flickr(tmp_path, lists=lists))
 
 
-def test_flickr_without_the_train_list_is_refused(tmp_path):
+def test_flickr_without_a_train_list_is_refused(tmp_path):
     lists = {name: listed for name, listed in LISTS.items() if "train" not in name}
     with pytest.raises(DatasetError, match="has no train split, only test, val"):
         load_dataset(write_flickr(tmp_path, lists=lists))

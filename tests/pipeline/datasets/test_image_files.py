@@ -21,7 +21,7 @@ def write_file(path, content):
     path.write_bytes(content)
 
 
-def test_read_takes_the_folder_before_the_zip(tmp_path):
+def test_read_prefers_the_folder_to_the_zip(tmp_path):
     write_zip(tmp_path / "train2014.zip", {"train2014/a.jpg": b"zip", "train2014/b.jpg": b"only"})
     write_file(tmp_path / "train2014" / "a.jpg", b"folder")
     files = ImageFiles(tmp_path)
@@ -30,7 +30,7 @@ def test_read_takes_the_folder_before_the_zip(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_read_returns_what_zipfile_returns(tmp_path, compression):
+def test_read_matches_zipfile(tmp_path, compression):
     path = tmp_path / "images.zip"
     members = {f"images/{i}.jpg": bytes([i]) * (1000 * i) + bytes(range(256)) for i in range(20)}
     write_zip(path, {**members, "images/empty.jpg": b""}, compression)
@@ -59,14 +59,14 @@ def test_read_finds_members_with_and_without_top_folder(tmp_path, archive, membe
     assert files.fingerprints([name]) == [f"5:{zlib.crc32(b'right'):08x}"]
 
 
-def test_read_of_absent_image_raises_file_not_found(tmp_path):
+def test_read_of_a_missing_image_raises_file_not_found(tmp_path):
     write_zip(tmp_path / "a.zip", {"a/x.jpg": b"x"})
     for name in ("a/y.jpg", "b/x.jpg", "x.jpg"):
         with pytest.raises(FileNotFoundError, match="was not found"):
             ImageFiles(tmp_path).read(name)
 
 
-def test_read_of_damaged_member_raises_os_error(tmp_path):
+def test_read_of_a_damaged_member_raises_os_error(tmp_path):
     path = tmp_path / "a.zip"
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         write_zip(path, {"a/x.jpg": b"pixels" * 50}, compression)
@@ -79,13 +79,13 @@ def test_read_of_damaged_member_raises_os_error(tmp_path):
             ImageFiles(tmp_path).read("a/x.jpg")
 
 
-def test_read_refuses_packing_that_it_does_not_know(tmp_path):
+def test_read_refuses_unsupported_compression(tmp_path):
     write_zip(tmp_path / "a.zip", {"a/x.jpg": b"pixels" * 50}, zipfile.ZIP_BZIP2)
     with pytest.raises(OSError, match="its compression is not deflate"):
         ImageFiles(tmp_path).read("a/x.jpg")
 
 
-def test_cut_zip_is_named_in_the_error(tmp_path):
+def test_truncated_zip_is_named_in_the_error(tmp_path):
     path = tmp_path / "train2014.zip"
     write_zip(path, {"train2014/x.jpg": b"x" * 1000})
     path.write_bytes(path.read_bytes()[:500])
@@ -93,7 +93,7 @@ def test_cut_zip_is_named_in_the_error(tmp_path):
         ImageFiles(tmp_path).fingerprints(["train2014/x.jpg"])
 
 
-def test_fingerprints_change_with_the_file_and_are_none_where_it_is_absent(tmp_path):
+def test_fingerprints_change_with_the_file_and_are_none_without_it(tmp_path):
     write_file(tmp_path / "a" / "x.jpg", b"1")
     (tmp_path / "a" / "folder.jpg").mkdir()
     write_zip(tmp_path / "b.zip", {"b/y.jpg": b"22"})
@@ -108,14 +108,14 @@ def test_fingerprints_change_with_the_file_and_are_none_where_it_is_absent(tmp_p
     assert after[0] == before[0]
 
 
-def test_image_files_survive_pickling(tmp_path):
+def test_image_files_can_be_pickled(tmp_path):
     write_zip(tmp_path / "a.zip", {"a/x.jpg": b"x"})
     files = ImageFiles(tmp_path)
     files.read("a/x.jpg")
     assert pickle.loads(pickle.dumps(files)).read("a/x.jpg") == b"x"
 
 
-def test_threads_read_the_same_zip_without_mixing_members(tmp_path):
+def test_threads_read_one_zip_without_mixing_members(tmp_path):
     members = {f"a/{i}.jpg": bytes([i]) * 5000 for i in range(50)}
     write_zip(tmp_path / "a.zip", members)
     files, wrong = ImageFiles(tmp_path), []

@@ -80,7 +80,7 @@ def sample_scenes(count: int, seed: int = 3) -> list[Scene]:
     return [scene for kind in kinds for scene in kind]
 
 
-def test_draw_scenes_writes_the_layout(tmp_path: Path) -> None:
+def test_draw_scenes_writes_images_and_table(tmp_path: Path) -> None:
     assert draw_scenes(tmp_path, num_train=6, num_val=2, num_test=3) == 11
     names = [f"images/{number:06}.jpg" for number in range(1, 12)]
     assert sorted(content_hashes(tmp_path)) == ["captions.csv", *names]
@@ -94,7 +94,7 @@ def test_draw_scenes_writes_the_layout(tmp_path: Path) -> None:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224))
 
 
-def test_draw_scenes_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+def test_draw_scenes_depends_only_on_the_seed(tmp_path: Path) -> None:
     sizes = {"num_train": 4, "num_val": 1, "num_test": 1}
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         draw_scenes(tmp_path / name, **sizes, seed=seed)
@@ -104,7 +104,7 @@ def test_draw_scenes_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert not set(first.values()) & set(content_hashes(tmp_path / "other").values())
 
 
-def test_draw_scenes_tells_what_this_version_always_told(tmp_path: Path) -> None:
+def test_draw_scenes_captions_of_this_version_are_fixed(tmp_path: Path) -> None:
     # A change here is a change of the dataset: raise SCENES_VERSION with it.
     draw_scenes(tmp_path, num_train=20, num_val=3, num_test=3)
     assert scenes_module.SCENES_VERSION == 1
@@ -113,7 +113,7 @@ def test_draw_scenes_tells_what_this_version_always_told(tmp_path: Path) -> None
     )
 
 
-def test_draw_scenes_again_changes_nothing(tmp_path: Path) -> None:
+def test_draw_scenes_repeated_restores_the_same_files(tmp_path: Path) -> None:
     draw_scenes(tmp_path, num_train=3, num_val=1, num_test=1)
     before = content_hashes(tmp_path)
     (tmp_path / "images" / "000002.jpg").write_bytes(b"damaged")
@@ -121,7 +121,7 @@ def test_draw_scenes_again_changes_nothing(tmp_path: Path) -> None:
     assert content_hashes(tmp_path) == before
 
 
-def test_draw_scenes_stopped_midway_leaves_no_table(
+def test_draw_scenes_interrupted_leaves_no_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(scene: Scene, rng: random.Random) -> list[str]:
@@ -157,14 +157,14 @@ def test_choose_scenes_balances_the_facts_of_every_split() -> None:
         assert (kinds["beside"], kinds["above"]) == (len(scenes) // 5, len(scenes) * 2 // 5)
 
 
-def test_choose_scenes_refuses_more_than_there_are() -> None:
+def test_choose_scenes_refuses_more_than_exist() -> None:
     with pytest.raises(DatasetError, match="1500 scenes were requested, but only 1200 different"):
         list(choose_scenes({"train": 1500}, random.Random(0)))
     everything = list(choose_scenes({"train": 1200}, random.Random(0)))
     assert len({scene for _, scene in everything}) == 1200
 
 
-def test_captions_tell_exactly_the_facts_of_every_scene() -> None:
+def test_captions_state_exactly_the_facts_of_each_scene() -> None:
     rng = random.Random(0)
     for kind in all_scenes().values():
         for scene in kind:
@@ -194,7 +194,7 @@ def test_captions_are_grammatical() -> None:
             assert len(caption.split()) <= 20
 
 
-def test_pictures_show_each_shape_in_its_color_at_its_place() -> None:
+def test_images_show_each_shape_at_its_position_in_its_color() -> None:
     rng = random.Random(4)
     backgrounds = {name: draw_landscape(name, rng) for name in LANDSCAPES}
     for scene in sample_scenes(40):
@@ -207,7 +207,7 @@ def test_pictures_show_each_shape_in_its_color_at_its_place() -> None:
             assert max(abs(a - b) for a, b in zip(pixel, COLORS[scene.color], strict=True)) <= 1
 
 
-def test_pictures_hold_as_many_shapes_as_told() -> None:
+def test_images_show_the_right_number_of_shapes() -> None:
     rng = random.Random(5)
     for scene in sample_scenes(15):
         background = Image.new("RGB", (CANVAS, CANVAS), (0, 0, 0))
@@ -232,7 +232,7 @@ def count_blobs(image: Image.Image, color: tuple[int, int, int]) -> int:
     return blobs
 
 
-def test_pictures_of_different_shapes_differ_in_outline() -> None:
+def test_images_of_different_shapes_differ_in_outline() -> None:
     black = Image.new("RGB", (CANVAS, CANVAS), (0, 0, 0))
     areas = {}
     for shape in SHAPES:
@@ -245,7 +245,7 @@ def test_pictures_of_different_shapes_differ_in_outline() -> None:
             assert (differing > 1000) == (first != second)
 
 
-def test_pictures_keep_every_shape_inside_the_frame() -> None:
+def test_images_keep_every_shape_inside_the_frame() -> None:
     black = Image.new("RGB", (CANVAS, CANVAS), (0, 0, 0))
     rng = random.Random(6)
     for scene in sample_scenes(60):
@@ -261,7 +261,7 @@ def test_landscapes_fill_the_whole_canvas() -> None:
         assert (0, 0, 0) not in {color for _, color in colors}
 
 
-def test_colors_are_told_apart_by_their_pixels() -> None:
+def test_colors_are_far_apart() -> None:
     for name, color in COLORS.items():
         assert nearest_color(color) == name
     distances = [

@@ -69,17 +69,17 @@ def found(records):
         ("t.parquet", ROWS),
     ],
 )
-def test_table_reads_every_format_alike(tmp_path, name, content):
+def test_table_reads_every_format(tmp_path, name, content):
     assert found(load_dataset(write_table(tmp_path, name, content)).records) == EXPECTED
 
 
-def test_table_csv_columns_may_stand_in_any_order(tmp_path):
+def test_table_csv_columns_can_be_in_any_order(tmp_path):
     text = as_csv([(split, caption, name) for name, caption, split in ROWS])
     text = text.replace("file_name,caption,split", "split,caption,file_name")
     assert found(load_dataset(write_table(tmp_path, "t.csv", text)).records) == EXPECTED
 
 
-def test_table_parquet_columns_may_stand_in_any_order(tmp_path):
+def test_table_parquet_columns_can_be_in_any_order(tmp_path):
     config = write_table(tmp_path, "t.parquet", ROWS)
     names, captions, splits = zip(*ROWS, strict=True)
     columns = {"split": splits, "x": [1] * 4, "caption": captions, "file_name": names}
@@ -90,19 +90,19 @@ def test_table_parquet_columns_may_stand_in_any_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
-def test_table_caption_may_be_a_list(tmp_path, name):
+def test_table_caption_can_be_a_list(tmp_path, name):
     rows = [(n, list(captions), split) for _, n, split, captions in EXPECTED]
     content = as_jsonl(rows) if name == "t.jsonl" else rows
     assert found(load_dataset(write_table(tmp_path, name, content)).records) == EXPECTED
 
 
 @pytest.mark.parametrize("spelling", ["val", "valid", "validation", "dev", "Dev ", "VAL"])
-def test_table_split_names_are_normalised(tmp_path, spelling):
+def test_table_split_names_are_normalized(tmp_path, spelling):
     rows = [(name, text, spelling if split == "val" else split) for name, text, split in ROWS]
     assert found(load_dataset(write_table(tmp_path, "t.csv", as_csv(rows))).records) == EXPECTED
 
 
-def test_table_names_are_relative_to_the_source_where_one_is_given(tmp_path):
+def test_table_file_names_are_relative_to_a_given_source(tmp_path):
     write_table(tmp_path / "photos", "other.csv", "")
     (tmp_path / "t.csv").write_text(as_csv(ROWS))
     config = PrepareConfig(dataset="x", table=tmp_path / "t.csv", source=tmp_path / "photos")
@@ -112,7 +112,7 @@ def test_table_names_are_relative_to_the_source_where_one_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("num_images", "num_val", "num_test"), [(2, 1, 0), (5, 1, 0), (10, 1, 1), (57, 5, 5)]
 )
-def test_table_without_splits_draws_80_10_10_by_image(tmp_path, num_images, num_val, num_test):
+def test_table_without_splits_splits_images_80_10_10(tmp_path, num_images, num_val, num_test):
     names = [f"{i}.png" for i in range(num_images)]
     text = as_csv([(name, f"caption {n}") for name in names for n in range(3)], "file_name,caption")
     config = write_table(tmp_path, "t.csv", text, names)
@@ -124,7 +124,7 @@ def test_table_without_splits_draws_80_10_10_by_image(tmp_path, num_images, num_
     assert load_dataset(config).records == records
 
 
-def test_table_drawn_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
+def test_table_random_split_depends_on_seed_not_order(tmp_path):
     names = [f"{i}.png" for i in range(50)]
 
     def draw(names, seed):
@@ -143,7 +143,7 @@ def test_table_with_one_image_is_refused(tmp_path):
         load_dataset(config)
 
 
-def test_table_of_train_and_test_holds_out_val(tmp_path):
+def test_table_without_val_holds_out_some_of_train(tmp_path):
     rows = [(f"{i}.png", "A dog", "train" if i < 20 else "test") for i in range(30)]
     config = write_table(tmp_path, "t.csv", as_csv(rows), [row[0] for row in rows])
     dataset = load_dataset(config)
@@ -212,14 +212,14 @@ def test_table_null_captions_are_left_out(tmp_path):
         ("t.txt", "x", r"has an unknown table format: expected .*\.csv, \.jsonl, \.parquet"),
     ],
 )
-def test_table_tells_of_bad_input_in_one_line(tmp_path, name, content, message):
+def test_table_reports_bad_input_in_one_line(tmp_path, name, content, message):
     config = write_table(tmp_path, name, content)
     with pytest.raises(DatasetError, match=message) as error:
         load_dataset(config)
     assert "\n" not in str(error.value)
 
 
-def test_table_that_is_missing_is_named(tmp_path):
+def test_table_reports_a_missing_file(tmp_path):
     config = PrepareConfig(dataset="mine", table=tmp_path / "none" / "t.csv")
     with pytest.raises(MissingArtifactError, match=r"none/t\.csv does not exist\. Give --table"):
         load_dataset(config)

@@ -13,17 +13,17 @@ VALUES, OFFSETS = (
 )
 
 
-def test_rows_are_found_by_their_offsets() -> None:
+def test_offsets_delimit_the_rows() -> None:
     assert [VALUES[a:b].tolist() for a, b in pairwise(OFFSETS)] == ROWS
     assert to_offsets([]).tolist() == [0] and OFFSETS.dtype == np.int64
 
 
-def test_ranges_follow_one_another() -> None:
+def test_ranges_are_concatenated() -> None:
     assert ranges(np.array([7, 3, 0]), np.array([2, 0, 3])).tolist() == [7, 8, 0, 1, 2]
     assert ranges(np.array([], np.int64), np.array([], np.int64)).tolist() == []
 
 
-def test_rows_are_selected_by_a_mask() -> None:
+def test_select_rows_matches_python_lists() -> None:
     for wanted in ([1, 0, 1, 1, 0], [0, 1, 0, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]):
         values, offsets = select_rows(VALUES, OFFSETS, np.array(wanted, bool))
         expected = [row for row, kept in zip(ROWS, wanted, strict=True) if kept]

@@ -29,7 +29,7 @@ def lists(tokenized: TokenizedCaptions) -> list[list[str]]:
     return [[tokenized.words[n] for n in tokenized.indices[start:end]] for start, end in bounds]
 
 
-def test_words_are_those_of_each_caption_alone(captions, tokenized) -> None:
+def test_tokenize_all_matches_tokenize(captions, tokenized) -> None:
     expected = [tokenize(caption) for caption in captions]
     assert lists(tokenized) == expected
     assert len(tokenized) == 300 and tokenized.lengths.tolist() == [*map(len, expected)]
@@ -38,7 +38,7 @@ def test_words_are_those_of_each_caption_alone(captions, tokenized) -> None:
     assert [] in expected
 
 
-def test_some_captions_are_selected_and_counted(captions, tokenized) -> None:
+def test_select_and_count_match_python_lists(captions, tokenized) -> None:
     wanted = np.arange(300) % 3 == 1
     some = tokenized.select(wanted)
     expected = [tokenize(caption) for caption in captions[1::3]]
@@ -48,7 +48,7 @@ def test_some_captions_are_selected_and_counted(captions, tokenized) -> None:
     assert len(none) == 0 and none.count() == Counter() and none.texts().to_pylist() == []
 
 
-def test_words_are_replaced_by_one_id_or_several(captions, tokenized) -> None:
+def test_encode_replaces_words_by_one_or_several_ids(captions, tokenized) -> None:
     ids = {word: [*range(n, n + 1 + n % 3)] for n, word in enumerate(tokenized.words)}
     tokens, offsets = tokenized.encode([ids[word] for word in tokenized.words])
     for caption, start, end in zip(captions, offsets[:-1], offsets[1:], strict=True):
@@ -56,7 +56,7 @@ def test_words_are_replaced_by_one_id_or_several(captions, tokenized) -> None:
     assert tokens.dtype == np.int32 and offsets[-1] == len(tokens)
 
 
-def test_no_caption_is_no_word() -> None:
+def test_tokenize_all_handles_captions_without_words() -> None:
     for captions in ([], ["!", ""]):
         tokenized = tokenize_all(pa.array(captions, pa.string()))
         assert tokenized.lengths.tolist() == [0] * len(captions) and tokenized.words == ()

@@ -88,7 +88,7 @@ def library_tokens(path: Path, line: str) -> list[str]:
     return [token for token in tokens if token != "Ġ"]
 
 
-def test_bpe_gives_back_every_caption_and_spells_unseen_words() -> None:
+def test_bpe_round_trips_captions_and_unseen_words() -> None:
     vocab = build_piece_vocab(COUNTS, train_bpe(LINES, 100))
     assert [vocab.decode(vocab.encode(words)) for words in CAPTIONS] == LINES
     new = ["skating", "skates", "skaters", "ins", "runs"]  # of letters that train leaves unjoined
@@ -97,7 +97,7 @@ def test_bpe_gives_back_every_caption_and_spells_unseen_words() -> None:
     assert UNK not in ids and vocab.decode(ids) == " ".join(new)
 
 
-def test_bpe_cuts_as_the_library_does() -> None:
+def test_bpe_matches_the_tokenizers_library() -> None:
     text = train_bpe(LINES, 120)
     tokenizer, splitter = Tokenizer.from_str(text), WordSplitter(text)
     for words in [*CAPTIONS, *UNSEEN]:
@@ -111,7 +111,7 @@ def test_bpe_cuts_as_the_library_does() -> None:
         assert "".join(ours)[1:] == tokenizer.decode(encoding.ids) == " ".join(words)
 
 
-def test_bpe_has_the_same_bytes_every_time_and_at_most_the_pieces_asked_for() -> None:
+def test_bpe_is_deterministic_and_limited_to_the_requested_size() -> None:
     texts = {train_bpe(LINES, 130) for _ in range(5)}
     assert len(texts) == 1
     for num_pieces in (80, 130):
@@ -122,7 +122,7 @@ def test_bpe_has_the_same_bytes_every_time_and_at_most_the_pieces_asked_for() ->
     assert set(largest.words[4:]) == {f" {word}" for word in chain.from_iterable(CAPTIONS)}
 
 
-def test_bpe_smaller_than_the_alphabet_is_refused() -> None:
+def test_bpe_with_fewer_pieces_than_letters_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"--vocab-size must be at least 7, the number of letters in train, got 5"
     ):
@@ -131,7 +131,7 @@ def test_bpe_smaller_than_the_alphabet_is_refused() -> None:
 
 
 @pytest.mark.parametrize("save", [save_gpt2_style, save_bert_style])
-def test_tokenizer_json_decodes_to_clean_ptb_words(tmp_path, save) -> None:
+def test_tokenizer_json_decodes_to_words_without_markers(tmp_path, save) -> None:
     path = save(tmp_path / "tokenizer.json")
     vocab = build_piece_vocab(COUNTS, read_tokenizer(path))
     known = 0
@@ -150,7 +150,7 @@ def test_tokenizer_json_decodes_to_clean_ptb_words(tmp_path, save) -> None:
     assert all(len(vocab.encode(words)) > len(words) for words in CAPTIONS)
 
 
-def test_tokenizer_keeps_only_the_pieces_of_train(tmp_path) -> None:
+def test_piece_vocab_keeps_only_pieces_of_train(tmp_path) -> None:
     path = save_gpt2_style(tmp_path / "tokenizer.json")
     splitter = WordSplitter(read_tokenizer(path))
     vocab = build_piece_vocab(Counter(chain(*CAPTIONS[:2])), read_tokenizer(path))
@@ -160,7 +160,7 @@ def test_tokenizer_keeps_only_the_pieces_of_train(tmp_path) -> None:
     assert UNK in vocab.encode(["日本"])
 
 
-def test_word_that_the_tokenizer_cannot_spell_is_one_unknown(tmp_path) -> None:
+def test_word_that_the_tokenizer_cannot_split_is_unknown(tmp_path) -> None:
     path = save_bert_style(tmp_path / "tokenizer.json")
     vocab = build_piece_vocab(COUNTS, read_tokenizer(path))
     assert vocab.encode(["日本"]) == [UNK]
@@ -170,7 +170,7 @@ def test_word_that_the_tokenizer_cannot_spell_is_one_unknown(tmp_path) -> None:
         build_piece_vocab({"日本": 1, "人": 1}, read_tokenizer(path))
 
 
-def test_piece_vocab_roundtrips_through_its_file_alone(tmp_path) -> None:
+def test_piece_vocab_round_trips_without_the_tokenizer_file(tmp_path) -> None:
     tokenizer = save_gpt2_style(tmp_path / "tokenizer.json")
     vocab = build_piece_vocab(COUNTS, read_tokenizer(tokenizer))
     vocab.write(tmp_path / "vocab.json")
@@ -193,7 +193,7 @@ NOT_TOKENIZERS = (
 
 
 @pytest.mark.parametrize("content", NOT_TOKENIZERS)
-def test_file_that_is_no_tokenizer_is_named_in_one_line(showtell, scenes, content) -> None:
+def test_prepare_reports_an_invalid_tokenizer_in_one_line(showtell, scenes, content) -> None:
     path = scenes / "tokenizer.json"
     path.write_bytes(content)
     before = (scenes / "scenes/captions/vocab.json").read_bytes()
@@ -203,7 +203,7 @@ def test_file_that_is_no_tokenizer_is_named_in_one_line(showtell, scenes, conten
     assert (scenes / "scenes/captions/vocab.json").read_bytes() == before
 
 
-def test_tokenizer_that_is_missing_leaves_no_folder(tmp_path) -> None:
+def test_prepare_with_a_missing_tokenizer_leaves_no_folder(tmp_path) -> None:
     config = PrepareConfig(
         data=tmp_path / "data", dataset="scenes", vocab=str(tmp_path / "nosuch.json")
     )
@@ -232,7 +232,7 @@ def prepare_scenes(data: Path, kind: str) -> PrepareConfig:
     return config
 
 
-def test_prepare_with_bpe_gives_back_every_train_caption(scenes) -> None:
+def test_prepare_with_bpe_round_trips_train_captions(scenes) -> None:
     config = PrepareConfig(data=scenes, dataset="scenes", vocab="bpe", vocab_size=60)
     manifest = prepare(config)
     vocab = Vocab.read(config.captions_dir / "vocab.json")
@@ -249,13 +249,13 @@ def test_prepare_with_bpe_gives_back_every_train_caption(scenes) -> None:
     assert up_to_date(replace(config, vocab_size=61)) is None
 
 
-def test_prepare_default_of_bpe_is_4000_pieces_spelt_out(scenes) -> None:
+def test_prepare_bpe_defaults_to_4000_pieces(scenes) -> None:
     config = PrepareConfig(data=scenes, dataset="scenes", vocab="bpe")
     prepare(config)
     assert up_to_date(replace(config, vocab_size=4000)) is not None
 
 
-def test_prepare_with_a_changed_tokenizer_is_redone(scenes) -> None:
+def test_prepare_runs_again_with_a_changed_tokenizer(scenes) -> None:
     config = prepare_scenes(scenes, "gpt2")
     assert up_to_date(config) is not None
     save_bert_style(Path(config.vocab))
@@ -263,7 +263,9 @@ def test_prepare_with_a_changed_tokenizer_is_redone(scenes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "bert"])
-def test_run_on_pieces_writes_clean_captions(scenes, scorers, look_closer, kind) -> None:
+def test_run_with_pieces_generates_captions_without_markers(
+    scenes, scorers, look_closer, kind
+) -> None:
     from showtell.model import evaluate as evaluate_stage
     from showtell.model.runs.run import load_run
     from showtell.model.train import train

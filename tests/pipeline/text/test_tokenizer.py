@@ -339,16 +339,16 @@ def shared_captions() -> list[str]:
         ("two\nlines\tand  spaces", "two lines and spaces"),
     ],
 )
-def test_tokenizer_gives_known_words(caption: str, words: str) -> None:
+def test_tokenizer_returns_expected_words(caption: str, words: str) -> None:
     assert tokenize(caption) == words.split(" ")
 
 
 @pytest.mark.parametrize("caption", ["", "   ", ".", ". , ; : - -- ... ' \" ` ? !", "\n", "🐶"])
-def test_tokenizer_gives_nothing_for_only_punctuation(caption: str) -> None:
+def test_tokenizer_returns_nothing_for_punctuation_only(caption: str) -> None:
     assert tokenize(caption) == []
 
 
-def test_tokenizer_keeps_mixed_number_in_one_word() -> None:
+def test_tokenizer_keeps_a_mixed_number_as_one_word() -> None:
     assert tokenize("1 1/2 cups") == ["1\xa01/2", "cups"]
 
 
@@ -392,12 +392,12 @@ def test_tokenizer_matches_java_on_every_shared_caption(tmp_path: Path) -> None:
     assert differences(captions, tokenize_lines_with_java(lines, tmp_path)) == []
 
 
-def test_reading_chunk_by_chunk_equals_reading_each_caption() -> None:
+def test_tokenize_all_matches_tokenize_on_hard_captions() -> None:
     captions = HARD_CAPTIONS + ODD_CHARACTERS + random_captions(3, 300) + ["", " ", "\n", "."]
     assert words_of_all(captions) == [tokenize(caption) for caption in captions]
 
 
-def test_words_of_letters_are_read_as_the_rules_do() -> None:
+def test_shortcut_for_words_of_letters_matches_the_rules() -> None:
     # Every word of two letters, abbreviations among them, and each of three that begins like one.
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [first + second for first in letters for second in letters]

@@ -11,7 +11,7 @@ CAPTIONS = [["a", "dog", "runs"], ["a", "cat"], ["a", "dog"], ["b", "cat"]]
 COUNTS = Counter(word for words in CAPTIONS for word in words)
 
 
-def test_vocab_puts_specials_first_and_ties_in_alphabetical_order():
+def test_vocab_orders_by_frequency_then_alphabet():
     vocab = build_vocab(COUNTS, min_count=1)
     assert vocab.words == (*SPECIALS, "a", "cat", "dog", "b", "runs")
     assert vocab.counts == (0, 0, 0, 0, 3, 2, 2, 1, 1)
@@ -24,7 +24,7 @@ def test_vocab_does_not_depend_on_the_order_of_words():
     assert build_vocab(shuffled, min_count=1) == build_vocab(COUNTS, min_count=1)
 
 
-def test_vocab_keeps_words_from_min_count_on():
+def test_vocab_keeps_words_with_min_count_or_more():
     rng = random.Random(0)
     captions = [[f"w{min(int(rng.expovariate(0.1)), 60)}" for _ in range(8)] for _ in range(200)]
     counts = Counter(word for words in captions for word in words)
@@ -35,7 +35,7 @@ def test_vocab_keeps_words_from_min_count_on():
     assert len({len(build_vocab(counts, min_count=n)) for n in (1, 5, 50)}) == 3
 
 
-def test_vocab_size_counts_words_without_the_specials():
+def test_vocab_size_excludes_special_tokens():
     assert build_vocab(COUNTS, vocab_size=2).words == (*SPECIALS, "a", "cat")
     assert len(build_vocab(COUNTS, vocab_size=100)) == 9
 
@@ -49,19 +49,19 @@ def test_vocab_encodes_and_decodes_every_kept_word():
     assert vocab.decode([UNK]) == "<unk>"
 
 
-def test_vocab_decode_stops_at_eos_and_passes_over_pad_and_bos():
+def test_vocab_decode_stops_at_eos_and_skips_pad_and_bos():
     vocab = build_vocab(COUNTS, min_count=1)
     assert vocab.decode([BOS, 4, PAD, 6, EOS, 5]) == "a dog"
     assert vocab.decode([EOS]) == vocab.decode([]) == ""
 
 
-def test_vocab_never_takes_a_written_special_for_the_special():
+def test_vocab_encodes_text_of_special_tokens_as_unknown():
     vocab = build_vocab({"<pad>": 1, "<eos>": 2, "a": 1}, min_count=1)
     assert vocab.words == (*SPECIALS, "a")
     assert vocab.encode(["<pad>", "<bos>", "<eos>", "<unk>"]) == [UNK] * 4
 
 
-def test_vocab_roundtrips_through_its_file(tmp_path):
+def test_vocab_round_trips_through_its_file(tmp_path):
     vocab = build_vocab(COUNTS | dict.fromkeys(["naïve", "2\u00a01/2", '"', "\\"], 1), min_count=1)
     vocab.write(tmp_path / "vocab.json")
     again = Vocab.read(tmp_path / "vocab.json")
@@ -70,21 +70,21 @@ def test_vocab_roundtrips_through_its_file(tmp_path):
     assert '"naïve": 1' in (tmp_path / "vocab.json").read_text("utf-8")
 
 
-def test_vocab_sha256_tells_words_and_order_but_not_counts():
+def test_vocab_sha256_depends_on_words_and_order_not_counts():
     a = Vocab((*SPECIALS, "a", "b"), (0, 0, 0, 0, 5, 4))
     assert a.sha256 == Vocab((*SPECIALS, "a", "b")).sha256
     others = [(*SPECIALS, "b", "a"), (*SPECIALS, "a"), (*SPECIALS, "ab"), (*SPECIALS, "a", "c")]
     assert len({a.sha256, *(Vocab(words).sha256 for words in others)}) == 5
 
 
-def test_vocab_too_small_for_its_min_count_is_refused():
+def test_vocab_without_frequent_words_is_refused():
     with pytest.raises(
         DatasetError, match="none of the 5 different words in train occurs at least 5 times"
     ):
         build_vocab(COUNTS)
 
 
-def test_vocab_file_that_is_missing_or_of_another_format_is_named(tmp_path):
+def test_vocab_file_that_is_missing_or_invalid_is_reported(tmp_path):
     path = tmp_path / "vocab.json"
     with pytest.raises(MissingArtifactError, match=r"vocab\.json does not exist.*showtell prepare"):
         Vocab.read(path)
