@@ -99,7 +99,7 @@ def test_prepare_does_nothing_when_up_to_date(tmp_path, capsys, monkeypatch):
     first = prepare(config)
     before = snapshot(config)
     capsys.readouterr()
-    monkeypatch.setattr(stage, "load_dataset", None)  # reading again would fail
+    monkeypatch.setattr(stage, "load_dataset", None)  # fails if it is called
     assert prepare(config) == first
     assert snapshot(config) == before
     assert "captions is up to date" in capsys.readouterr().out.replace("\n", "")
@@ -215,7 +215,7 @@ def test_prepare_interrupted_before_the_manifest_is_incomplete(tmp_path, monkeyp
         patch.setattr(Manifest, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
-    # The new files must not pass for the old ones, whose manifest had the same file names.
+    # The old manifest must be gone, because it would match the new files by name.
     assert Manifest.read(config.captions_dir) is None
     assert prepare(config).config["min_count"] == 2
 
@@ -279,7 +279,7 @@ def test_prepare_flickr8k_matches_known_counts(tmp_path):
     assert (counts["num_train_images"], counts["num_train_captions"]) == (6000, 30000)
     assert (counts["num_val_images"], counts["num_val_captions"]) == (1000, 5000)
     assert counts["num_test_images"] == 0
-    # As many words as pycocoevalcap's Java tokenizer gives five times or more in train.
+    # The number of words that occur at least 5 times in train with the tokenizer in Java.
     assert counts["vocab_size"] == 2539 + len(SPECIALS)
     assert 0.02 < manifest.details["oov"]["train"] < manifest.details["oov"]["val"] < 0.05
     encoded = read_captions(config.captions_dir / "captions.parquet")

@@ -29,7 +29,7 @@ from showtell.pipeline.stage.files import write_json
 
 
 def make_zip(**members: str) -> bytes:
-    """A zip of a few kB whose bytes do not compress."""
+    """Return an uncompressed zip archive of a few kB."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name, text in members.items():
@@ -45,7 +45,7 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
 
 @dataclass
 class Reply:
-    """How the server answers one request; the defaults are a correct server's."""
+    """One response of the server; by default a correct one."""
 
     content: bytes = CONTENT
     etag: str | None = '"one"'
@@ -61,7 +61,7 @@ class Reply:
 
 
 class Server:
-    """A loopback HTTP server that answers with the given replies, the last one again and again."""
+    """Answers HTTP requests with the given replies in turn, and repeats the last one."""
 
     def __init__(self, *replies: Reply) -> None:
         self.replies = list(replies)

@@ -48,7 +48,7 @@ def content_hashes(directory: Path) -> dict[str, str]:
 
 
 def read_scene(caption: str) -> Scene:
-    """The facts that a reader takes from a caption, by the English words alone."""
+    """Parse the facts that a caption states in English."""
     text = caption.lower().rstrip(".")
     (landscape,) = {
         name for name, phrases in LANDSCAPE_PHRASES.items() if any(p in text for p in phrases)
@@ -105,7 +105,7 @@ def test_draw_scenes_depends_only_on_the_seed(tmp_path: Path) -> None:
 
 
 def test_draw_scenes_captions_of_this_version_are_fixed(tmp_path: Path) -> None:
-    # A change here is a change of the dataset: raise SCENES_VERSION with it.
+    # If this hash changes, the dataset changes: raise SCENES_VERSION.
     draw_scenes(tmp_path, num_train=20, num_val=3, num_test=3)
     assert scenes_module.SCENES_VERSION == 1
     assert content_hashes(tmp_path)["captions.csv"] == (
@@ -177,7 +177,7 @@ def test_captions_of_a_scene_are_five_different_sentences() -> None:
     for scene in sample_scenes(100):
         captions = write_captions(scene, rng)
         assert len(set(captions)) == CAPTIONS_PER_SCENE == 5
-        # Different in wording, not only in the name of the place.
+        # They differ in more than the phrase for the landscape.
         landscape = "|".join(LANDSCAPE_PHRASES[scene.landscape])
         assert len({re.sub(landscape, "", text.lower()) for text in captions}) >= 4
 
@@ -216,7 +216,7 @@ def test_images_show_the_right_number_of_shapes() -> None:
 
 
 def count_blobs(image: Image.Image, color: tuple[int, int, int]) -> int:
-    """Connected areas of exactly one color; the few pixels of a thin tip are none."""
+    """Count connected areas of exactly one color, ignoring areas of a few pixels."""
     pixels = image.load()
     todo = {(x, y) for x in range(224) for y in range(224) if pixels[x, y] == color}
     blobs = 0

@@ -52,7 +52,7 @@ def test_hash_file_is_the_sha256_of_the_content(tmp_path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-    # The known digest of nothing (FIPS 180-4).
+    # The known hash of empty content (FIPS 180-4).
     (tmp_path / "empty").write_bytes(b"")
     assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
 

@@ -1,4 +1,4 @@
-"""Rows in one array, against lists of lists."""
+"""Compares ragged arrays with lists of lists."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Captions as columns of words, against plain lists."""
+"""Compares columns of words with plain Python lists."""
 
 import random
 from collections import Counter
@@ -34,7 +34,7 @@ def test_tokenize_all_matches_tokenize(captions, tokenized) -> None:
     assert lists(tokenized) == expected
     assert len(tokenized) == 300 and tokenized.lengths.tolist() == [*map(len, expected)]
     assert tokenized.texts().to_pylist() == [" ".join(words) for words in expected]
-    assert any("\u00a0" in word for word in tokenized.words)  # not cut again by its reader
+    assert any("\u00a0" in word for word in tokenized.words)  # a space within a word
     assert [] in expected
 
 

