@@ -45,7 +45,7 @@ from .config import EvalConfig
 from .decoders.base import Decoder
 from .decoders.ensemble import join_decoders
 from .decoders.precision import Precision
-from .generation.consensus import Consensus, appearance
+from .generation.consensus import Consensus, mean_features
 from .generation.generate import CaptionModel, Features, choose_batch_size, decode, iterate_members
 from .generation.hypothesis import Hypothesis, rank_hypotheses
 from .metrics.bootstrap import intervals
@@ -275,7 +275,7 @@ def _decode(
             batch = batches[0] if len(batches) == 1 else [*map(_pool, *batches)]
             if consensus is not None:
                 ids = image_ids[len(found) : len(found) + len(batch)]
-                seen = appearance(stores, ids, config.views)
+                seen = mean_features(stores, ids, config.views)
                 batch = consensus.rank(seen, batch, vocab, ids)
             found += [hypotheses[: config.n_best] for hypotheses in batch]
             line.advance(len(batch))

@@ -1,12 +1,12 @@
-"""Consensus: of the captions that a search found, the one that people would most agree with.
+"""Consensus re-ranking: among the captions of a beam, prefer what people say of similar images.
 
-What a beam ranks first is what is safe to say. What people said of training images that look alike
-tells which of its captions is worth saying. The decoder itself is left as it is.
+A beam ranks safe captions first. The captions of the most similar training images show which of
+them would agree most with human captions. The decoder is not changed.
 
-A caption's score is the CIDEr-D that it is expected to have, by kernel ridge regression on what it
-has with the references of each similar image; on request with the precision of its n-grams, which
-BLEU asks for more than CIDEr-D. Against a plain mean over neighbours, images that tell the same are
-counted once, and what the image does not have in common with them is taken off.
+The score of a caption is its expected CIDEr-D: kernel ridge regression on its CIDEr-D with the
+references of each neighbour. With `--consensus-precision`, its expected n-gram precision, which
+BLEU rewards, is added. Compared with a plain mean over neighbours, this counts near-duplicate
+neighbours once and subtracts what the image does not share with them.
 
 Letters in shapes: M training images, N images to caption, D feature width, n neighbours.
 
@@ -34,24 +34,24 @@ from ..metrics.caption_scorer import CaptionScorer
 from ..metrics.metric import Floats
 from .hypothesis import Hypothesis
 
-# Chosen on Flickr8k's dev images: docs/results.md has what other values give.
+# Chosen on the dev images of Flickr8k; docs/results.md compares other values.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
-RIDGE = 1.0  # the noise of what a few people happen to say of one image
-CONFIDENCE = 0.2  # weight of the mean log-probability of a token: between captions as good
-MAX_PAIRS = 100_000_000  # of all training images, to have their cosines at hand: 400 MB
+RIDGE = 1.0  # noise variance: five people describe only a part of what could be said
+CONFIDENCE = 0.2  # weight of the mean log-probability per token, which decides between equals
+MAX_PAIRS = 100_000_000  # precompute the kernel of all training images up to here: 400 MB
 
 
 class Consensus:
-    """Training images with their captions, to compare new captions with.
+    """Training images and their captions, to compare new captions with.
 
     Args:
         image_ids: M ids.
-        features: (M, D) pooled features of the images; any float type.
-        references: image_id → captions as words joined by spaces, of at least these images: the
-            document frequencies of CIDEr-D are theirs.
-        num_neighbors: n, the most similar images that have a say; all where there are fewer. Time
-            grows with its cube.
-        precision: weight of the expected precision of n-grams, BLEU's, beside that of CIDEr-D.
+        features: (M, D) pooled features of the images, any float dtype.
+        references: image_id → captions as words joined by spaces, of at least these images; they
+            also give the document frequencies of CIDEr-D.
+        num_neighbors: n, the number of similar images to use, or M if that is less. The time grows
+            with its cube.
+        precision: weight of the expected n-gram precision, added to the expected CIDEr-D.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Consensus:
         num_neighbors: int,
         precision: float = 0.0,
     ) -> "Consensus":
-        """Take the train split of a prepared dataset.
+        """Load the train split of a prepared dataset.
 
         Args:
-            captions_dir: of the prepare stage.
-            stores: features of the dataset's images; see `appearance`.
-            num_views: likewise.
-            num_neighbors: as above.
-            precision: as above.
+            captions_dir: output of the prepare stage.
+            stores: features of the dataset's images; see `mean_features`.
+            num_views: see `mean_features`.
+            num_neighbors: as for the class.
+            precision: as for the class.
 
         Raises:
             MissingArtifactError: no train image has features.
@@ -93,12 +93,12 @@ class Consensus:
         image_ids = image_ids[torch.stack([s.has(image_ids) for s in stores]).all(0).numpy()]
         if not len(image_ids):
             raise MissingArtifactError(
-                f"{stores[0].directory} has features of no train image, which --consensus compares "
-                f"with. Decode without --consensus, or run 'showtell features' again."
+                f"{stores[0].directory} has no features of train images, which --consensus needs. "
+                f"Decode without --consensus, or run 'showtell features' again."
             )
         return cls(
             image_ids.tolist(),
-            appearance(stores, image_ids, num_views),
+            mean_features(stores, image_ids, num_views),
             read_references(captions_dir / CAPTIONS_PARQUET, "words", image_ids),
             num_neighbors,
             precision,
@@ -111,17 +111,17 @@ class Consensus:
         vocab: Vocab,
         image_ids: Ints | None = None,
     ) -> list[list[Hypothesis]]:
-        """Order the captions of each image by how much its neighbours' captions agree with them.
+        """Sort the captions of each image by how well they agree with its neighbours' captions.
 
         Args:
             features: (N, D) pooled features of the images.
-            found: their captions, N times at least one.
+            found: captions of each of the N images, at least one each.
             vocab: of the captions.
-            image_ids: (N,) int64 of the images; no image is its own neighbour.
+            image_ids: (N,) int64; an image is never its own neighbour.
 
         Returns:
-            The same captions, best first; `score` is the CIDEr-D to expect, mostly 0 to 10, a
-            little of how sure the decoder was, and `precision` times the precision to expect.
+            The same captions, best first. `score` is the expected CIDEr-D (mostly 0 to 10), plus
+            `precision` times the expected n-gram precision, plus a little of the log-probability.
         """
         neighbors, weights = self.find(features, image_ids)
         ranked = []
@@ -139,53 +139,60 @@ class Consensus:
         return ranked
 
     def find(self, features: Tensor, image_ids: Ints | None = None) -> tuple[Ints, Floats]:
-        """The neighbours of (N, D) images: (N, n) int64 ids, (N, n) float64 weights of any sign.
+        """Find the neighbours of images and their regression weights.
 
-        An image of the (N,) `image_ids` that is among the training images has no weight for itself.
+        Args:
+            features: (N, D) pooled features.
+            image_ids: (N,) int64; an image gets no weight for itself.
+
+        Returns:
+            ids: (N, n) int64.
+            weights: (N, n) float64, of any sign.
         """
         cosines = self._directions(features) @ self.directions.T  # (N, M)
         if image_ids is not None:
             own = torch.from_numpy(image_ids[:, None] == self.image_ids)
             cosines = cosines.masked_fill(own.to(cosines.device), -torch.inf)
         similarity, index = cosines.topk(min(self.num_neighbors, len(self.image_ids)), 1)
-        # The kernel among all training images, where that is less work than among the neighbours of
-        # each image anew.
-        whole = len(self.image_ids) ** 2 < min(len(index) * index.shape[1] ** 2, MAX_PAIRS)
+        # One kernel of all training images, if that is less work than one per image.
+        use_whole_kernel = len(self.image_ids) ** 2 < min(
+            len(index) * index.shape[1] ** 2, MAX_PAIRS
+        )
         weights = torch.zeros_like(similarity)
-        for near, towards, weight in zip(index, _kernel(similarity), weights, strict=True):
-            heard = towards > 0  # all but the image itself
-            near = near[heard]
-            if whole:
-                among = self.kernel.index_select(0, near).index_select(1, near)
+        for neighbors, to_image, weight in zip(index, _kernel(similarity), weights, strict=True):
+            is_other = to_image > 0  # the image itself has kernel value 0
+            neighbors = neighbors[is_other]
+            if use_whole_kernel:
+                kernel = self.kernel.index_select(0, neighbors).index_select(1, neighbors)
             else:
-                among = _kernel(self.directions[near] @ self.directions[near].T)
-            among.diagonal().add_(RIDGE)
-            factor = torch.linalg.cholesky(among)
-            weight[heard] = torch.cholesky_solve(towards[heard, None], factor)[:, 0]
+                kernel = _kernel(self.directions[neighbors] @ self.directions[neighbors].T)
+            kernel.diagonal().add_(RIDGE)
+            factor = torch.linalg.cholesky(kernel)
+            weight[is_other] = torch.cholesky_solve(to_image[is_other, None], factor)[:, 0]
         return self.image_ids[index.cpu().numpy()], weights.double().cpu().numpy()
 
     @cached_property
     def kernel(self) -> Tensor:
-        """Of all training images with each other, (M, M) float32."""
+        """(M, M) float32, the kernel between all training images."""
         return _kernel(self.directions @ self.directions.T)
 
     def _directions(self, features: Tensor) -> Tensor:
-        """(…, D) float32 of length 1, from where the training images have their mean."""
+        """Centre (…, D) features on the training images' mean and scale them to length 1."""
         centered = F.normalize(features.float(), dim=1) - self.mean.to(features.device)
         return F.normalize(centered, dim=1)
 
 
 def _kernel(cosines: Tensor) -> Tensor:
-    """How much images of these cosines have to say of each other: 1 for the same, 0 for -inf."""
+    """Turn cosines into similarities: 1 for equal images, 0 for a cosine of −inf."""
     return ((cosines - 1) / WIDTH).exp()
 
 
-def appearance(stores: Sequence[FeatureStore], image_ids: Ints, num_views: int) -> Tensor:
-    """What images look like on the whole: (n, D) float32, the mean of their first views.
+def mean_features(stores: Sequence[FeatureStore], image_ids: Ints, num_views: int) -> Tensor:
+    """Return the mean of the first views of each image: (n, D) float32.
 
-    Of several different features, those of an ensemble's members, each counts alike: D is then the
-    sum of their widths.
+    Different features of an ensemble's members are scaled to length 1 and concatenated, so that
+    each counts equally; D is the sum of their widths.
     """
-    different = {store.sha256: store for store in stores}.values()
-    seen = [s.views[s.rows(image_ids), :num_views].float().mean(1) for s in different]
-    return torch.cat([F.normalize(vectors, dim=1) for vectors in seen], 1)
+    distinct = {store.sha256: store for store in stores}.values()
+    means = [s.views[s.rows(image_ids), :num_views].float().mean(1) for s in distinct]
+    return torch.cat([F.normalize(mean, dim=1) for mean in means], 1)

@@ -1,4 +1,4 @@
-"""What a run is trained and validated on, gathered from what prepare and features have written."""
+"""Load the training data: what `showtell prepare` and `showtell features` have written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ class TrainingData:
     """What a run is trained and validated on.
 
     Attributes:
-        vocab: word ↔ id.
+        vocab: the vocabulary.
         store: features of the dataset's images.
-        captions: of the train split.
-        val_image_ids: images decoded between epochs.
+        captions: encoded captions of the train split.
+        val_image_ids: images to caption after each epoch.
         val_references: image_id → its captions as words joined by spaces.
-        captions_path: of the file that the captions and references come from.
-        inputs: name → sha256 of what all this was read from.
+        captions_path: captions.parquet of the dataset.
+        inputs: name → sha256 of every file that was read.
     """
 
     vocab: Vocab
@@ -41,15 +41,16 @@ class TrainingData:
     inputs: dict[str, str]
 
     def train_references(self, image_ids: list[int]) -> dict[int, list[str]]:
-        """image_id → the captions of these images as words joined by spaces."""
+        """Return image_id → captions as words joined by spaces, for these images."""
         return read_references(self.captions_path, "words", image_ids)
 
 
 def load_training_data(config: TrainConfig) -> TrainingData:
-    """Read what prepare and features have written.
+    """Read captions, vocabulary and features of a dataset.
 
     Raises:
-        MissingArtifactError: one of them has not run, or no train or no val image has features.
+        MissingArtifactError: prepare or features has not run, or the train or the val split has no
+            image with features.
         MismatchError: the features belong to other images.
     """
     captions_dir = config.captions_dir
@@ -61,19 +62,20 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     val = val[store.has(val).numpy()][: config.val_images]
     if not len(val):
         raise MissingArtifactError(
-            f"{captions_dir} has no val images with features: nothing could pick the best epoch. "
-            f"Mark some images 'val', then run 'showtell prepare' and 'showtell features' again."
+            f"{captions_dir} has no val images with features, so the best epoch could not be "
+            f"chosen. Mark some images as 'val', then run 'showtell prepare' and 'showtell "
+            f"features' again."
         )
     captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
     num_without = int((~store.has(captions.image_ids)).sum())
     if num_without == len(captions):
         raise MissingArtifactError(
-            f"{store.directory} has features of no train image; its manifest.json lists why. Mend "
-            f"the images, then run 'showtell features' again."
+            f"{store.directory} has no features of train images; its manifest.json lists the "
+            f"reasons. Fix the images, then run 'showtell features' again."
         )
     if num_without:
-        print_warning(f"{num_without:,} train captions are left out: no features of their images.")
-    # The vocabulary first: where several have changed, it is the one to name.
+        print_warning(f"{num_without:,} train captions are ignored: their images have no features.")
+    # The vocabulary first: if several files have changed, an error should name it.
     names = sorted(prepared.outputs, key=lambda name: name != VOCAB_JSON)
     inputs = {name: hash_file(captions_dir / name) for name in names}
     inputs["features"] = store.sha256
@@ -94,25 +96,25 @@ def load_training_data(config: TrainConfig) -> TrainingData:
 
 
 def require_features(config: TrainConfig, store: FeatureStore) -> None:
-    """Refuse to train on what is not cached.
+    """Check that the grids and views that the options need are cached.
 
     Raises:
-        MissingArtifactError: no grids, or not as many views as asked for.
+        MissingArtifactError: grids or some of the views are missing.
     """
-    num_views, looks = config.views or 1, config.attention != "none"
-    if looks and store.grid_shape is None:
+    num_views, uses_grid = config.views or 1, config.attention != "none"
+    if uses_grid and store.grid_shape is None:
         raise MissingArtifactError(
-            f"{store.directory} holds no grids, which --attention {config.attention} looks at. "
-            f"Run '{extending_command(store, num_views, grid=True)}' first."
+            f"{store.directory} has no grids, which --attention {config.attention} needs. Run "
+            f"'{extending_command(store, num_views, grid=True)}' first."
         )
-    require_views(store, num_views, grid=looks)
+    require_views(store, num_views, grid=uses_grid)
 
 
 def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
-    """Refuse to go on from a run that was trained on other words or by another network.
+    """Check that the run of `--init` was trained with this vocabulary and this encoder.
 
     Raises:
-        MismatchError: its weights would mean something else here.
+        MismatchError: it was not, so its weights would not fit the data.
     """
     backbone = data.store.backbone
     pairs = {"vocabulary": (run.vocab_sha256, data.vocab.sha256)} | {
@@ -123,12 +125,12 @@ def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
         if then != now:
             raise MismatchError(
                 f"the run of --init was trained with the {what} {then}, got {now}. Run the stage "
-                f"that made it with the run's options again, or start from another run."
+                f"that made it again with that run's options, or start from another run."
             )
 
 
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
-    """The decoder that these options mean for this vocabulary and these features."""
+    """Combine the decoder's options with the sizes of the vocabulary and the features."""
     return DecoderConfig(
         cell=config.cell,
         feature_dim=data.store.feature_dim,

@@ -177,8 +177,8 @@ def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, s
     assert default_run_name(tiny_config(scenes, attention="soft")) == "scenes-gru-soft"
     status, output = showtell(*common, "--cell", "gru", "--run", "x")
     assert status == 1
-    assert "--init r was trained with cell lstm, got gru. Leave it out" in output
-    with pytest.raises(MismatchError, match="--init r was trained with num_layers 1, got 2"):
+    assert "--init r was trained with --cell lstm, got gru. Leave out --cell" in output
+    with pytest.raises(MismatchError, match="--init r was trained with --num-layers 1, got 2"):
         train(replace(tiny_config(scenes, init="r", num_layers=2), run="x"))
     with pytest.raises(MissingArtifactError, match=r"no run 'nosuch' with weights \(there are r"):
         train(replace(tiny_config(scenes, init="nosuch"), run="x"))
@@ -197,7 +197,7 @@ def test_run_does_not_start_from_one_of_another_vocabulary(scenes) -> None:
 def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> None:
     command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
     for options, what, views in (
-        ({"attention": "soft"}, "holds no grids, which --attention soft looks at", 1),
+        ({"attention": "soft"}, "has no grids, which --attention soft needs", 1),
         ({"views": 2}, "holds 1 views of each image, --views .* asks for 2", 2),
     ):
         wanted = command.format(views) if "attention" in options else command[:-14].format(views)
@@ -232,7 +232,7 @@ def test_words_start_from_pretrained_vectors(scenes, capsys) -> None:
     torch.testing.assert_close(put, factor * centred, rtol=1e-3, atol=1e-4)
     train(tiny_config(scenes, word_vectors=path, **options))  # up to date
     path.write_text(path.read_text() + "\n")
-    with pytest.raises(MismatchError, match="trained with other word_vectors"):
+    with pytest.raises(MismatchError, match="trained with another word_vectors"):
         train(tiny_config(scenes, word_vectors=path, **options))
     with pytest.raises(MissingArtifactError, match=r"nosuch does not exist\. Give --word-vec"):
         train(replace(tiny_config(scenes, word_vectors=scenes / "nosuch"), run="s"))
@@ -310,7 +310,7 @@ def test_finished_run_is_not_trained_again(scenes, capsys) -> None:
 def test_run_is_never_overwritten_by_another(scenes) -> None:
     train(tiny_config(scenes, epochs=1))
     before = (scenes / "runs" / "r" / "best.safetensors").read_bytes()
-    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+    with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
     with pytest.raises(MismatchError, match=r"started with dropout 0\.5, got 0\.1"):
         train(tiny_config(scenes, epochs=1, dropout=0.1, resume=True))
@@ -323,7 +323,7 @@ def test_finished_run_needs_no_checkpoint_and_misses_its_weights(scenes, capsys)
     (run_dir / "last.safetensors").unlink()
     train(tiny_config(scenes, epochs=1))
     assert "up to date" in capsys.readouterr().out
-    with pytest.raises(MismatchError, match="exists and has cell gru, got lstm"):
+    with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
     (run_dir / "best.safetensors").unlink()
     with pytest.raises(MissingArtifactError, match=r"best\.safetensors of a finished run is gone"):
@@ -353,9 +353,9 @@ def test_train_images_without_features_are_counted_and_all_of_them_refused(
 
     monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(2, self, ids))
     train(tiny_config(scenes, epochs=1))
-    assert "warning: 10 train captions are left out" in capsys.readouterr().err
+    assert "warning: 10 train captions are unused" in capsys.readouterr().err
     monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(10**9, self, ids))
-    with pytest.raises(MissingArtifactError, match="features of no train image"):
+    with pytest.raises(MissingArtifactError, match="has no features of train images"):
         train(replace(tiny_config(scenes), run="other"))
 
 
@@ -364,7 +364,7 @@ def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
 
     train(tiny_config(scenes, epochs=1))
     prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
-    with pytest.raises(MismatchError, match=r"trained with other .*vocab.json.* than"):
+    with pytest.raises(MismatchError, match=r"trained with another .*vocab.json.* than"):
         train(tiny_config(scenes, epochs=1))
 
 

@@ -9,7 +9,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from showtell.features.store import FeatureStore
 from showtell.model.generation import consensus as consensus_module
-from showtell.model.generation.consensus import CONFIDENCE, RIDGE, WIDTH, Consensus, appearance
+from showtell.model.generation.consensus import CONFIDENCE, RIDGE, WIDTH, Consensus, mean_features
 from showtell.model.generation.hypothesis import Hypothesis
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.text.vocab import SPECIALS, Vocab
@@ -68,9 +68,9 @@ def directions_by_loop(angles: list[float]) -> np.ndarray:
 def test_of_an_ensemble_all_features_count_alike_and_each_once() -> None:
     one = store_of(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
     other = store_of(torch.tensor([[0.0, 0.0, 100.0], [0.0, 100.0, 0.0]]))
-    seen = appearance([one, other, one], np.array([8, 4]), 1)
+    seen = mean_features([one, other, one], np.array([8, 4]), 1)
     assert seen.tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 1]]
-    assert appearance([one], np.array([4]), 1).tolist() == [[1, 0]]
+    assert mean_features([one], np.array([4]), 1).tolist() == [[1, 0]]
 
 
 def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None:
