@@ -1,4 +1,4 @@
-"""`showtell compare`: whether two evaluations of the same images differ by more than chance."""
+"""The compare command: test whether two evaluations of the same images differ significantly."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +13,26 @@ from ..pipeline.status import holds_files
 from .config import CompareConfig
 from .metrics.bootstrap import draw_scores, interval, p_value
 from .metrics.image_scores import SCORES_NAME, ImageScores
+from .runs.layout import run_folder
 from .runs.status import eval_status
 
-MEANING = (
-    "p below 0.05: so large a difference is unlikely to come from the choice of images alone; "
-    "another seed of the training is not accounted for."
+EXPLANATION = (
+    "If p is below 0.05, so large a difference is unlikely to come from the choice of images "
+    "alone. Differences between training seeds are not accounted for."
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One score of two evaluations, as fractions.
+    """The difference of one score between two evaluations A and B, as fractions.
 
     Attributes:
         name: of the score.
-        score_a: of the first.
-        score_b: of the second.
-        low: end of the 95 % interval of score_b - score_a.
-        high: the other end.
-        p_value: two-sided, of "there is no difference".
+        score_a: of A.
+        score_b: of B.
+        low: lower end of the 95 % confidence interval of score_b - score_a.
+        high: upper end.
+        p_value: two-sided, of the hypothesis "there is no difference".
     """
 
     name: str
@@ -46,8 +47,8 @@ def compare(config: CompareConfig) -> list[Difference]:
     """Compare two evaluations by a paired bootstrap over their images, and print a table.
 
     Raises:
-        MissingArtifactError: an evaluation that is not there, not finished, or out of date.
-        MismatchError: they are not of the same images and references.
+        MissingArtifactError: an evaluation is missing, unfinished or out of date.
+        MismatchError: the evaluations do not have the same images and references.
     """
     folders = [find_evaluation(config.data, name) for name in (config.eval_a, config.eval_b)]
     manifests = [require_evaluation(folder) for folder in folders]
@@ -60,23 +61,26 @@ def compare(config: CompareConfig) -> list[Difference]:
 
 
 def find_differences(a: ImageScores, b: ImageScores, num_draws: int, seed: int) -> list[Difference]:
-    """Compare the scores that two evaluations of the same images both have."""
+    """Compare the scores that two evaluations of the same images have in common."""
     a, b = (images.select(np.argsort(images.image_ids)) for images in (a, b))
     scores_a, scores_b = a.of_all(), b.of_all()
     draws_a, draws_b = (draw_scores(images, num_draws, seed) for images in (a, b))
     differences = []
-    for name in (name for name in scores_a if name in scores_b):
-        drawn = draws_b[name] - draws_a[name]
-        low, high = interval(drawn)
-        scores = scores_a[name], scores_b[name]
-        differences.append(Difference(name, *scores, low, high, p_value(drawn)))
+    for name in scores_a:
+        if name in scores_b:
+            drawn = draws_b[name] - draws_a[name]
+            scores = scores_a[name], scores_b[name]
+            differences.append(Difference(name, *scores, *interval(drawn), p_value(drawn)))
     return differences
 
 
 def find_evaluation(data: Path, name: str) -> Path:
-    """The folder of an evaluation: a path, or `RUN/val-beam3` or `RUN`, under `data`.
+    """Find the folder of an evaluation.
 
-    `A+B` is the ensemble of the runs A and B, in any order.
+    Args:
+        data: root of all files.
+        name: the folder itself, or RUN/EVALUATION such as `flickr8k-gru/val-beam3`, or RUN if it
+            has only one evaluation. RUN may be an ensemble such as `A+B`, in any order.
 
     Raises:
         MissingArtifactError: there is none, or the run has several.
@@ -84,91 +88,93 @@ def find_evaluation(data: Path, name: str) -> Path:
     if Manifest.read(Path(name)) is not None and Path(name).parent.name == "eval":
         return Path(name)
     run, _, evaluation = name.rstrip("/").partition("/")
-    run = "+".join(sorted(run.split("+")))
-    folder = data / ("ensembles" if "+" in run else "runs") / run / "eval"
-    there = sorted(path.name for path in folder.glob("*") if holds_files(path))
-    if evaluation in there or (not evaluation and len(there) == 1):
-        return folder / (evaluation or there[0])
-    if there:
+    run_dir = run_folder(data, run.split("+"))
+    found = sorted(path.name for path in (run_dir / "eval").glob("*") if holds_files(path))
+    if evaluation in found or (not evaluation and len(found) == 1):
+        return run_dir / "eval" / (evaluation or found[0])
+    if found:
         raise MissingArtifactError(
-            f"{name!r} names none of the evaluations in {folder}: {', '.join(there)}. Give one, "
-            f"such as {run}/{there[0]}."
+            f"{name!r} is not the name of one evaluation. {run_dir / 'eval'} has "
+            f"{', '.join(found)}; choose one, such as {run_dir.name}/{found[0]}."
         )
     raise MissingArtifactError(
-        f"{name!r} names no evaluation: {folder} holds none. Give the folder of one, or run "
-        f"'{eval_command(run)}' first."
+        f"{name!r} is not the name of an evaluation: {run_dir / 'eval'} has none. Name the folder "
+        f"of an evaluation, or run '{eval_command(run_dir.name)}' first."
     )
 
 
 def eval_command(name: str) -> str:
-    """What evaluates a run, or the runs of an ensemble joined by +."""
+    """Return the command that evaluates a run, or an ensemble given as names joined by +."""
     return f"showtell eval --run {name.replace('+', ' --run ')}"
 
 
 def require_evaluation(folder: Path) -> Manifest:
-    """The manifest of an evaluation that is finished and up to date.
+    """Read the manifest of an evaluation that must be finished and up to date.
 
     Raises:
         MissingArtifactError: it is not.
     """
     run_dir = folder.absolute().parents[1]
     status = eval_status(run_dir.parents[1], folder.absolute())
-    again = f"Run '{eval_command(run_dir.name)}' with its options again."
+    fix = f"Run '{eval_command(run_dir.name)}' with its options again."
     if status.manifest is None or status.state != "done":
         state = "not finished" if status.manifest is None else status.state
-        raise MissingArtifactError(f"{folder} is {state}. {again}")
+        raise MissingArtifactError(f"{folder} is {state}. {fix}")
     if SCORES_NAME not in status.manifest.outputs:
         raise MissingArtifactError(
-            f"{folder} has no {SCORES_NAME}: it was written by an older showtell. {again}"
+            f"{folder} has no {SCORES_NAME} because an older version of showtell wrote it. {fix}"
         )
     return status.manifest
 
 
 def _require_same_references(folders: list[Path], manifests: list[Manifest]) -> None:
-    """Refuse evaluations of other datasets, other splits or other preparations."""
+    """Check that two evaluations have the same dataset, split and captions."""
     a, b = manifests
-    for what, of_a, of_b in (
+    for noun, of_a, of_b in (
         ("datasets", a.details.get("dataset"), b.details.get("dataset")),
         ("splits", a.config.get("split"), b.config.get("split")),
         ("captions", _hash_of_captions(a), _hash_of_captions(b)),
     ):
         if of_a != of_b:
             raise MismatchError(
-                f"{folders[0]} and {folders[1]} are evaluations of different {what} ({of_a} and "
-                f"{of_b}): their scores cannot be compared. Evaluate both runs on the same images."
+                f"{folders[0]} and {folders[1]} cannot be compared because they evaluate different "
+                f"{noun} ({of_a} and {of_b}). Evaluate both runs on the same images."
             )
 
 
 def _hash_of_captions(manifest: Manifest) -> str:
+    """Return the sha256 of the captions that an evaluation was scored against, shortened."""
     return manifest.inputs.get(CAPTIONS_PARQUET, "")[:12]
 
 
 def _require_same_images(folders: list[Path], a: ImageScores, b: ImageScores) -> None:
+    """Check that two evaluations have the same images."""
     ids_a, ids_b = (set(scores.image_ids.tolist()) for scores in (a, b))
-    if only := ids_a ^ ids_b:
+    if ids_in_one := ids_a ^ ids_b:
         raise MismatchError(
-            f"{folders[0]} scores {len(ids_a):,} images and {folders[1]} {len(ids_b):,}, and image "
-            f"{min(only)} is in one only: their scores cannot be compared. Extract the features of "
-            "both runs from the same images, then run 'showtell eval' again."
+            f"{folders[0]} ({len(ids_a):,} images) and {folders[1]} ({len(ids_b):,} images) cannot "
+            f"be compared because image {min(ids_in_one)} is in only one of them. Extract the "
+            "features of both runs from the same images, then run 'showtell eval' again."
         )
 
 
 def _show(
     folders: list[Path], num_images: int, differences: list[Difference], num_draws: int
 ) -> None:
+    """Print the differences as a table."""
     rows = [
         (
-            found.name,
-            f"{100 * found.score_a:.1f}",
-            f"{100 * found.score_b:.1f}",
-            f"{100 * (found.score_b - found.score_a):+.1f}",
-            f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-            f"{found.p_value:.4f}",
+            difference.name,
+            f"{100 * difference.score_a:.1f}",
+            f"{100 * difference.score_b:.1f}",
+            f"{100 * (difference.score_b - difference.score_a):+.1f}",
+            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+            f"{difference.p_value:.4f}",
         )
-        for found in differences
+        for difference in differences
     ]
     for letter, folder in zip("AB", folders, strict=True):
         print_note(f"{letter}: {folder}")
     title = f"compare: {num_images:,} images, {num_draws:,} draws"
     print_table(title, rows, ("score", "A", "B", "B - A", "95 %", "p"))
-    print_note(MEANING)
+    print_note(EXPLANATION)

@@ -35,7 +35,7 @@ ORDER = {
         "generation",
         "config",
         "runs",
-        "training",
+        "training evaluation",
         "train evaluate compare",
     ],
     "serving": ["config", "captioner"],

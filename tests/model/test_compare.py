@@ -126,7 +126,7 @@ def test_command_shows_scores_difference_interval_and_p(data, showtell) -> None:
     ]
     assert f"{100 * found.low:+.1f} to {100 * found.high:+.1f}" in " ".join(row)
     assert row[-1] == f"{found.p_value:.4f}" == "0.0002"
-    assert "40 images" in shown and "p below 0.05" in shown
+    assert "40 images" in shown and "p is below 0.05" in shown
 
 
 def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
@@ -135,11 +135,14 @@ def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
         assert find_evaluation(data, name) == folder
     shutil.copytree(folder, folder.with_name("val-beam5"))
     with pytest.raises(
-        MissingArtifactError, match=r"val-beam3, val-beam5\. Give one, .*a/val-beam3"
+        MissingArtifactError, match=r"val-beam3, val-beam5; choose one, .*a/val-beam3"
     ):
         find_evaluation(data, "a")
     for name in ("x", "a/test-beam3", "", str(data)):
-        with pytest.raises(MissingArtifactError, match=r"names n.*(Give one|'showtell eval)"):
+        with pytest.raises(
+            MissingArtifactError,
+            match=r"is not the name of (one evaluation\. .*choose|an evaluation: .*'showtell eval)",
+        ):
             find_evaluation(data, name)
 
 
@@ -185,7 +188,9 @@ def test_captions_prepared_otherwise_are_refused(data, tmp_path) -> None:
 
 def test_other_images_are_refused(data) -> None:
     write_evaluation(data, "c", make_images(1, num_images=NUM_IMAGES - 1))
-    with pytest.raises(MismatchError, match=r"scores 40 images and .* 39, and image 39 is in one"):
+    with pytest.raises(
+        MismatchError, match=r"\(40 images\) and .* \(39 images\) .* image 39 is in only one"
+    ):
         compare(CompareConfig(data=data, eval_a="a", eval_b="c"))
 
 
@@ -204,5 +209,5 @@ def test_evaluation_of_an_older_showtell_is_refused(data) -> None:
     (folder / "scores.npz").unlink()
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"outputs": {}, "version": 1}))
-    with pytest.raises(MissingArtifactError, match=r"has no scores\.npz: .* older showtell"):
+    with pytest.raises(MissingArtifactError, match=r"has no scores\.npz because an older version"):
         compare(CompareConfig(data=data, eval_a="a", eval_b="b"))

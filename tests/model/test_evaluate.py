@@ -336,7 +336,7 @@ def test_runs_that_share_too_little_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {name: value}), "utf-8")
     if name == "dataset":
         (data / "other").symlink_to(data / "scenes")
-    with pytest.raises(MismatchError, match=rf"runs r and s cannot be averaged: their {what}"):
+    with pytest.raises(MismatchError, match=rf"Runs r and s cannot decode together: their {what}"):
         evaluate(EvalConfig(data=data, run=["r", "s"]))
     assert not (data / "ensembles").exists() and not scorers
 

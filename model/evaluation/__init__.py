@@ -1,0 +1,1 @@
+"""The parts of `showtell eval`: which runs, images and metrics, and the decoding of a split."""

@@ -1,0 +1,149 @@
+"""Plan an evaluation: find its runs, images and metrics, and the folder of its results."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...pipeline.captions import read_images
+from ...pipeline.layout import IMAGES_PARQUET, VOCAB_JSON
+from ...pipeline.stage.console import print_warning
+from ...pipeline.stage.errors import MismatchError, MissingArtifactError
+from ...pipeline.stage.files import hash_file
+from ...pipeline.stage.manifest import Manifest
+from ...pipeline.text.vocab import Vocab
+from ..config import EvalConfig
+from ..metrics.metric import Metric
+from ..metrics.registry import choose_metrics
+from ..runs.layout import run_folder
+from .members import Member, hash_members, load_members
+
+VERSION = 3  # of the format of the results
+
+ImageIds = NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The runs, images and metrics of an evaluation.
+
+    Attributes:
+        config: the options.
+        members: the runs.
+        captions_dir: output of `showtell prepare`.
+        split: to caption.
+        image_ids: (N,) int64, the images of the split.
+        metrics: the optional ones.
+        folder: of the results.
+        inputs: name → fingerprint of everything that the results depend on but the metrics.
+        metric_inputs: name of a metric → what its scores depend on.
+    """
+
+    config: EvalConfig
+    members: list[Member]
+    captions_dir: Path
+    split: str
+    image_ids: ImageIds
+    metrics: list[Metric]
+    folder: Path
+    inputs: dict[str, str]
+    metric_inputs: dict[str, dict[str, str]]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the results depend on, for the manifest."""
+        run = self.folder.parents[1].name
+        return self.config.result_options() | {"run": run, "split": self.split}
+
+    def inputs_with(self, metrics: Iterable[str]) -> dict[str, str]:
+        """Return what the results depend on if these optional metrics are among them."""
+        return self.inputs | dict(
+            chain.from_iterable(self.metric_inputs[name].items() for name in metrics)
+        )
+
+    def is_finished(self, manifest: Manifest) -> bool:
+        """Return whether this manifest records the same evaluation."""
+        inputs = self.inputs_with(self.metric_inputs)
+        return manifest.matches(self.folder, VERSION, self.options, inputs)
+
+
+def plan_evaluation(config: EvalConfig) -> Evaluation:
+    """Find everything that an evaluation needs; the weights are not read yet.
+
+    Raises:
+        MissingArtifactError: the run, the split or the features are missing.
+        MismatchError: captions, vocabulary or features are not those of the run, or the runs do
+            not share them.
+    """
+    members = load_members(config.data, config.run, config.dataset, config.views)
+    dataset = members[0].run.dataset
+    captions_dir = config.data / dataset / "captions"
+    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {dataset}")
+    _check_vocab(captions_dir, members[0])
+    split, image_ids = _choose_images(captions_dir, config.split)
+    metrics = choose_metrics(spice=config.spice, clip=config.clip)
+    run_dir = run_folder(config.data, [member.name for member in members])
+    hashes = {name: hash_file(captions_dir / name) for name in prepared.outputs}
+    return Evaluation(
+        config,
+        members,
+        captions_dir,
+        split,
+        image_ids,
+        metrics,
+        folder=run_dir / "eval" / f"{split}-{config.decoding_name}",
+        inputs=hashes | hash_members(members),
+        metric_inputs={metric.name: metric.inputs() for metric in metrics},
+    )
+
+
+def _check_vocab(captions_dir: Path, member: Member) -> None:
+    """Check that the dataset's vocabulary is the one that the run was trained with."""
+    vocab, run = Vocab.read(captions_dir / VOCAB_JSON), member.run
+    if vocab.sha256 != run.vocab_sha256:
+        raise MismatchError(
+            f"{captions_dir / VOCAB_JSON} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
+            f"but the run {member.name} was trained with {run.decoder.vocab_size:,} and "
+            f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' with the "
+            f"options of the run again, or train another run."
+        )
+
+
+def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, ImageIds]:
+    """Return the split to caption and its image ids; by default test, or val without one."""
+    images = read_images(captions_dir / IMAGES_PARQUET)
+    split = split or ("test" if "test" in images.splits else "val")
+    image_ids = images.select(split)
+    if not len(image_ids):
+        raise MissingArtifactError(
+            f"{captions_dir} has no {split} images. Choose among "
+            f"{', '.join(sorted(set(images.splits)))} with --split."
+        )
+    return split, image_ids
+
+
+def select_images(evaluation: Evaluation) -> ImageIds:
+    """Return the images for which every run has features, with a warning about the others.
+
+    Raises:
+        MissingArtifactError: there is none.
+    """
+    image_ids, stores = evaluation.image_ids, [member.store for member in evaluation.members]
+    has_features = torch.stack([store.has(image_ids) for store in stores]).all(0).numpy()
+    if not has_features.any():
+        raise MissingArtifactError(
+            f"{stores[0].directory} has no features of any {evaluation.split} image, so there is "
+            "nothing to caption. Restore the images, then run 'showtell features' again."
+        )
+    if num_without := int((~has_features).sum()):
+        print_warning(
+            f"{num_without} of {len(image_ids)} images have no features because they could not be "
+            "read (see 'showtell status'). They are neither captioned nor scored."
+        )
+    selected: ImageIds = image_ids[has_features]
+    return selected
