@@ -13,6 +13,7 @@ from ..pipeline.stage.options import (
     option,
     require,
 )
+from .decoders.registry import DECODERS
 from .generation.options import DecodingOptions
 from .presets import TRAIN_PRESETS
 
@@ -78,7 +79,7 @@ class TrainConfig(DatasetConfig):
     attention: str = option(
         "none",
         "Attention over the feature grid; needs 'showtell features --grid'.",
-        choices=("none", "soft", "adaptive"),
+        choices=tuple(DECODERS),
         group="Model",
     )
     attention_size: int = option(

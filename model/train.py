@@ -35,7 +35,7 @@ from ..pipeline.stage.stopwatch import Stopwatch
 from .config import TrainConfig
 from .decoders.base import Decoder
 from .decoders.precision import Precision
-from .decoders.registry import create_decoder
+from .decoders.registry import create_decoder, decoder_class
 from .decoders.word_vectors import read_word_vectors, set_word_vectors
 from .generation.generate import choose_batch_size, decode_captions, iterate_features
 from .generation.options import DecodingOptions
@@ -109,7 +109,7 @@ class Trainer:
         self.config, self.data, self.run_dir = config, data, run_dir
         device = choose_device(config.device)
         self.precision = Precision(config.precision, device)
-        uses_grid = config.attention != "none"
+        uses_grid = decoder_class(config.attention).uses_grid
         self.batches = CaptionBatches(
             data.store,
             data.captions,

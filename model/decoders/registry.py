@@ -3,28 +3,38 @@
 A new decoder is a file in this folder and a line in `DECODERS`.
 """
 
-from .adaptive_attention import AdaptiveAttention
-from .base import Decoder
-from .config import DecoderConfig
-from .show_tell import ShowTell
-from .soft_attention import SoftAttention
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-DECODERS: dict[str, type[Decoder]] = {
-    "none": ShowTell,
-    "soft": SoftAttention,
-    "adaptive": AdaptiveAttention,
+from .config import DecoderConfig
+
+if TYPE_CHECKING:
+    from .base import Decoder
+
+# Name → module and class, imported when a decoder is built: reading options must not import torch.
+DECODERS: dict[str, str] = {
+    "none": ".show_tell:ShowTell",
+    "soft": ".soft_attention:SoftAttention",
+    "adaptive": ".adaptive_attention:AdaptiveAttention",
 }
 
 
-def build_decoder(config: DecoderConfig) -> Decoder:
+def decoder_class(name: str) -> "type[Decoder]":
+    """Return the class of a decoder by its name."""
+    module, _, class_name = DECODERS[name].partition(":")
+    found: type[Decoder] = getattr(import_module(module, __package__), class_name)
+    return found
+
+
+def build_decoder(config: DecoderConfig) -> "Decoder":
     """Build the decoder that a config describes, without initial weights of its own.
 
     For weights that are about to be loaded; cheap on the meta device.
     """
-    return DECODERS[config.attention](config)
+    return decoder_class(config.attention)(config)
 
 
-def create_decoder(config: DecoderConfig) -> Decoder:
+def create_decoder(config: DecoderConfig) -> "Decoder":
     """Build a decoder with fresh weights, ready to train."""
     decoder = build_decoder(config)
     decoder.init_weights()

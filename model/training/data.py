@@ -13,6 +13,7 @@ from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
+from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
 from ..runs.layout import BEST_NAME
 from ..runs.run import RunConfig, find_run
@@ -101,7 +102,7 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
     Raises:
         MissingArtifactError: grids or some of the views are missing.
     """
-    num_views, uses_grid = config.views or 1, config.attention != "none"
+    num_views, uses_grid = config.views or 1, decoder_class(config.attention).uses_grid
     if uses_grid and store.grid_shape is None:
         raise MissingArtifactError(
             f"{store.directory} has no grids, which --attention {config.attention} needs. Run "
