@@ -1,0 +1,178 @@
+"""The documentation is true: links resolve, options exist, and the examples run."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from showtell.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
+# Options in the docs that belong to other programs.
+FOREIGN_OPTIONS = {"--logdir", "--strict", "--dry-run"}
+
+Run = Callable[..., tuple[int, str]]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language."""
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return re.findall(pattern, page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of each `showtell` command in the bash blocks of a page."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    words = (shlex.split(line, comments=True) for line in lines)
+    return [arguments[1:] for arguments in words if arguments[:1] == ["showtell"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_and_anchors_resolve(page: Path) -> None:
+    links = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", prose(page))
+    links += re.findall(r"<img[^>]* src=\"([^\"]+)\"", prose(page))
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_have_options_that_exist(page: Path) -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for name, *arguments in commands(page):
+        known[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_in_the_text_exist(page: Path) -> None:
+    command = get_command(app)
+    stages = [command, *command.commands.values()]  # type: ignore[attr-defined]
+    options = {
+        name
+        for stage in stages
+        for parameter in stage.params
+        for name in [*parameter.opts, *parameter.secondary_opts]
+    }
+    code = " ".join(re.findall(r"`([^`]+)`", prose(page)))
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", code))
+    assert mentioned - options - FOREIGN_OPTIONS - {"--help"} == set()
+
+
+def test_file_tree_of_the_readme_exists() -> None:
+    (tree,) = (block for block in blocks(ROOT / "README.md", "") if block.startswith("cli.py "))
+    folder = ROOT
+    for line in tree.splitlines():
+        names = re.split(r" {2,}", line.strip())[0].split()
+        if not line.startswith(" "):
+            folder = ROOT / names[0] if names[0].endswith("/") else ROOT
+            assert (ROOT / names[0]).exists(), line
+        else:
+            assert all((folder / name).exists() for name in names), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_blocks_compile(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_make_targets_exist(page: Path) -> None:
+    text = prose(page) + "".join(blocks(page, "bash"))
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for names in re.findall(r"(?:`|^)make ((?:[a-z][\w-]* ?)+)", text, re.MULTILINE):
+        assert set(names.split()) <= targets, names
+
+
+def test_commands_of_the_guide_run(
+    showtell: Run, scorers, random_weights: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from showtell.pipeline.datasets.scenes import draw_scenes
+
+    # Small images and an untrained network: the guide's own options take minutes.
+    small = ("--encoder", "resnet18", "--weights", random_weights, "--image-size", 32)
+    short = ("--epochs", 1, "--hidden-size", 16, "--embed-size", 16, "--device", "cpu")
+    extra = {"features": small, "train": short}
+    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    draw_scenes(Path("photos"), num_train=40, num_val=6, num_test=6)
+    names = []
+    for name, *arguments in commands(ROOT / "docs/guide.md"):
+        more = () if "--resume" in arguments else extra.get(name, ())
+        status, output = showtell(name, *arguments, *more)
+        assert status == 0, output
+        names.append(name)
+    assert {*names} >= {"prepare", "features", "train", "eval", "caption", "compare", "status"}
+
+
+def load_example(name: str, folder: Path) -> None:
+    """Save the file `name` of extending.md in a folder, and import it."""
+    (code,) = (
+        block
+        for block in blocks(ROOT / "docs/extending.md", "python")
+        if block.startswith(f'"""{name}: ')
+    )
+    path = folder / name
+    path.write_text(code, "utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_example_of_a_dataset_runs(showtell: Run, tmp_path: Path, monkeypatch) -> None:
+    from showtell.pipeline.captions import read_images
+    from showtell.pipeline.datasets.registry import READERS
+    from showtell.pipeline.datasets.scenes import draw_scenes
+
+    draw_scenes(tmp_path / "photos", num_train=10, num_val=0, num_test=0)
+    (tmp_path / "photos/captions.csv").unlink()
+    for image in tmp_path.glob("photos/images/*.jpg"):
+        image.with_suffix(".txt").write_text("A dog runs.\nA dog on the grass.\n", "utf-8")
+    monkeypatch.setitem(READERS, "diary", None)  # restored after the test
+    load_example("text_files.py", tmp_path)
+    data = ("--data", tmp_path / "data", "--dataset", "diary", "--min-count", 1)
+    status, output = showtell("prepare", "--source", tmp_path / "photos", *data)
+    assert status == 0, output
+    images = read_images(tmp_path / "data/diary/captions/images.parquet")
+    assert len(images) == 10 and {*images.splits} == {"train", "val", "test"}
+
+
+def test_example_of_a_metric_runs(
+    showtell: Run, scorers, scenes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from showtell.model.metrics import registry
+
+    monkeypatch.setattr(registry, "DEFAULT_METRICS", ())  # restored after the test
+    load_example("distinct_words.py", tmp_path)
+    sizes = ("--epochs", 1, "--hidden-size", 8, "--embed-size", 8, "--device", "cpu")
+    showtell("train", "--data", scenes, "--dataset", "scenes", "--run", "r", *sizes)
+    status, output = showtell("eval", "--data", scenes, "--run", "r")
+    assert status == 0, output
+    metrics = json.loads((scenes / "runs/r/eval/test-beam3/metrics.json").read_text())
+    assert 0 <= metrics["Distinct"] <= 1 and "Distinct" in metrics["intervals"]
