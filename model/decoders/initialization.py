@@ -1,36 +1,29 @@
 """Initial weights of a decoder, and the mean that its features are centred on."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .show_tell import ShowTell
-
 ROWS_TOGETHER = 4096
 
 
-def init_show_tell(decoder: "ShowTell") -> None:
-    """Draw small normal word vectors and orthogonal recurrent matrices; open LSTM forget gates.
+def init_embedding(weight: Tensor) -> None:
+    """Draw (V, W) word vectors with an expected length of 1, in place."""
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
-    All other layers keep torch's initial weights.
-    """
-    config = decoder.config
-    nn.init.normal_(decoder.embedding.weight, std=config.embed_size**-0.5)
-    if not config.tie_embeddings:
-        nn.init.normal_(decoder.output_weight, std=config.hidden_size**-0.5)
-    for name, parameter in decoder.cell.named_parameters():
+
+def init_cell(cell: nn.RNNBase) -> None:
+    """Make recurrent matrices orthogonal and biases 0; open the forget gates of an LSTM."""
+    size = cell.hidden_size
+    for name, parameter in cell.named_parameters():
         if name.startswith("weight_hh"):
-            for gate in parameter.detach().split(config.hidden_size):
+            for gate in parameter.detach().split(size):
                 nn.init.orthogonal_(gate)
         elif name.startswith("weight_ih"):
             nn.init.xavier_uniform_(parameter)
         else:
             nn.init.zeros_(parameter)
-            if config.cell == "lstm" and name.startswith("bias_ih"):
-                size = config.hidden_size
+            if isinstance(cell, nn.LSTM) and name.startswith("bias_ih"):
                 parameter.detach()[size : 2 * size] = 1.0
 
 

@@ -16,7 +16,7 @@ from ..kernels.linear import linear
 from ..kernels.recurrence import Hidden, call_cell, read_captions, read_token
 from .base import Decoder
 from .config import DecoderConfig
-from .initialization import empty_embedding, init_show_tell, mean_direction
+from .initialization import empty_embedding, init_cell, init_embedding, mean_direction
 from .state import DecoderState
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -136,8 +136,11 @@ class ShowTell(Decoder):
         )
 
     def init_weights(self) -> None:
-        """Draw the initial weights."""
-        init_show_tell(self)
+        """Draw the initial weights; projections keep those of torch."""
+        init_embedding(self.embedding.weight)
+        if not self.config.tie_embeddings:
+            init_embedding(self.output_weight)
+        init_cell(self.cell)
 
     @torch.no_grad()
     def center_features(self, features: Tensor) -> None:

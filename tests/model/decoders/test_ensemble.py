@@ -23,7 +23,7 @@ MIXED = [
 
 @pytest.fixture
 def mixed(random_decoder) -> Ensemble:
-    """Decoders that share nothing but the size of their vocabulary."""
+    """Decoders that have only the vocabulary size in common."""
     return Ensemble([random_decoder(**options) for options in MIXED])
 
 
@@ -38,7 +38,7 @@ def features_of(ensemble: Ensemble, num_images: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("num_members", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_ensemble_of_a_decoder_with_itself_is_the_decoder(
+def test_ensemble_of_copies_equals_the_decoder(
     random_decoder, cell: str, options: dict[str, int], num_members: int
 ) -> None:
     decoder, features = random_decoder(cell=cell), torch.randn(20, 6)
@@ -50,7 +50,7 @@ def test_ensemble_of_a_decoder_with_itself_is_the_decoder(
         assert [h.log_prob for h in ones] == pytest.approx([h.log_prob for h in others], abs=1e-4)
 
 
-def test_step_gives_the_mean_of_the_members_probabilities(mixed) -> None:
+def test_step_averages_the_members_probabilities(mixed) -> None:
     features = features_of(mixed, 4)
     torch.manual_seed(1)
     captions = torch.cat([torch.full((4, 1), BOS), torch.randint(4, 12, (4, 5))], 1)
@@ -59,14 +59,14 @@ def test_step_gives_the_mean_of_the_members_probabilities(mixed) -> None:
         logits, state = mixed.step(captions[:, length], state)
         mean = 0
         for member, own in zip(mixed.members, features, strict=True):
-            outputs = member(own, captions[:, : length + 1])  # the path of the training
+            outputs = member(own, captions[:, : length + 1])  # as in training
             mean = mean + member.logits(outputs)[:, -1].softmax(1) / len(mixed.members)
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits.double().softmax(1), mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_mixed_members_are_searched_in_batches_as_one_by_one(mixed, options) -> None:
+def test_mixed_ensemble_finds_the_same_in_batches_as_one_by_one(mixed, options) -> None:
     chosen, features = DecodingOptions(max_length=8, **options), features_of(mixed, 15)
     together = beam_search(mixed, mixed.init_state(features), chosen)
     for image, hypotheses in enumerate(together):
@@ -75,6 +75,6 @@ def test_mixed_members_are_searched_in_batches_as_one_by_one(mixed, options) -> 
         assert [h.token_ids for h in hypotheses] == [h.token_ids for h in alone]
 
 
-def test_mode_reaches_the_members(mixed) -> None:
+def test_train_and_eval_mode_reach_the_members(mixed) -> None:
     assert mixed.train().members[1].training
     assert not mixed.eval().members[1].training

@@ -25,7 +25,7 @@ def write(path: Path, *, header: bool = False, end: str = "\n", **more: list[flo
     [(False, "\n"), (True, " \n"), (True, "\r\n")],
     ids=["GloVe", "word2vec", "r"],
 )
-def test_vectors_of_the_vocabularys_words_are_read(tmp_path, header: bool, end: str) -> None:
+def test_read_word_vectors_returns_vectors_of_known_words(tmp_path, header: bool, end: str) -> None:
     path = write(tmp_path / "v.txt", header=header, end=end, **{". . .": [9.0, 9.0, 9.0]})
     found = read_word_vectors(path, VOCAB, 3)
     assert {VOCAB.words[i]: v.tolist() for i, v in found.items()} == {
@@ -35,7 +35,7 @@ def test_vectors_of_the_vocabularys_words_are_read(tmp_path, header: bool, end: 
 
 @pytest.mark.parametrize("header", [False, True], ids=["GloVe", "word2vec"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_vectors_of_another_size_are_refused(tmp_path, size: int, header: bool) -> None:
+def test_wrong_vector_size_is_refused(tmp_path, size: int, header: bool) -> None:
     path = write(tmp_path / "v.txt", header=header, end=" \n")
     line = (
         f"{path}, line {1 + header} has 3 numbers, expected {size} by --embed-size. Use --embed-si"
@@ -64,7 +64,7 @@ def test_broken_file_is_refused(tmp_path, content: bytes, reason: str) -> None:
         read_word_vectors(path, VOCAB, 3)
 
 
-def test_missing_file_and_no_common_word_are_named(tmp_path) -> None:
+def test_missing_file_and_unknown_words_are_refused(tmp_path) -> None:
     for path, problem in (
         (tmp_path / "none.txt", "does not exist"),
         (tmp_path, "is a folder, not a file"),
@@ -78,7 +78,7 @@ def test_missing_file_and_no_common_word_are_named(tmp_path) -> None:
         read_word_vectors(path, VOCAB, 3)
 
 
-def test_vectors_take_the_scale_of_the_matrix_and_keep_their_angles() -> None:
+def test_set_word_vectors_keeps_angles_and_the_scale_of_the_matrix() -> None:
     torch.manual_seed(0)
     embedding = torch.randn(6, 4) * 0.1
     before, spread = embedding.clone(), embedding.std()
@@ -93,7 +93,7 @@ def test_vectors_take_the_scale_of_the_matrix_and_keep_their_angles() -> None:
     torch.testing.assert_close(shares, shares[0, 0].expand_as(shares), rtol=1e-4, atol=1e-6)
 
 
-def test_blank_lines_are_passed_over(tmp_path) -> None:
+def test_blank_lines_are_skipped(tmp_path) -> None:
     path = tmp_path / "v.txt"
     path.write_text("a 1 2 3\n\ndog 4 5 6\n\n")
     vectors = read_word_vectors(path, VOCAB, 3)

@@ -16,7 +16,7 @@ CELLS = ("gru", "lstm", "rnn")
 
 
 def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Decoder:
-    """A small decoder whose words differ enough in probability to have a best caption."""
+    """Make a small decoder with clearly different word probabilities."""
     torch.manual_seed(seed)
     decoder = create_decoder(
         DecoderConfig(cell=cell, feature_dim=6, vocab_size=vocab_size, embed_size=8, hidden_size=8)
@@ -27,13 +27,13 @@ def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Deco
 
 
 def search(decoder: Decoder, features: torch.Tensor, beam: int = 3, **options: object):
-    """Beam search of (N, D) features, ranked by probability unless a length penalty is given."""
+    """Run beam search; rank by probability unless a length penalty is given."""
     chosen = {"length_penalty": 0.0} | options
     return beam_search(decoder, decoder.init_state(features), DecodingOptions(beam=beam, **chosen))
 
 
 def next_log_probs(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ...]) -> torch.Tensor:
-    """(V,) log-probabilities of the word after `words`, by the training path."""
+    """Return (V,) log-probabilities of the word after `words`, computed by `forward`."""
     inputs = torch.tensor([[BOS, *words]])
     logits = decoder.logits(decoder(feature[None], inputs))[0, -1]
     logits[[PAD, BOS, UNK]] = -math.inf
@@ -41,7 +41,7 @@ def next_log_probs(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ..
 
 
 def repeats(words: tuple[int, ...], n: int) -> bool:
-    """Whether some n words in a row stand twice in `words`."""
+    """Return whether an n-gram occurs twice in `words`."""
     ngrams = [words[i : i + n] for i in range(len(words) - n + 1)]
     return n > 0 and len(set(ngrams)) < len(ngrams)
 
@@ -49,7 +49,7 @@ def repeats(words: tuple[int, ...], n: int) -> bool:
 def allowed_log_probs(
     decoder: Decoder, feature: torch.Tensor, words: tuple[int, ...], options: DecodingOptions
 ) -> torch.Tensor:
-    """`next_log_probs` with −inf for each word that may not come, one after the other."""
+    """Return the next log-probabilities, with the rules applied word by word."""
     log_probs = next_log_probs(decoder, feature, words)
     end = log_probs[EOS].clone()
     for word in range(len(log_probs)):
@@ -68,7 +68,7 @@ def allowed_log_probs(
 def all_hypotheses(
     decoder: Decoder, feature: torch.Tensor, options: DecodingOptions
 ) -> list[Hypothesis]:
-    """Every caption that the options allow, best first."""
+    """Return every caption that the options allow, best first."""
     found, lengths = [], range(options.min_length, options.length_limit + 1)
     for length in lengths:
         for words in itertools.product(range(UNK + 1, decoder.config.vocab_size), repeat=length):
@@ -89,13 +89,13 @@ Beam = tuple[float, tuple[int, ...]]  # log-probability and words
 def plain_beam_search(
     decoder: Decoder, feature: torch.Tensor, options: DecodingOptions
 ) -> list[tuple[int, ...]]:
-    """The same search as a loop over Python lists, one image and one group at a time."""
+    """Do the same search with Python lists, one image and one group at a time."""
     num_groups = options.beam_groups
     beam_size = options.beam // num_groups
     beams: list[list[Beam]] = [[(0.0, ())]] * num_groups
     ended: list[list[Beam]] = [[] for _ in range(num_groups)]
     for _ in range(options.length_limit + 1):
-        said: list[int] = []  # by the groups that have had their turn
+        chosen: list[int] = []  # by earlier groups at this step
         for g in range(num_groups):
             if len(ended[g]) >= beam_size:
                 continue
@@ -104,7 +104,7 @@ def plain_beam_search(
                 allowed = allowed_log_probs(decoder, feature, words, options).tolist()
                 for word, value in enumerate(allowed):
                     if value > -math.inf:
-                        cost = options.diversity * said.count(word)
+                        cost = options.diversity * chosen.count(word)
                         total = log_prob + value
                         candidates.append((total - cost, total, words, word))
             candidates.sort(key=lambda candidate: -candidate[0])
@@ -115,7 +115,7 @@ def plain_beam_search(
             going = [(lp, (*words, word)) for _, lp, words, word in candidates if word != EOS]
             beams[g] = going[:beam_size]
             if len(ended[g]) < beam_size:
-                said += [words[-1] for _, words in beams[g]]
+                chosen += [words[-1] for _, words in beams[g]]
     kept = [sorted(group, reverse=True)[:beam_size] for group in ended]
     best = sorted(set(itertools.chain.from_iterable(kept)), reverse=True)
     return [words for _, words in best]
@@ -188,21 +188,21 @@ def test_batched_search_matches_a_plain_loop(cell: str, options: dict[str, float
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("cell", CELLS)
-def test_blocked_ngrams_never_stand_twice(cell: str, n: int) -> None:
+def test_no_repeat_ngram_prevents_repetition(cell: str, n: int) -> None:
     num_repeats = 0
     for seed in range(4):
-        decoder = make_decoder(cell, vocab_size=7, seed=seed)  # few words, so that they recur
+        decoder = make_decoder(cell, vocab_size=7, seed=seed)  # few words, so that n-grams repeat
         features = torch.randn(20, 6)
         options = {"beam": 4, "max_length": 15, "min_length": 8}
         for hypotheses in search(decoder, features, **options):
             num_repeats += sum(repeats(h.token_ids, n) for h in hypotheses)
         for hypotheses in search(decoder, features, no_repeat_ngram=n, **options):
             assert hypotheses and not any(repeats(h.token_ids, n) for h in hypotheses)
-    assert num_repeats  # where nothing is blocked
+    assert num_repeats  # without the option n-grams do repeat
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_no_caption_is_shorter_than_the_minimum(beam: int) -> None:
+def test_no_caption_is_shorter_than_min_length(beam: int) -> None:
     decoder, features = make_decoder(), torch.randn(20, 6)
     shortest = min(
         len(h.token_ids) for hypotheses in search(decoder, features, beam) for h in hypotheses
@@ -212,13 +212,13 @@ def test_no_caption_is_shorter_than_the_minimum(beam: int) -> None:
         assert all(7 <= len(h.token_ids) <= 9 for h in hypotheses)
 
 
-def test_caption_that_no_word_may_follow_ends() -> None:
-    decoder = make_decoder(vocab_size=7)  # three words, each but once
+def test_caption_ends_when_every_word_is_forbidden() -> None:
+    decoder = make_decoder(vocab_size=7)  # three words, each allowed once
     for hypotheses in search(decoder, torch.randn(5, 6), no_repeat_ngram=1, min_length=10):
         assert hypotheses and all(sorted(h.token_ids) == [4, 5, 6] for h in hypotheses)
 
 
-def test_groups_of_great_diversity_never_say_the_same_word_at_the_same_place() -> None:
+def test_high_diversity_gives_each_group_other_words() -> None:
     decoder, features = make_decoder(vocab_size=30), torch.randn(20, 6)
     options = {"beam_groups": 4, "max_length": 6}
     equal = 0
@@ -231,7 +231,7 @@ def test_groups_of_great_diversity_never_say_the_same_word_at_the_same_place() -
             assert len(set(words)) == len(words)
 
 
-def test_groups_without_diversity_find_what_one_of_them_finds() -> None:
+def test_groups_without_diversity_all_find_the_same() -> None:
     decoder, features = make_decoder(), torch.randn(20, 6)
     for groups, alone in zip(
         search(decoder, features, 6, beam_groups=3, diversity=0.0),
@@ -257,7 +257,7 @@ def test_batched_beams_match_single_images(options: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_hypotheses_are_different_ones_best_first_and_no_more_than_beams(groups: int) -> None:
+def test_hypotheses_are_distinct_sorted_and_at_most_beam_many(groups: int) -> None:
     decoder, features = make_decoder(), torch.randn(20, 6)
     for hypotheses in search(decoder, features, 4, beam_groups=groups, length_penalty=0.7):
         assert 1 <= len({h.token_ids for h in hypotheses}) == len(hypotheses) <= 4
@@ -266,7 +266,7 @@ def test_hypotheses_are_different_ones_best_first_and_no_more_than_beams(groups:
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_groups": 3, "diversity": 2.0}], ids=str)
-def test_log_prob_is_that_of_the_caption(options: dict[str, float]) -> None:
+def test_log_prob_equals_the_captions_log_probability(options: dict[str, float]) -> None:
     decoder, features = make_decoder(), torch.randn(5, 6)
     for feature, hypotheses in zip(
         features, search(decoder, features, beam=3, **options), strict=True
@@ -280,7 +280,7 @@ def test_log_prob_is_that_of_the_caption(options: dict[str, float]) -> None:
             assert hypothesis.log_prob == pytest.approx(expected, abs=1e-4)
 
 
-def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None:
+def test_exhaustive_beam_finds_at_least_as_probable_captions() -> None:
     decoder, features = make_decoder(vocab_size=6), torch.randn(10, 6)
     best = [search(decoder, features, beam=k, max_length=3) for k in (1, 2 + 4 + 8)]
     for narrow, wide in zip(*best, strict=True):
@@ -288,18 +288,18 @@ def test_wider_beam_never_finds_less_probable_captions_when_exhaustive() -> None
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_search_gives_longest_captions_when_no_beam_ends(beam_size: int) -> None:
+def test_captions_reach_max_length_when_no_beam_ends(beam_size: int) -> None:
     decoder, features = make_decoder(), torch.randn(4, 6)
     torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), -1e4)
     found = search(decoder, features, beam=beam_size, max_length=5, length_penalty=0.5)
     assert [len(hypotheses[0].token_ids) for hypotheses in found] == [5] * 4
 
 
-def test_search_ends_at_once_when_the_end_is_certain() -> None:
+def test_search_stops_after_one_word_when_the_end_is_certain() -> None:
     decoder = make_decoder()
     torch.nn.init.constant_(decoder.output_bias[EOS : EOS + 1].detach(), 1e4)
     found = search(decoder, torch.randn(4, 6), beam=1)
-    # Not before the first word: an empty caption is none.
+    # An empty caption is not allowed.
     assert all(len(hypotheses[0].token_ids) == 1 for hypotheses in found)
 
 
@@ -311,7 +311,7 @@ def test_special_tokens_are_never_written() -> None:
         assert all(word > UNK for h in hypotheses for word in h.token_ids)
 
 
-def test_beam_wider_than_the_vocabulary_works() -> None:
+def test_beam_may_be_wider_than_the_vocabulary() -> None:
     decoder = make_decoder(vocab_size=5)  # one word besides the special tokens
     found = search(decoder, torch.randn(2, 6), beam=10, max_length=4)
     assert all(len(hypotheses) == 4 for hypotheses in found)  # of 1, 2, 3 and 4 words

@@ -22,7 +22,7 @@ REFERENCES = {
     9: ["a dog sleeps on grass"],
     5: ["the cat runs", "a cat runs on the grass", "a cat runs"],
 }
-# Directions on a circle, so that their angles are plain to see.
+# Directions on a circle: their angles are easy to read.
 ANGLES = {7: 0.0, 3: 1.6, 9: 3.0, 5: 4.7}
 CAPTIONS = ["a dog runs on grass", "a cat sleeps on the sofa", "the cat runs", "a dog sleeps"]
 
@@ -37,13 +37,13 @@ def make(num_neighbors: int = 4, precision: float = 0.0) -> Consensus:
 
 
 def store_of(features: torch.Tensor) -> FeatureStore:
-    """The features of images 4 and 8."""
+    """A store with the features of images 4 and 8."""
     manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={}, counts={})
     return FeatureStore(torch.tensor([4, 8]), features.half(), {}, manifest, Path("features"))
 
 
 def hypotheses(captions: list[str]) -> list[Hypothesis]:
-    """Captions of which the first is the most probable, by a little."""
+    """Captions, the first slightly more probable than the others."""
     return [
         Hypothesis(tuple(VOCAB.encode(c.split())), -i / 100, -i / 100)
         for i, c in enumerate(captions)
@@ -59,13 +59,13 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def directions_by_loop(angles: list[float]) -> np.ndarray:
-    """Unit vectors from the training images' mean, in float64."""
+    """Centre on the training images' mean and scale to length 1, in float64."""
     known = [unit(np.array(direction(angle)).astype(np.float16)) for angle in ANGLES.values()]
     mean = np.mean([vector.astype(np.float64) for vector in known], axis=0)
     return np.array([unit(unit(np.array(direction(angle))) - mean) for angle in angles])
 
 
-def test_of_an_ensemble_all_features_count_alike_and_each_once() -> None:
+def test_mean_features_weighs_distinct_features_equally() -> None:
     one = store_of(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
     other = store_of(torch.tensor([[0.0, 0.0, 100.0], [0.0, 100.0, 0.0]]))
     seen = mean_features([one, other, one], np.array([8, 4]), 1)
@@ -73,7 +73,7 @@ def test_of_an_ensemble_all_features_count_alike_and_each_once() -> None:
     assert mean_features([one], np.array([4]), 1).tolist() == [[1, 0]]
 
 
-def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None:
+def test_neighbors_are_the_most_similar_images() -> None:
     consensus = make(num_neighbors=2)
     ids, weights = consensus.find(torch.tensor([direction(1.5), direction(0.1)]))
     assert ids.tolist() == [[3, 7], [7, 3]]
@@ -81,7 +81,7 @@ def test_neighbors_are_the_most_similar_images_and_weigh_by_similarity() -> None
 
 
 @pytest.mark.parametrize("num_neighbors", [4, 3])
-def test_weights_are_those_of_ridge_regression_in_float64(num_neighbors) -> None:
+def test_weights_equal_ridge_regression_in_float64(num_neighbors) -> None:
     angles = [0.7, 2.4, 5.1]
     ids, weights = make(num_neighbors).find(torch.tensor([direction(angle) for angle in angles]))
     known = dict(zip(ANGLES, directions_by_loop([*ANGLES.values()]), strict=True))
@@ -89,8 +89,7 @@ def test_weights_are_those_of_ridge_regression_in_float64(num_neighbors) -> None
         nearest = sorted(ANGLES, key=lambda image_id: -(query @ known[image_id]))
         assert own_ids.tolist() == nearest[:num_neighbors]
         near = np.array([known[image_id] for image_id in own_ids])
-        # Least squares with a penalty, from its definition: of all functions of the kernel, the one
-        # with the smallest squared error and norm says so of any targets.
+        # By definition: the function of the kernel with the smallest penalised squared error.
         kernel = np.exp((near @ near.T - 1) / WIDTH)
         for targets in np.eye(num_neighbors):
             coefficients = np.linalg.lstsq(
@@ -100,8 +99,8 @@ def test_weights_are_those_of_ridge_regression_in_float64(num_neighbors) -> None
             assert own_weights @ targets == pytest.approx(expected, abs=1e-4)
 
 
-def test_images_that_tell_the_same_share_their_weight() -> None:
-    """Against a mean over neighbours, where each copy of an image would count anew."""
+def test_duplicate_images_share_their_weight() -> None:
+    """In a mean over neighbours each copy would count again."""
     angles = {1: 0.0, 2: 0.0, 3: 0.0, 4: 1.2}
     references = {image_id: ["a dog runs"] for image_id in angles}
     features = torch.tensor([direction(angle) for angle in angles.values()])
@@ -120,7 +119,7 @@ def test_images_that_tell_the_same_share_their_weight() -> None:
     assert weights[1] < 0.6 * weights[4]
 
 
-def test_neighbors_cosines_may_be_computed_before_or_for_each_image(monkeypatch) -> None:
+def test_whole_kernel_and_kernel_per_image_agree(monkeypatch) -> None:
     features = torch.tensor([direction(angle) for angle in range(7)])
     apart = make(3).find(features[:1])[1], make(3).find(features[1:2])[1]
     together = make(3).find(features)[1]
@@ -143,7 +142,7 @@ def test_no_image_is_its_own_neighbor() -> None:
 
 
 @pytest.mark.parametrize("precision", [0.0, 2.0])
-def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence(
+def test_score_equals_pycocoevalcaps_cider_plus_confidence(
     precision: float,
 ) -> None:
     consensus, features = make(3, precision), torch.tensor([direction(0.4), direction(4.0)])
@@ -171,7 +170,7 @@ def test_score_is_pycocoevalcaps_cider_with_each_neighbor_and_some_confidence(
             assert hypothesis.score == pytest.approx(expected, rel=1e-9)
 
 
-def test_caption_that_the_neighbors_back_comes_first_and_nothing_else_changes() -> None:
+def test_rank_moves_the_caption_neighbors_agree_with_to_the_front() -> None:
     features = torch.tensor([direction(ANGLES[7]), direction(ANGLES[3]), direction(ANGLES[5])])
     ranked = make(2).rank(features, [hypotheses(CAPTIONS)] * 3, VOCAB)
     assert [texts(found)[0] for found in ranked] == CAPTIONS[:3]
@@ -183,14 +182,14 @@ def test_caption_that_the_neighbors_back_comes_first_and_nothing_else_changes() 
         }
 
 
-def test_more_neighbors_than_images_are_all_images() -> None:
+def test_num_neighbors_is_limited_to_the_training_images() -> None:
     assert make(num_neighbors=50).find(torch.tensor([direction(0)]))[0].shape == (1, 4)
 
 
-def test_only_training_image_says_nothing_of_itself() -> None:
+def test_only_training_image_has_no_neighbors() -> None:
     consensus = Consensus([7], torch.tensor([direction(0)]), {7: ["a dog runs"]}, 5)
     [ranked] = consensus.rank(
         torch.tensor([direction(0)]), [hypotheses(CAPTIONS)], VOCAB, np.array([7])
     )
-    assert texts(ranked) == CAPTIONS  # nothing speaks but the decoder's own order
+    assert texts(ranked) == CAPTIONS  # only the decoder's own order is left
     assert ranked[0].score == 0

@@ -11,14 +11,14 @@ VOCAB_SIZE = 8
 
 
 def allow(length: int, **options: int) -> torch.Tensor:
-    """(4, V) log-probabilities behind captions of as many random words."""
+    """Return (4, V) log-probabilities after four captions of `length` random words."""
     torch.manual_seed(length)
     words = torch.randint(UNK + 1, VOCAB_SIZE, (4, length))
     return next_log_probs(torch.randn(4, VOCAB_SIZE), words, DecodingOptions(**options))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_blocked_words_are_those_that_a_plain_loop_blocks(n: int) -> None:
+def test_block_ngrams_equals_a_plain_loop(n: int) -> None:
     torch.manual_seed(0)
     for length in range(n, 12):
         words = torch.randint(4, 7, (20, length))
@@ -33,13 +33,13 @@ def test_blocked_words_are_those_that_a_plain_loop_blocks(n: int) -> None:
             assert row == expected
 
 
-def test_words_that_may_come_share_all_probability_from_the_first_word_on() -> None:
+def test_special_tokens_take_no_probability() -> None:
     log_probs = allow(3)
     assert (log_probs[:, [PAD, BOS, UNK]] == -math.inf).all()
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(4))
 
 
-def test_end_comes_neither_first_nor_before_the_minimum_nor_later_than_the_maximum() -> None:
+def test_end_respects_minimum_and_maximum_length() -> None:
     options = {"min_length": 3, "max_length": 5}
     assert (allow(0)[:, EOS] == -math.inf).all()
     assert (allow(2, **options)[:, EOS] == -math.inf).all()
@@ -49,7 +49,7 @@ def test_end_comes_neither_first_nor_before_the_minimum_nor_later_than_the_maxim
     assert (last > -math.inf).sum() == 4
 
 
-def test_constraints_leave_the_probability_of_what_they_allow() -> None:
+def test_allowed_words_keep_their_probability() -> None:
     plain, constrained = allow(6), allow(6, no_repeat_ngram=1, min_length=7)
     may_come = constrained > -math.inf
     assert 0 < may_come.sum() < (plain > -math.inf).sum()

@@ -21,7 +21,7 @@ PRECISION = Precision("fp32", torch.device("cpu"))
 
 @pytest.fixture
 def store() -> SimpleNamespace:
-    """What `iterate_features` needs of a store: features (30, 6), and two views (30, 2, 6)."""
+    """A stand-in for a feature store: features (30, 6) and two views (30, 2, 6)."""
     torch.manual_seed(0)
     return make_store(torch.randn(30, 6))
 
@@ -30,7 +30,7 @@ def make_store(features: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(features=features, views=torch.stack([features, features + 1], 1))
 
 
-def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) -> None:
+def test_decode_captions_returns_words_and_restores_the_mode(random_decoder, store) -> None:
     vocab = build_vocab(
         dict.fromkeys(["a", "dog", "runs", "on", "grass", "and", "sand", "fast"], 1), min_count=1
     )
@@ -52,7 +52,7 @@ def test_captions_are_words_and_the_mode_is_left_alone(random_decoder, store) ->
     [{"beam": 5, "n_best": 3}, {"sample": True, "n_best": 3, "seed": 4}, {"sample": True}],
     ids=str,
 )
-def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
+def test_batch_size_does_not_change_captions(
     random_decoder, store, options: dict[str, int]
 ) -> None:
     decoder, chosen = random_decoder(), DecodingOptions(**options)
@@ -77,11 +77,11 @@ def test_batch_size_changes_nothing_and_no_more_than_n_best_are_given(
     ],
     ids=str,
 )
-def test_wide_beams_are_of_fewer_images(options: dict[str, int], size: int) -> None:
+def test_wide_beams_use_smaller_batches(options: dict[str, int], size: int) -> None:
     assert choose_batch_size(DecodingOptions(**options)) == size
 
 
-def test_decoder_that_uses_grids_is_given_grids(random_decoder, store) -> None:
+def test_grid_decoder_receives_grids(random_decoder, store) -> None:
     grids = torch.randn(30, 4, 6)
     store.gather_grid = lambda rows, views: grids[rows] * (1 - 2 * views[:, None, None])
     rows = torch.tensor([5, 2, 9, 9, 0])
@@ -94,7 +94,7 @@ def test_decoder_that_uses_grids_is_given_grids(random_decoder, store) -> None:
         assert torch.equal(seen, grids[batch]) and torch.equal(vectors, store.features[batch])
 
 
-def test_members_that_look_at_several_views_see_each_in_turn(random_decoder, store) -> None:
+def test_members_receive_one_view_each(random_decoder, store) -> None:
     grids, rows = torch.randn(30, 4, 6), torch.tensor([5, 2, 9, 9, 0])
     store.gather_grid = lambda rows, views: grids[rows] * (1 - 2 * views[:, None, None])
     decoders = [random_decoder(attention="soft"), random_decoder()]
@@ -106,9 +106,9 @@ def test_members_that_look_at_several_views_see_each_in_turn(random_decoder, sto
     assert join_decoders(decoders[:1]) is decoders[0]
 
 
-def test_members_of_an_ensemble_see_the_same_images(random_decoder, store) -> None:
+def test_members_receive_the_same_images(random_decoder, store) -> None:
     other = make_store(-store.features.flip(0))
-    rows = [torch.arange(20), torch.arange(29, 9, -1)]  # where either has the same image
+    rows = [torch.arange(20), torch.arange(29, 9, -1)]  # row of the same image in each store
     members = [random_decoder(), random_decoder(cell="lstm", seed=1)]
     batches = list(iterate_members(members, [store, other], rows, batch_size=8))
     assert [len(ones) for ones, _ in batches] == [8, 8, 4]

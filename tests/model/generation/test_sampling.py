@@ -26,7 +26,7 @@ def words_of(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
     return [[h.token_ids for h in hypotheses] for hypotheses in found]
 
 
-def test_seed_decides_what_is_drawn(random_decoder) -> None:
+def test_same_seed_draws_the_same_captions(random_decoder) -> None:
     decoder, features = random_decoder(), torch.randn(10, 6)
     first = words_of(draw(decoder, features))
     assert first == words_of(draw(decoder, features))
@@ -35,7 +35,7 @@ def test_seed_decides_what_is_drawn(random_decoder) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_batches_do_not_change_what_is_drawn(random_decoder, cell: str) -> None:
+def test_batch_size_does_not_change_draws(random_decoder, cell: str) -> None:
     decoder, features = random_decoder(cell=cell), torch.randn(23, 6)
     options = DecodingOptions(sample=True, n_best=3, top_p=0.9, no_repeat_ngram=2, min_length=2)
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def test_batches_do_not_change_what_is_drawn(random_decoder, cell: str) -> None:
     assert words_of(together) == words_of(alone)
 
 
-def test_captions_are_drawn_as_often_as_they_are_probable(random_decoder) -> None:
+def test_captions_are_drawn_with_their_probability(random_decoder) -> None:
     decoder, num_draws = random_decoder(vocab_size=6), 20_000  # two words
     feature = torch.randn(1, 6)
     found = draw(decoder, feature.expand(num_draws, -1), max_length=2)
@@ -60,7 +60,7 @@ def test_captions_are_drawn_as_often_as_they_are_probable(random_decoder) -> Non
 
 
 def plain_probability(decoder: Decoder, feature: torch.Tensor, words: tuple[int, ...]) -> float:
-    """How probable a caption of one or two words is where no more than two are allowed."""
+    """Return the probability of a caption of one or two words, with max_length 2."""
     state, product, previous = decoder.init_state(feature), 1.0, decoder.start_tokens(1)
     for place, word in enumerate((*words, EOS)):
         logits, state = decoder.step(previous, state)
@@ -85,7 +85,7 @@ def test_temperature_near_zero_is_greedy(random_decoder) -> None:
 
 
 def plain_nucleus(probs: list[float], top_p: float) -> set[int]:
-    """The likeliest words, as few as hold `top_p`, one after the other."""
+    """Return the smallest set of most probable words that holds `top_p`, by a plain loop."""
     kept, held = set(), 0.0
     for word in sorted(range(len(probs)), key=lambda word: -probs[word]):
         if held >= top_p:
@@ -97,12 +97,12 @@ def plain_nucleus(probs: list[float], top_p: float) -> set[int]:
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.8])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_fill_the_nucleus_and_never_leave_it(top_p: float, temperature: float) -> None:
+def test_draw_tokens_draws_exactly_the_nucleus(top_p: float, temperature: float) -> None:
     torch.manual_seed(0)
     log_probs = torch.randn(10).log_softmax(0)
     log_probs[3] = -math.inf
     probs = (log_probs.double() / temperature).softmax(0).tolist()
-    uniforms = torch.linspace(0, 1 - 2**-24, 10_001)  # all there are, as it were
+    uniforms = torch.linspace(0, 1 - 2**-24, 10_001)  # a fine grid over [0, 1)
     drawn = draw_tokens(log_probs.expand(len(uniforms), -1), uniforms, temperature, top_p)
     nucleus = plain_nucleus(probs, top_p)
     assert set(drawn.tolist()) == nucleus
@@ -112,7 +112,7 @@ def test_draws_fill_the_nucleus_and_never_leave_it(top_p: float, temperature: fl
         assert share == pytest.approx(probs[word] / held, abs=1e-3)
 
 
-def test_draws_keep_the_constraints(random_decoder) -> None:
+def test_draws_respect_the_constraints(random_decoder) -> None:
     decoder, features = random_decoder(vocab_size=9), torch.randn(50, 6)
     found = draw(decoder, features, n_best=4, no_repeat_ngram=2, min_length=4, max_length=9)
     for hypotheses in found:
@@ -122,7 +122,7 @@ def test_draws_keep_the_constraints(random_decoder) -> None:
             assert len(set(itertools.pairwise(words))) == len(words) - 1
 
 
-def test_draws_of_an_image_are_different_ones_best_first(random_decoder) -> None:
+def test_draws_are_distinct_and_sorted(random_decoder) -> None:
     found = draw(random_decoder(), torch.randn(20, 6), n_best=5, length_penalty=0.7, temperature=2)
     assert max(map(len, found)) > 1
     for hypotheses in found:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from showtell.model.kernels import cross_entropy as crossentropy
+from showtell.model.kernels import cross_entropy
 from showtell.model.kernels.cross_entropy import linear_cross_entropy
 
 
@@ -15,8 +15,8 @@ def problem(num_rows=7, width=5, num_classes=23, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("rows_at_once", [3, 512])
-def test_rows_behind_the_targets_have_no_part(rows_at_once, monkeypatch):
-    monkeypatch.setattr(crossentropy, "CPU_ROWS", rows_at_once)
+def test_padding_rows_are_ignored(rows_at_once, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", rows_at_once)
     parameters, targets = problem()
     few = linear_cross_entropy(parameters[0][:4], *parameters[1:], targets[:4], 0.1)
     more = linear_cross_entropy(*parameters, targets[:4], 0.1)
@@ -33,10 +33,8 @@ def in_two_steps(inputs, weight, bias, targets, label_smoothing):
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7, 512])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("num_classes", [1, 16, 23])
-def test_value_and_gradients_are_those_of_two_steps(
-    rows_at_once, label_smoothing, num_classes, monkeypatch
-):
-    monkeypatch.setattr(crossentropy, "CPU_ROWS", rows_at_once)
+def test_loss_and_gradients_equal_torchs(rows_at_once, label_smoothing, num_classes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", rows_at_once)
     parameters, targets = problem(num_classes=num_classes)
     found = linear_cross_entropy(*parameters, targets, label_smoothing)
     expected = in_two_steps(*parameters, targets, label_smoothing)
@@ -59,7 +57,7 @@ def test_large_logits_do_not_overflow():
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(found, parameters))
 
 
-def test_under_autocast_products_are_bf16_and_sums_are_not():
+def test_autocast_applies_to_products_and_not_to_sums():
     parameters, targets = problem(num_rows=600, width=32, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = linear_cross_entropy(*parameters, targets, 0.1)
@@ -76,7 +74,7 @@ def test_under_autocast_products_are_bf16_and_sums_are_not():
         assert 0 < torch.dist(ours, theirs) < 0.02 * theirs.norm()
 
 
-def test_gradient_reaches_inputs_in_their_own_type():
+def test_input_gradient_has_the_inputs_dtype():
     parameters, targets = problem(dtype=torch.float32)
     half = parameters[0].detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -5,7 +5,7 @@ from showtell.model.kernels.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_share_p_is_dropped_and_the_mean_is_kept(p):
+def test_dropout_zeroes_a_share_p_and_keeps_the_mean(p):
     torch.manual_seed(0)
     dropped = Dropout(p)(torch.ones(1000, 999))
     share = float((dropped == 0).float().mean())
@@ -23,7 +23,7 @@ def test_values_are_dropped_independently():
     assert following[0, 1].abs() < 0.025
 
 
-def test_gradient_is_the_mask():
+def test_gradient_equals_the_mask():
     torch.manual_seed(0)
     values = torch.randn(50, 7, requires_grad=True)
     dropped = Dropout(0.25)(values)
@@ -32,23 +32,23 @@ def test_gradient_is_the_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_type_and_shape_stay(dtype):
+def test_dtype_and_shape_are_kept(dtype):
     dropped = Dropout(0.5)(torch.ones(3, 5, dtype=dtype))
     assert dropped.dtype == dtype and dropped.shape == (3, 5)
 
 
-def test_seed_decides():
+def test_same_seed_drops_the_same_values():
     draws = [(torch.manual_seed(5), Dropout(0.5)(torch.ones(99)))[1] for _ in range(2)]
     assert torch.equal(*draws)
     assert not torch.equal(draws[1], Dropout(0.5)(torch.ones(99)))
 
 
 @pytest.mark.parametrize(("p", "train"), [(0.5, False), (0.0, True)])
-def test_nothing_is_dropped_in_eval_mode_or_without_p(p, train):
+def test_nothing_is_dropped_in_eval_mode_or_with_p_0(p, train):
     values = torch.randn(20)
     assert torch.equal(Dropout(p).train(train)(values), values)
 
 
-def test_all_is_dropped_with_p_of_1_and_no_value_is_fine():
+def test_p_1_drops_everything_and_empty_input_is_allowed():
     assert Dropout(1.0)(torch.ones(9)).tolist() == [0] * 9
     assert Dropout(0.5)(torch.ones(0, 4)).shape == (0, 4)

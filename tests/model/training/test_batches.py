@@ -16,7 +16,7 @@ NUM_IMAGES, NUM_CAPTIONS, FEATURE_DIM, NUM_VIEWS = 40, 300, 6, 3
 
 
 def make_store(image_ids: np.ndarray, tmp_path) -> FeatureStore:
-    """Features that tell their image and view: those of view v of image i are all i + v / 4."""
+    """A store whose features of view v of image i are all i + v / 4."""
     told = torch.from_numpy(image_ids)[:, None] + torch.arange(NUM_VIEWS) / 4
     views = told.half()[..., None].expand(-1, -1, FEATURE_DIM).contiguous()
     manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={})
@@ -48,7 +48,7 @@ def make_batches(
 def rows_of(
     batches: CaptionBatches, seed: int
 ) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """(image, inputs, targets) of every caption of an epoch, without padding."""
+    """Return (image, inputs, targets) of every caption of an epoch, without padding."""
     return [
         (int(feature.flatten()[0]), tuple(i[t != PAD].tolist()), tuple(t[t != PAD].tolist()))
         for positions in batches.plan_epoch(seed)
@@ -63,7 +63,7 @@ KINDS = [{}, {"by_image": True}, {"by_image": True, "grid": True}, {"grid": True
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_epoch_has_every_caption_once_with_its_own_image(tmp_path, options) -> None:
+def test_epoch_has_every_caption_once_with_its_image(tmp_path, options) -> None:
     captions = make_captions()
     expected = []
     for index, image_id in enumerate(captions.image_ids.tolist()):
@@ -82,7 +82,7 @@ def test_captions_of_images_without_features_are_left_out(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_order_and_views_follow_from_the_seed_alone(tmp_path, options) -> None:
+def test_order_and_views_depend_only_on_the_seed(tmp_path, options) -> None:
     first, second = (make_batches(tmp_path, **options) for _ in range(2))
     assert rows_of(first, seed=1) == rows_of(second, seed=1)
     assert rows_of(first, seed=1) != rows_of(first, seed=2)
@@ -91,7 +91,7 @@ def test_order_and_views_follow_from_the_seed_alone(tmp_path, options) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 16, 60])
-def test_no_image_is_in_two_batches_and_no_batch_too_large(tmp_path, batch_size: int) -> None:
+def test_by_image_batches_hold_whole_images(tmp_path, batch_size: int) -> None:
     batches = make_batches(tmp_path, batch_size, by_image=True)
     seen: list[int] = []
     for positions in batches.plan_epoch(0):
@@ -103,13 +103,13 @@ def test_no_image_is_in_two_batches_and_no_batch_too_large(tmp_path, batch_size:
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_views_are_drawn_from_all_and_gathered(tmp_path, options) -> None:
+def test_all_views_are_drawn(tmp_path, options) -> None:
     batches = make_batches(tmp_path, **options)
     views = batches.draw_views(5)
     assert views.unique().tolist() == list(range(NUM_VIEWS))
     for positions in batches.plan_epoch(5):
         batch = batches.gather(positions, views)
-        # The longest caption comes first, the others in their order.
+        # Sorted by length, longest first; ties keep their order.
         ordered = sorted(positions.tolist(), key=lambda i: -batches.lengths[i])
         told = batches.rows[ordered] * 7 + views[ordered] / 4
         assert torch.equal(batch.features.flatten(1)[:, 0][batch.image_index].float(), told)
@@ -119,7 +119,7 @@ def test_views_are_drawn_from_all_and_gathered(tmp_path, options) -> None:
             assert len(views[batches.rows == row].unique()) == 1
 
 
-def test_views_are_drawn_among_the_first_ones_asked_for(tmp_path) -> None:
+def test_num_views_limits_the_views_drawn(tmp_path) -> None:
     for options in KINDS:
         drawn = make_batches(tmp_path, num_views=2, **options).draw_views(0)
         assert drawn.unique().tolist() == [0, 1]
@@ -135,7 +135,7 @@ def test_grids_are_read_from_the_store(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(FeatureStore, "gather_grid", gather_grid)
     batches = make_batches(tmp_path, by_image=True, grid=True)
     batch = batches.gather(batches.plan_epoch(0)[0])
-    assert asked == [(batch.image_rows.tolist(), [0] * len(batch.image_rows))]  # once an image
+    assert asked == [(batch.image_rows.tolist(), [0] * len(batch.image_rows))]  # once per image
 
 
 def test_batches_hold_captions_of_similar_length(tmp_path) -> None:
@@ -144,10 +144,10 @@ def test_batches_hold_captions_of_similar_length(tmp_path) -> None:
     for positions in batches.plan_epoch(0):
         batch = batches.gather(positions)
         padded, real = padded + batch.targets.numel(), real + len(batch.nonpad)
-    assert real / padded > 0.85  # without buckets about 0.53
+    assert real / padded > 0.85  # about 0.53 without sorting by length
 
 
-def test_real_names_the_targets_that_are_no_padding(tmp_path) -> None:
+def test_nonpad_indexes_the_non_padding_targets(tmp_path) -> None:
     batches = make_batches(tmp_path)
     for positions in batches.plan_epoch(0):
         batch = batches.gather(positions)
@@ -171,14 +171,14 @@ def test_loss_ignores_padding(tmp_path, image_as: str) -> None:
     positions = torch.arange(10)
     batch = batches.gather(positions)
     together = caption_loss(decoder, batch, label_smoothing=0.1)
-    # Each caption alone has no padding; the batch's mean is over words, not over captions.
+    # A caption alone has no padding. The mean of a batch is over tokens, not over captions.
     alone = [batches.gather(positions[i : i + 1]) for i in range(10)]
     losses = [caption_loss(decoder, one, label_smoothing=0.1) * len(one.nonpad) for one in alone]
     expected = torch.stack(losses).sum() / sum(len(one.nonpad) for one in alone)
     torch.testing.assert_close(together, expected)
 
 
-def test_loss_is_the_cross_entropy_of_a_plain_loop(tmp_path) -> None:
+def test_loss_equals_a_plain_loop(tmp_path) -> None:
     torch.manual_seed(0)
     config = DecoderConfig(
         cell="lstm", feature_dim=FEATURE_DIM, vocab_size=50, embed_size=8, hidden_size=8

@@ -29,9 +29,9 @@ def make_batch(grid: bool = False) -> CaptionBatch:
 
 
 @pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
-def test_inputs_are_replaced_at_the_rate_and_nothing_else_is(random_decoder, attention) -> None:
+def test_mix_inputs_changes_only_inputs_at_the_rate(random_decoder, attention) -> None:
     decoder = random_decoder(attention=attention)
-    with torch.no_grad():  # so that it writes what the captions have not
+    with torch.no_grad():  # so that it draws words that are not in the captions
         decoder.output_bias[10:] += 50
     batch = make_batch(grid=decoder.uses_grid)
     before = copy.deepcopy(batch)
@@ -43,10 +43,10 @@ def test_inputs_are_replaced_at_the_rate_and_nothing_else_is(random_decoder, att
     names = ("features", "image_rows", "image_index", "targets", "lengths", "nonpad")
     for name in names:
         assert torch.equal(getattr(mixed, name), getattr(batch, name))
-    assert torch.equal(batch.inputs, before.inputs)  # the caller's own is not touched
+    assert torch.equal(batch.inputs, before.inputs)  # the argument is not changed
 
 
-def test_no_input_is_what_never_stands_before_a_word(random_decoder) -> None:
+def test_mix_inputs_never_inserts_special_tokens(random_decoder) -> None:
     decoder = random_decoder()
     with torch.no_grad():
         decoder.output_bias[[PAD, BOS, EOS, UNK]] += 50
@@ -56,9 +56,9 @@ def test_no_input_is_what_never_stands_before_a_word(random_decoder) -> None:
     assert not torch.isin(mixed[is_word], torch.tensor([PAD, BOS, EOS, UNK])).any()
 
 
-def test_words_are_drawn_behind_what_was_drawn_before(random_decoder) -> None:
+def test_mix_inputs_continues_from_mixed_inputs(random_decoder) -> None:
     decoder = random_decoder()
-    with torch.no_grad():  # nearly certain of the next word
+    with torch.no_grad():  # make it nearly certain of the next word
         decoder.embedding.weight *= 30
         decoder.output_bias.zero_()
     batch = make_batch()
@@ -72,7 +72,7 @@ def test_words_are_drawn_behind_what_was_drawn_before(random_decoder) -> None:
             assert mixed.inputs[row, position] == word
 
 
-def test_share_of_replaced_inputs_is_the_rate(random_decoder) -> None:
+def test_mix_inputs_replaces_the_given_share(random_decoder) -> None:
     decoder = random_decoder()
     with torch.no_grad():
         decoder.output_bias[10:] += 50

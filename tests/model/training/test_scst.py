@@ -27,7 +27,7 @@ RULES = DecodingOptions()
 MAX_LENGTH = RULES.length_limit
 
 NUM_IMAGES = 6
-IMAGE_IDS = [10 * row for row in range(NUM_IMAGES + 2)]  # two have no captions to train on
+IMAGE_IDS = [10 * row for row in range(NUM_IMAGES + 2)]  # two images have no training captions
 WORDS = [
     "a",
     "dog",
@@ -63,7 +63,7 @@ def make_loss(**options: object) -> SelfCriticalLoss:
 
 
 def make_batch(grid: bool = False) -> CaptionBatch:
-    """One caption of each image."""
+    """Return a batch with one caption per image."""
     torch.manual_seed(0)
     captions = [VOCAB.encode(texts[0].split()) for texts in REFERENCES.values()]
     order = sorted(range(NUM_IMAGES), key=lambda i: -len(captions[i]))
@@ -82,10 +82,10 @@ def make_batch(grid: bool = False) -> CaptionBatch:
 
 
 def drawn_by(decoder: Decoder, batch: CaptionBatch, *, greedy: bool, samples: int = 1):
-    owners = torch.arange(NUM_IMAGES).repeat_interleave(samples)
+    image_index = torch.arange(NUM_IMAGES).repeat_interleave(samples)
     with torch.no_grad():
-        state = decoder.init_state(batch.features.to(decoder.output_bias.dtype)).repeat(owners)
-        return owners, draw_captions(decoder, state, RULES, greedy=greedy)
+        state = decoder.init_state(batch.features.to(decoder.output_bias.dtype)).repeat(image_index)
+        return image_index, draw_captions(decoder, state, RULES, greedy=greedy)
 
 
 def rewards_of(captions: list[list[str]], rows: torch.Tensor, length: int) -> torch.Tensor:
@@ -96,14 +96,14 @@ def rewards_of(captions: list[list[str]], rows: torch.Tensor, length: int) -> to
 
 
 def cider_d(image_id: int, caption: str) -> float:
-    """pycocoevalcap's, with the end of each reference as a word."""
+    """Return pycocoevalcap's CIDEr-D with EOS as the last word of each reference."""
     references = {i: [f"{text} END" for text in texts] for i, texts in REFERENCES.items()}
     others = {i: texts[:1] for i, texts in references.items()}
     _, scores = Cider().compute_score(references, others | {image_id: [caption]})
     return float(scores[list(REFERENCES).index(image_id)])
 
 
-def test_reward_is_pycocoevalcaps_cider_d() -> None:
+def test_reward_equals_pycocoevalcaps_cider_d() -> None:
     draw, rows = random.Random(1), torch.tensor([4, 0, 2])
     image_ids = [IMAGE_IDS[row] for row in rows.repeat_interleave(3).tolist()]
     captions = [
@@ -116,13 +116,13 @@ def test_reward_is_pycocoevalcaps_cider_d() -> None:
     assert rewards.dtype == torch.float32 and rewards.unique().numel() > 3
 
 
-def test_reward_of_a_caption_that_was_cut_has_no_end() -> None:
+def test_caption_cut_at_max_length_is_rewarded_without_end() -> None:
     words = (REFERENCES[IMAGE_IDS[1]][0].split() * MAX_LENGTH)[:MAX_LENGTH]
     (reward,) = rewards_of([words], torch.tensor([1]), MAX_LENGTH + 1)
     assert reward.item() == pytest.approx(cider_d(IMAGE_IDS[1], " ".join(words)))
 
 
-def test_mean_of_others_by_hand() -> None:
+def test_mean_of_others_computed_by_hand() -> None:
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     expected = torch.tensor([[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]])
     torch.testing.assert_close(mean_of_others(rewards), expected)
@@ -130,9 +130,9 @@ def test_mean_of_others_by_hand() -> None:
 
 @pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_draws_are_words_and_end_once(random_decoder, cell: str, attention: str) -> None:
+def test_draws_contain_only_words_and_one_end(random_decoder, cell: str, attention: str) -> None:
     decoder = random_decoder(cell=cell, attention=attention, vocab_size=len(VOCAB))
-    with torch.no_grad():  # what must not be written would be likely
+    with torch.no_grad():  # make the forbidden tokens probable
         decoder.output_bias[[PAD, BOS, UNK, EOS]] += 2.0
     batch = make_batch(grid=decoder.uses_grid)
     for greedy in (False, True):
@@ -146,7 +146,7 @@ def test_draws_are_words_and_end_once(random_decoder, cell: str, attention: str)
         assert ends.max() == drawn.shape[1] - 1 <= MAX_LENGTH
 
 
-def test_few_draws_that_are_over_go_on(random_decoder, monkeypatch) -> None:
+def test_finished_draws_leave_the_batch(random_decoder, monkeypatch) -> None:
     decoder = random_decoder(cell="gru", feature_dim=6, vocab_size=len(VOCAB)).eval()
     sizes, step = [], decoder.step
 
@@ -162,7 +162,7 @@ def test_few_draws_that_are_over_go_on(random_decoder, monkeypatch) -> None:
     assert len({*sizes}) > 2
 
 
-def test_greedy_draw_takes_the_likeliest_word_and_a_long_one_is_cut(random_decoder) -> None:
+def test_greedy_draw_takes_the_most_probable_word_up_to_max_length(random_decoder) -> None:
     decoder, batch = random_decoder(vocab_size=len(VOCAB), seed=3), make_batch()
     with torch.no_grad():
         decoder.output_bias[EOS] -= 100
@@ -179,23 +179,23 @@ def test_greedy_draw_takes_the_likeliest_word_and_a_long_one_is_cut(random_decod
 
 @pytest.mark.parametrize("attention", ["none", "soft"])
 @pytest.mark.parametrize("ends", ["soon", "never"])
-def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends) -> None:
+def test_policy_gradient_equals_a_plain_loop(random_decoder, attention, ends) -> None:
     decoder = random_decoder(vocab_size=len(VOCAB), attention=attention)
     with torch.no_grad():
         decoder.output_bias[EOS] += 1 if ends == "soon" else -100
     batch = make_batch(grid=decoder.uses_grid)
-    owners, drawn = drawn_by(decoder, batch, greedy=False, samples=3)
+    image_index, drawn = drawn_by(decoder, batch, greedy=False, samples=3)
     advantages = torch.randn(len(drawn)).double()
     policy_loss(
-        decoder, batch, owners, drawn, advantages, DecodingOptions(max_length=MAX_LENGTH)
+        decoder, batch, image_index, drawn, advantages, DecodingOptions(max_length=MAX_LENGTH)
     ).backward()
     found = {name: p.grad.clone() for name, p in decoder.named_parameters()}
     decoder.zero_grad()
     terms = []
-    for owner, words, advantage in zip(owners, drawn, advantages, strict=True):
-        state, previous = decoder.init_state(batch.features[owner, None]), torch.tensor([BOS])
+    for image, words, advantage in zip(image_index, drawn, advantages, strict=True):
+        state, previous = decoder.init_state(batch.features[image, None]), torch.tensor([BOS])
         for position, word in enumerate(words[words != PAD]):
-            if position == MAX_LENGTH:  # the end there was not chosen
+            if position == MAX_LENGTH:  # the end was forced here
                 break
             logits, state = decoder.step(previous, state)
             forbidden = (PAD, BOS, UNK, EOS) if position == 0 else (PAD, BOS, UNK)
@@ -209,7 +209,7 @@ def test_policy_gradient_is_that_of_a_plain_loop(random_decoder, attention, ends
 
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
-def test_training_raises_cider_d_of_images_it_can_overfit(baseline: str) -> None:
+def test_training_raises_cider_d(baseline: str) -> None:
     torch.manual_seed(0)
     sizes = {"feature_dim": 6, "vocab_size": len(VOCAB), "embed_size": 32, "hidden_size": 32}
     decoder = create_decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes))
@@ -226,14 +226,14 @@ def test_training_raises_cider_d_of_images_it_can_overfit(baseline: str) -> None
             loss_of(decoder, batch).backward()
             optimizer.step()
 
-    take_steps(caption_loss, 15)  # so that draws have some reward at all
+    take_steps(caption_loss, 15)  # so that draws get a reward at all
     before = greedy_score()
     take_steps(loss_of, 100)
     assert greedy_score() > before + 1
     assert decoder.training
 
 
-def test_cross_entropy_beside_it_has_its_weight() -> None:
+def test_xe_weight_mixes_in_cross_entropy() -> None:
     sizes = {"feature_dim": 6, "vocab_size": len(VOCAB), "embed_size": 8, "hidden_size": 8}
     decoder, batch = create_decoder(DecoderConfig(cell="gru", dropout=0.0, **sizes)), make_batch()
     losses = []
