@@ -12,12 +12,13 @@ import torch
 
 from ..features.config import FeaturesConfig
 from ..features.device import choose_device, keep_freed_memory
-from ..features.encoders.backbone import load_backbone
+from ..features.encoders.backbone import Backbone, load_backbone
+from ..features.encoders.caffe import caffe_transform
 from ..features.plan import ImageList, list_images, plan_shards
-from ..features.reading.batches import ImageBatch, read_batches
-from ..features.reading.transform import Transform, caffe_transform
-from ..features.runner import compute_shards, measure_bare_rate
-from ..features.store import FeatureStore, find_features, mending_command
+from ..features.reading.batches import ImageBatch, read_batches, split_into_batches
+from ..features.reading.transform import Transform
+from ..features.runner import compute_shards
+from ..features.store import FeatureStore, features_command, find_features
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
@@ -59,7 +60,7 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
     keep_freed_memory()
     device = choose_device("auto")
     directory = find_features(config.dataset_dir, config.features)
-    done = Manifest.require(directory, mending_command(directory))
+    done = Manifest.require(directory, features_command(directory))
     options = FeaturesConfig(
         data=config.data,
         dataset=dataset,
@@ -107,6 +108,27 @@ def measure_features(config: BenchConfig, dataset: str) -> Figures:
             "num_files": min(num_images, len(images)),
         },
     )
+
+
+def measure_bare_rate(backbone: Backbone, pixels: torch.Tensor, seconds: float) -> float:
+    """Measure the speed of the network alone, on one batch that is in memory already.
+
+    Args:
+        backbone: the frozen network.
+        pixels: (B, 3, H, W) uint8, on the network's device.
+        seconds: how long to measure, after one pass to warm up.
+
+    Returns:
+        Images per second: the upper bound for the features stage.
+    """
+    num_images = 0
+    with torch.inference_mode():
+        backbone(pixels).cpu()
+        watch = Stopwatch()
+        while watch.seconds < seconds:
+            backbone(pixels).cpu()  # waits for the device
+            num_images += len(pixels)
+    return num_images / watch.seconds
 
 
 def present_images(options: FeaturesConfig) -> ImageList:
@@ -174,7 +196,7 @@ def read_some(
         images.image_ids,
         images.file_names,
         transform,
-        batch_size,
+        split_into_batches(0, len(images), batch_size),
         for_gpu=torch.cuda.is_available(),
     )
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..features.config import FeaturesConfig
 from ..features.device import keep_freed_memory
 from ..features.encoders.backbone import Backbone
+from ..features.encoders.caffe import caffe_transform
 from ..features.plan import ImageList, plan_shards
-from ..features.reading.transform import caffe_transform
 from ..features.runner import compute_shards
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -31,7 +31,7 @@ class IdleNetwork:
     """Stands where the frozen network does, and gives features without looking."""
 
     transform = caffe_transform()
-    feature_dim, grid_places = 2048, 0
+    feature_dim, num_cells = 2048, 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D) float32."""

@@ -1,4 +1,4 @@
-"""What the stage `features` has to do: which images, in which shards, and what is done already."""
+"""The plan of the features stage: which images, in which shards, and which shards exist already."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,12 +16,14 @@ from ..pipeline.stage.files import hash_file, hash_json
 from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
 from .grids import grid_name, open_grid
-from .reading.decode import MISSING, UNREAD
-from .shards import SUFFIXES, read_fingerprint, read_shard
+from .reading.batches import split_into_batches
+from .reading.broken_images import MISSING, READ_FAILED
+from .shards import FORMATS, read_fingerprint, read_shard
 
-RETRY = "retry"  # in place of the fingerprint, where a file could not be read this time
+# Stored instead of a fingerprint if a file could not be read, so that the next run tries again.
+RETRY = "retry"
 
-Skipped = tuple[tuple[int, str], ...]  # (image_id, reason) of the images of a shard without a row
+Skipped = tuple[tuple[int, str], ...]  # (image_id, reason) of each image of a shard without a row
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ImageList:
         sha256: of the images.parquet that lists them.
         image_ids: (N,) int64, increasing.
         file_names: N names, relative to the source.
-        stamps: size and time of each file, None where there is none.
+        stamps: size and time of each file, None if it does not exist.
     """
 
     files: ImageFiles
@@ -50,13 +52,13 @@ class ImageList:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard that has to be there in the end.
+    """One shard of the result.
 
     Attributes:
-        name: of its file.
+        name: the file name.
         start: position of its first image in the image list.
         stop: position after its last image.
-        fingerprint: of all that it depends on.
+        fingerprint: of everything it depends on.
     """
 
     name: str
@@ -68,23 +70,25 @@ class ShardJob:
         return self.stop - self.start
 
     def batches(self, batch_size: int) -> list[tuple[int, int]]:
-        """(start, stop) of its batches; none spans two shards, so a resume computes the same."""
-        starts = range(self.start, self.stop, batch_size)
-        return [(start, min(start + batch_size, self.stop)) for start in starts]
+        """Return the (start, stop) of its batches.
+
+        No batch spans two shards, so a resumed run computes the same batches.
+        """
+        return split_into_batches(self.start, self.stop, batch_size)
 
     def final_fingerprint(self, skipped: Skipped, images: ImageList) -> str:
-        """The fingerprint to store: `RETRY` where a file that is there could not be read."""
+        """Return the fingerprint to store: `RETRY` if a file exists but could not be read."""
         rows = np.searchsorted(images.image_ids, [image_id for image_id, _ in skipped])
-        is_there = [images.stamps[row] is not None for row in rows]
+        exists = [images.stamps[row] is not None for row in rows]
         failed = any(
-            reason.startswith(UNREAD) or (reason == MISSING and there)
-            for (_, reason), there in zip(skipped, is_there, strict=True)
+            reason.startswith(READ_FAILED) or (reason == MISSING and file_exists)
+            for (_, reason), file_exists in zip(skipped, exists, strict=True)
         )
         return RETRY if failed else self.fingerprint
 
 
 def list_images(config: FeaturesConfig) -> ImageList:
-    """Read what `prepare` has left: the images, and the folder they are in.
+    """Read the image list that `prepare` wrote.
 
     Raises:
         MissingArtifactError: the dataset is not prepared.
@@ -107,25 +111,25 @@ def list_images(config: FeaturesConfig) -> ImageList:
 
 
 def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> list[ShardJob]:
-    """Cut the image list into shards.
+    """Divide the image list into shards.
 
     Args:
-        config: its shard size and format.
+        config: for the shard size and the format.
         images: of the dataset.
-        network: JSON value that tells the weights, the transform and the precision apart.
+        network: a JSON value that identifies the weights, the transform and the precision.
 
     Returns:
-        The shards in the order of the image list, each with the fingerprint of what it depends on.
+        The shards in the order of the image list.
     """
     jobs = []
-    for index, start in enumerate(range(0, len(images), config.shard_size)):
-        stop = min(start + config.shard_size, len(images))
+    spans = split_into_batches(0, len(images), config.shard_size)
+    for index, (start, stop) in enumerate(spans):
         content = [
             images.image_ids[start:stop].tolist(),
             images.file_names[start:stop],
             images.stamps[start:stop],
         ]
-        name = f"part-{index:05}{SUFFIXES[config.format]}"
+        name = f"part-{index:05}{FORMATS[config.format].suffix}"
         jobs.append(ShardJob(name, start, stop, hash_json([network, content])))
     return jobs
 
@@ -134,27 +138,26 @@ def find_finished(
     jobs: Sequence[ShardJob],
     directories: Sequence[Path],
     feature_dim: int,
-    grid_places: int | None = None,
+    num_cells: int | None = None,
 ) -> dict[str, Skipped]:
-    """Find the shards that are already there, whole and of their job's fingerprint.
+    """Find the shards that exist, are undamaged and have the fingerprint of their job.
 
     Args:
-        jobs: the shards that have to be there in the end.
-        directories: where they may be.
+        jobs: the shards of the result.
+        directories: where to look for them.
         feature_dim: D.
-        grid_places: R, where each must have its grid file beside it.
+        num_cells: P, if each shard needs a grid file.
 
     Returns:
-        Name of the shard → its skipped images.
+        Name of each shard found → its skipped images.
     """
     found: dict[str, Skipped] = {}
     for job in jobs:
         for path in (directory / job.name for directory in directories):
-            # A shard of other images or weights is told by its fingerprint, without its content.
             if job.name not in found and read_fingerprint(path) == job.fingerprint:
                 with suppress(BadShardError):
                     shard = read_shard(path, feature_dim)
-                    if grid_places is not None:
-                        open_grid(path.with_name(grid_name(job.name)), shard, grid_places)
+                    if num_cells is not None:
+                        open_grid(path.with_name(grid_name(job.name)), shard, num_cells)
                     found[job.name] = shard.skipped
     return found

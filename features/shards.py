@@ -1,16 +1,16 @@
-"""Feature shards on disk: `FeatureShard` ↔ HDF5 or Parquet, by the suffix of the file.
+"""The feature shards: `FeatureShard` in memory, HDF5 or Parquet on disk, chosen by the file suffix.
 
-Both formats hold the same bits. N images, V views, D feature width, S skipped images. What only
-shards with more views (V > 1) or with grids (see `grids.py`) have is in brackets.
+Both formats hold the same values. N images, V views, D feature width, S skipped images. Fields in
+brackets exist only if there is more than one view, or if there are grid features (`grids.py`).
 
 HDF5 (`part-00000.h5`):
     image_ids          dataset (N,) int64, increasing
     features           dataset (N, D) float16, contiguous; row i belongs to image_ids[i]
-    [views             dataset (N, V-1, D) float16, of the views after the first]
-    [grid_crc32        dataset (N,) uint32, of the bytes of each image's row of the grid file]
-    skipped_ids        dataset (S,) int64, images of this shard that have no row
-    skipped_reasons    dataset (S,) UTF-8 string, why
-    fingerprint        attribute, UTF-8 string: sha256 of all that the shard was computed from
+    [views             dataset (N, V-1, D) float16: the features of views 2 to V]
+    [grid_crc32        dataset (N,) uint32: crc32 of each image's row in the grid file]
+    skipped_ids        dataset (S,) int64: images of this shard without features
+    skipped_reasons    dataset (S,) UTF-8 string: the reason for each
+    fingerprint        attribute, UTF-8 string: sha256 of everything the shard was computed from
     crc32              attribute, int: of the bytes of image_ids, features [, views] [, grid_crc32]
 
 Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
@@ -21,10 +21,13 @@ Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     skipped            schema metadata, JSON [[image_id, reason], …]
     fingerprint        schema metadata
     crc32              schema metadata, decimal
+
+To add a format, write three functions and add them to `FORMATS`.
 """
 
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,24 +41,23 @@ import pyarrow.parquet as pq
 from ..pipeline.stage.errors import BadShardError, MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import atomic_path
 
-SUFFIXES = {"hdf5": ".h5", "parquet": ".parquet"}
-MEND = "Delete it and run 'showtell features'."
+DELETE_HINT = "Delete it and run 'showtell features'."
 
-# What h5py and pyarrow raise for files that are damaged or lack a field.
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException)
+# Raised by h5py and pyarrow for files that are damaged or lack a field.
+READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """The features of a run of images: one unit of work, one file.
+    """The features of consecutive images: one unit of work, one file.
 
     Attributes:
         image_ids: (N,) int64, increasing.
         features: (N, D) float16; row i belongs to image_ids[i].
-        skipped: (image_id, reason) of each image of the shard that has no row.
-        fingerprint: sha256 of all that the shard was computed from.
-        views: (N, V-1, D) float16, of the views after the first; None where there are no more.
-        grid_crc32: (N,) uint32, checksum of each row of the grid file; None where there is none.
+        skipped: (image_id, reason) of each image without features.
+        fingerprint: sha256 of everything the shard was computed from.
+        views: (N, V-1, D) float16, the features of views 2 to V; None if V is 1.
+        grid_crc32: (N,) uint32, crc32 of each row of the grid file; None without grid features.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -82,19 +84,19 @@ class FeatureShard:
 
 
 def write_shard(path: Path, shard: FeatureShard) -> None:
-    """Write a shard, whole or not at all.
+    """Write a shard atomically.
 
     Args:
-        path: its suffix, .h5 or .parquet, picks the format.
-        shard: features finite, ids increasing.
+        path: its suffix, .h5 or .parquet, selects the format.
+        shard: the features must be finite and the ids increasing.
 
     Raises:
-        BadShardError: the shard is not of the shape, dtype or order that it must be.
+        BadShardError: a field has the wrong shape, dtype, order or values.
         ShowTellError: the disk is full, or the folder cannot be written.
     """
     check_shard(path, shard)
-    # Encoded in memory and written by Python, so that a full disk is an OSError and nothing else.
-    content = _encode_hdf5(shard) if path.suffix == ".h5" else _encode_parquet(shard)
+    # Encoded in memory and written by Python, so that a full disk raises a plain OSError.
+    content = format_of(path).encode(shard)
     try:
         with atomic_path(path) as partial:
             partial.write_bytes(content)
@@ -103,10 +105,10 @@ def write_shard(path: Path, shard: FeatureShard) -> None:
 
 
 def write_error(path: Path, error: OSError) -> ShowTellError:
-    """What to tell the user where a file of a shard could not be written."""
+    """Return the error to raise if a file could not be written."""
     return ShowTellError(
-        f"{path} could not be written: {error.strerror}. Mend that and run 'showtell "
-        "features' again; the shards that are finished are kept."
+        f"{path} could not be written: {error.strerror}. Fix that and run 'showtell features' "
+        "again; finished shards are kept."
     )
 
 
@@ -114,93 +116,90 @@ def read_shard(path: Path, feature_dim: int | None = None) -> FeatureShard:
     """Read and verify a shard.
 
     Args:
-        path: of a .h5 or .parquet file.
-        feature_dim: the D that is expected, where it is known.
+        path: a .h5 or .parquet file.
+        feature_dim: the expected D, if known.
 
     Raises:
-        MissingArtifactError: there is no such file.
-        BadShardError: it is damaged, or not of the shape, dtype or order that it must be.
+        MissingArtifactError: the file does not exist.
+        BadShardError: it is damaged, or a field has the wrong shape, dtype, order or values.
     """
     if not path.exists():
         raise MissingArtifactError(f"{path} does not exist. Run 'showtell features' first.")
     try:
-        shard, crc32 = _read_hdf5(path) if path.suffix == ".h5" else _read_parquet(path)
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadShardError(f"{path}: cannot be read ({reason}). {MEND}") from error
+        shard, crc32 = format_of(path).read(path)
+    except READ_ERRORS as error:
+        raise read_error(path, error) from error
     check_shard(path, shard, feature_dim)
     if shard.crc32 != crc32:
         raise BadShardError(
-            f"{path}: the checksum of its content is {shard.crc32}, expected {crc32}: it was "
-            f"damaged on the disk. {MEND}"
+            f"{path}: the checksum of its content is {shard.crc32}, expected {crc32}, so it was "
+            f"damaged on the disk. {DELETE_HINT}"
         )
     return shard
 
 
+def read_error(path: Path, error: Exception) -> BadShardError:
+    """Return the error to raise if a file of a shard could not be read."""
+    reason = " ".join(str(error).split())[:200]
+    return BadShardError(f"{path} cannot be read ({reason}). {DELETE_HINT}")
+
+
 def read_fingerprint(path: Path) -> str | None:
-    """Read only what the shard was computed from; None where there is no readable shard."""
+    """Read only the fingerprint; None if there is no readable shard."""
     try:
-        if path.suffix == ".h5":
-            with h5py.File(path, "r", locking=False) as file:
-                return str(file.attrs["fingerprint"])
-        return str(pq.read_schema(path).metadata[b"fingerprint"], "utf-8")
-    except UNREADABLE:
+        return format_of(path).read_fingerprint(path)
+    except READ_ERRORS:
         return None
 
 
 def check_shard(path: Path, shard: FeatureShard, feature_dim: int | None = None) -> None:
-    """Verify shapes, dtypes, order and finiteness.
+    """Verify shapes, dtypes, order and values.
 
     Raises:
-        BadShardError: naming the field, what it is and what is expected.
+        BadShardError: naming the field, its value and the expected one.
     """
     ids, features = shard.image_ids, shard.features
-    if ids.ndim != 1 or ids.dtype != np.int64:
-        raise BadShardError(
-            f"{path}: 'image_ids' is {describe(ids)}, expected ({ids.size},) int64. {MEND}"
-        )
+    num_images = ids.shape[0] if ids.ndim == 1 else ids.size
     width = feature_dim or (features.shape[-1] if features.ndim else 1)
-    if features.shape != (len(ids), width) or features.dtype != np.float16:
-        raise BadShardError(
-            f"{path}: 'features' is {describe(features)}, expected ({len(ids)}, {width}) float16. "
-            f"{MEND}"
-        )
-    views, crcs = shard.views, shard.grid_crc32
-    if views is not None and (
-        views.shape != (len(ids), shard.num_views - 1, width) or views.dtype != np.float16
-    ):
-        raise BadShardError(
-            f"{path}: 'views' is {describe(views)}, expected ({len(ids)}, V-1, {width}) float16. "
-            f"{MEND}"
-        )
-    if crcs is not None and (crcs.shape != (len(ids),) or crcs.dtype != np.uint32):
-        raise BadShardError(
-            f"{path}: 'grid_crc32' is {describe(crcs)}, expected ({len(ids)},) uint32. {MEND}"
-        )
+    num_extra_views = () if shard.views is None else shard.views.shape[1:2]
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "image_ids": ((num_images,), "int64"),
+        "features": ((num_images, width), "float16"),
+        "views": ((num_images, *num_extra_views, width), "float16"),
+        "grid_crc32": ((num_images,), "uint32"),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = getattr(shard, name)
+        if array is not None and (array.shape != shape or array.dtype != dtype):
+            raise BadShardError(
+                f"{path}: '{name}' is {describe(array)}, expected {shape} {dtype}. {DELETE_HINT}"
+            )
     if np.any(ids[1:] <= ids[:-1]):
-        raise BadShardError(f"{path}: 'image_ids' are not increasing, expected sorted ids. {MEND}")
-    for name, values in (("features", features), ("views", views)):
+        raise BadShardError(
+            f"{path}: 'image_ids' are not increasing, expected sorted ids. {DELETE_HINT}"
+        )
+    for name, values in (("features", features), ("views", shard.views)):
         if values is not None and not (finite := find_finite(values)).all():
             raise BadShardError(
                 f"{path}: '{name}' of image {ids[~finite][0]} are not finite, expected numbers. "
-                f"{MEND}"
+                f"{DELETE_HINT}"
             )
 
 
 def find_finite(values: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
-    """Which rows of (N, …) hold only finite numbers: (N,) bool."""
-    # By their bits, five times as fast as isfinite: infinities and NaN have the highest exponents.
+    """Return which rows of (N, …) hold only finite numbers: (N,) bool."""
+    # Infinities and NaN have the highest exponent. Comparing bits is faster than np.isfinite.
     bits = np.ascontiguousarray(values).view(np.uint16) & 0x7FFF
     return np.asarray(bits.max(axis=tuple(range(1, values.ndim)), initial=0) < 0x7C00)
 
 
 def describe(array: npt.NDArray[Any]) -> str:
-    """Shape and dtype, as in `(512, 2048) float16`."""
+    """Return shape and dtype, as in `(512, 2048) float16`."""
     return f"{array.shape} {array.dtype}"
 
 
 def _encode_hdf5(shard: FeatureShard) -> bytes:
-    # In memory (`core`): the name names no file.
+    # The driver `core` keeps the file in memory; "shard" is a dummy name.
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file["image_ids"] = shard.image_ids
         file["features"] = shard.features
@@ -218,7 +217,8 @@ def _encode_hdf5(shard: FeatureShard) -> bytes:
 
 
 def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
-    # Without HDF5's lock: shards are only ever replaced whole, and some file systems have no locks.
+    # HDF5's own lock is unnecessary, since shards are replaced atomically, and some file systems do
+    # not support it.
     with h5py.File(path, "r", locking=False) as file:
         reasons = file["skipped_reasons"].asstr()[:]
         skipped = zip(file["skipped_ids"][:].tolist(), reasons, strict=True)
@@ -230,6 +230,11 @@ def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
             views=file["views"][:] if "views" in file else None,
             grid_crc32=file["grid_crc32"][:] if "grid_crc32" in file else None,
         ), int(file.attrs["crc32"])
+
+
+def _read_hdf5_fingerprint(path: Path) -> str:
+    with h5py.File(path, "r", locking=False) as file:
+        return str(file.attrs["fingerprint"])
 
 
 def _encode_parquet(shard: FeatureShard) -> memoryview:
@@ -247,7 +252,7 @@ def _encode_parquet(shard: FeatureShard) -> memoryview:
     schema = pa.schema(fields, metadata)
     table = pa.Table.from_arrays(list(columns.values()), schema=schema)
     sink = pa.BufferOutputStream()
-    # One row group, so that reading it gives one array without a copy.
+    # One row group, so that a column is read as one array without a copy.
     pq.write_table(
         table,
         sink,
@@ -280,17 +285,50 @@ def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
     ), int(metadata[b"crc32"])
 
 
+def _read_parquet_fingerprint(path: Path) -> str:
+    return str(pq.read_schema(path).metadata[b"fingerprint"], "utf-8")
+
+
 def _as_lists(values: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
-    """A column with one list for each row of (N, …), without a copy."""
+    """Return a column with one list per row of (N, …), without a copy."""
     width = int(np.prod(values.shape[1:]))
     list_type = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=list_type)
 
 
 def _from_lists(table: pa.Table, name: str) -> npt.NDArray[np.float16]:
-    """A column of N lists of W numbers as (N, W), without a copy."""
+    """Return a column of N lists of W numbers as (N, W), without a copy."""
     lists = table[name].combine_chunks()
     if not pa.types.is_fixed_size_list(lists.type):
         raise ValueError(f"'{name}' is {lists.type}, expected fixed_size_list<halffloat>")
     values: npt.NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=True)
     return values.reshape(len(lists), lists.type.list_size)
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """One file format of shards.
+
+    Attributes:
+        suffix: of the file name.
+        encode: shard → content of the file.
+        read: path → the shard and the stored checksum; raises one of `READ_ERRORS`.
+        read_fingerprint: path → fingerprint, without reading the features.
+    """
+
+    suffix: str
+    encode: Callable[[FeatureShard], bytes | memoryview]
+    read: Callable[[Path], tuple[FeatureShard, int]]
+    read_fingerprint: Callable[[Path], str]
+
+
+# The value of `--format` → the format.
+FORMATS = {
+    "hdf5": ShardFormat(".h5", _encode_hdf5, _read_hdf5, _read_hdf5_fingerprint),
+    "parquet": ShardFormat(".parquet", _encode_parquet, _read_parquet, _read_parquet_fingerprint),
+}
+
+
+def format_of(path: Path) -> ShardFormat:
+    """Return the format that a file has by its suffix."""
+    return next(known for known in FORMATS.values() if known.suffix == path.suffix)

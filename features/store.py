@@ -1,4 +1,7 @@
-"""All feature shards of a dataset as one tensor: image_id → row. Grids stay on disk."""
+"""The feature store: all shards of a dataset as tensors, with rows found by image_id.
+
+Pooled features are held in memory; grid features are read from memory-mapped files.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -14,22 +17,22 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.stage.files import hash_file
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
-from .grids import GridFiles, GridMap, grid_name, open_grid
-from .shards import MEND, read_shard
+from .grids import GridFiles, grid_name, open_grid
+from .shards import DELETE_HINT, FeatureShard, read_shard
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The cached features of a dataset, in memory; its grids through memory maps.
+    """The cached features of a dataset.
 
     Attributes:
         image_ids: (N,) int64, increasing.
-        features: (N, D) float16, of the pictures themselves; row i belongs to image_ids[i].
-        skipped: image_id → why the image has no features.
-        manifest: of the stage that computed them.
-        directory: where they were read from.
-        all_views: (N, V, D) float16, `features` the first of them; None where V is 1.
-        grids: (N, V, R, D) float16 on disk; None where there are none.
+        features: (N, D) float16, of the first view; row i belongs to image_ids[i].
+        skipped: image_id → the reason why the image has no features.
+        manifest: of the features stage.
+        directory: the features folder.
+        all_views: (N, V, D) float16, `features` is the first of them; None if V is 1.
+        grids: (N, V, P, D) float16, memory-mapped; None without grid features.
     """
 
     image_ids: torch.Tensor
@@ -45,43 +48,37 @@ class FeatureStore:
         """Read and verify all shards of `data/<dataset>/features/<name>`.
 
         Raises:
-            MissingArtifactError: the stage is not done, or a shard is gone.
-            BadShardError: a shard is damaged, or not the one that the manifest speaks of.
-            MismatchError: the dataset has been prepared again, from other images.
+            MissingArtifactError: the stage has not finished, or a shard is missing.
+            BadShardError: a shard is damaged, or differs from the manifest.
+            MismatchError: the dataset has been prepared again with other images.
         """
-        manifest = Manifest.require(directory, mending_command(directory))
+        manifest = Manifest.require(directory, features_command(directory))
         check_dataset(directory, manifest)
         num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
         num_views = manifest.counts.get("num_views", 1)
-        num_places = manifest.counts.get("grid_places")
+        num_cells = manifest.counts.get("grid_places")
         image_ids = np.empty(num_images, np.int64)
         views = np.empty((num_images, num_views, feature_dim), np.float16)
-        maps: list[GridMap] = []
-        crcs: list[npt.NDArray[np.uint32]] = []
+        maps, crcs = [], []
         skipped: dict[int, str] = {}
-        fingerprints = manifest.details["fingerprints"]
         stop = 0
-        for name in sorted(fingerprints):
-            shard = read_shard(directory / name, feature_dim)
+        for name in sorted(manifest.details["fingerprints"]):
+            shard = read_listed_shard(directory / name, manifest)
             start, stop = stop, stop + len(shard.image_ids)
-            is_known = shard.fingerprint == fingerprints[name] and shard.num_views == num_views
-            if stop > num_images or not is_known:
-                raise BadShardError(
-                    f"{directory / name}: it is not the shard that {MANIFEST_NAME} speaks of. "
-                    f"{MEND}"
-                )
+            if stop > num_images:
+                break
             image_ids[start:stop] = shard.image_ids
             views[start:stop, 0] = shard.features
             if shard.views is not None:
                 views[start:stop, 1:] = shard.views
-            if num_places is not None:
-                maps.append(open_grid(directory / grid_name(name), shard, num_places))
+            if num_cells is not None:
+                maps.append(open_grid(directory / grid_name(name), shard, num_cells))
                 crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
             raise BadShardError(
-                f"{directory}: the shards hold {stop} images in some order, expected {num_images} "
-                f"in the order of their ids. Delete the folder and run 'showtell features'."
+                f"{directory}: the shards do not hold exactly the {num_images} images of "
+                f"{MANIFEST_NAME}, ordered by id. Delete the folder and run 'showtell features'."
             )
         all_views = torch.from_numpy(views)
         return cls(
@@ -101,7 +98,7 @@ class FeatureStore:
 
     @property
     def views(self) -> torch.Tensor:
-        """(N, V, D) float16, of all views of the pictures."""
+        """(N, V, D) float16, the features of all views."""
         return self.features[:, None] if self.all_views is None else self.all_views
 
     @property
@@ -111,14 +108,14 @@ class FeatureStore:
 
     @property
     def grid_shape(self) -> tuple[int, int] | None:
-        """(R, D); None where no grids are cached."""
+        """(P, D); None without grid features."""
         return self.grids.shape if self.grids else None
 
     @cached_property
     def sha256(self) -> str:
-        """Of the ids and features themselves, in hex: the same for both shard formats.
+        """Hash of the ids and features, in hex; equal for all shard formats.
 
-        Grids count by their checksums: there may be too many of them to read.
+        Grid features enter by their checksums, because reading them would take too long.
         """
         digest = hashlib.sha256(self.image_ids.numpy().data)
         digest.update(self.views.numpy().data)
@@ -128,9 +125,9 @@ class FeatureStore:
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """What made them: all that `load_backbone` needs, and what must be equal at inference.
+        """Everything needed to load the same backbone again, as JSON values.
 
-        All but the precision, which may be another where the hardware is.
+        Inference must use the same values, except for `precision`, which depends on the hardware.
         """
         return {
             "encoder": self.manifest.config["encoder"],
@@ -147,27 +144,23 @@ class FeatureStore:
         return ids
 
     def has(self, image_ids: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-        """Which of these images have features.
+        """Return which of the images (n,) have features: (n,) bool.
 
-        Args:
-            image_ids: (n,) int64.
-
-        Returns:
-            (n,) bool. False for skipped images and for those of other datasets.
+        Skipped images and images of other datasets have none.
         """
         return torch.from_numpy(self._find(to_numpy(image_ids))[1])
 
     def rows(self, image_ids: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-        """Rows of `features` that belong to these images.
+        """Return the rows of `features` that belong to the images.
 
         Args:
-            image_ids: (n,) int64, in any order, repeated or not.
+            image_ids: (n,) int64, in any order; may repeat.
 
         Returns:
             (n,) int64.
 
         Raises:
-            MismatchError: some of the images have no features; `has` tells which.
+            MismatchError: some of the images have no features; see `has`.
         """
         wanted = to_numpy(image_ids)
         rows, found = self._find(wanted)
@@ -176,29 +169,31 @@ class FeatureStore:
         return torch.from_numpy(rows)
 
     def gather_grid(self, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
-        """Read the grids of some images from the disk.
+        """Read the grid features of some images from the disk.
 
         Args:
-            rows: (n,) int64, as `rows` gives them, in any order, repeated or not.
-            views: (n,) int64, the view of each, below V; default the pictures themselves.
+            rows: (n,) int64, from `rows`, in any order; may repeat.
+            views: (n,) int64, the view of each, 0 to V-1; default the first.
 
         Returns:
-            (n, R, D) float16, on the CPU.
+            (n, P, D) float16, on the CPU.
 
         Raises:
-            MissingArtifactError: no grids are cached.
+            MissingArtifactError: there are no grid features.
         """
         if self.grids is None:
-            command = mending_command(self.directory, self.manifest)
-            raise MissingArtifactError(f"{self.directory} has no grids. Run '{command} --grid'.")
-        wanted = rows.cpu().numpy()
-        seen = np.zeros_like(wanted) if views is None else views.cpu().numpy()
-        return torch.from_numpy(self.grids.gather(wanted, seen))
+            command = features_command(self.directory, self.manifest)
+            raise MissingArtifactError(
+                f"{self.directory} has no grid features. Run '{command} --grid'."
+            )
+        row_index = rows.cpu().numpy()
+        view_index = np.zeros_like(row_index) if views is None else views.cpu().numpy()
+        return torch.from_numpy(self.grids.gather(row_index, view_index))
 
     def _find(
         self, wanted: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Rows (n,) int64 where the ids would be, and whether (n,) bool they are there."""
+        """Return the row of each id, (n,) int64, and whether the id exists, (n,) bool."""
         rows = np.searchsorted(self._ids, wanted)
         found = np.zeros(len(wanted), bool)
         inside = rows < len(self._ids)
@@ -209,29 +204,47 @@ class FeatureStore:
         num_skipped = sum(int(image_id) in self.skipped for image_id in absent)
         text = f"{self.directory} has no features of {len(absent)} images, e.g. {absent[0]}"
         if num_skipped == len(absent):
-            return f"{text}: {self.skipped[int(absent[0])]}. Mend them, or leave them out."
+            return f"{text}: {self.skipped[int(absent[0])]}. Fix the images, or leave them out."
         return (
-            f"{text}, which it has not even skipped: do the features belong to another dataset? "
-            f"Run '{mending_command(self.directory, self.manifest)}'."
+            f"{text}, which is not among the skipped images either. The features may belong to "
+            f"another dataset. Run '{features_command(self.directory, self.manifest)}'."
         )
 
 
+def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
+    """Read a shard and check that it is the one that the manifest lists.
+
+    Raises:
+        MissingArtifactError: it does not exist.
+        BadShardError: it is damaged, or another one.
+    """
+    shard = read_shard(path, manifest.counts["feature_dim"])
+    num_views = manifest.counts.get("num_views", 1)
+    fingerprint = manifest.details["fingerprints"][path.name]
+    if shard.fingerprint != fingerprint or shard.num_views != num_views:
+        raise BadShardError(
+            f"{path} is not the shard that {MANIFEST_NAME} lists: its fingerprint or its number "
+            f"of views differs. {DELETE_HINT}"
+        )
+    return shard
+
+
 def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:
-    """(n,) int64 from a list, an array, or a tensor on any device."""
+    """Convert a list, an array, or a tensor on any device to (n,) int64."""
     if isinstance(image_ids, torch.Tensor):
         image_ids = image_ids.cpu().numpy()
     return np.asarray(image_ids, np.int64)
 
 
 def find_features(dataset_dir: Path, name: str | None = None) -> Path:
-    """Folder of the features to train on.
+    """Return the folder of the features to train on.
 
     Args:
         dataset_dir: `data/<dataset>`.
-        name: `<encoder>-<weights>`; default the newest that are complete.
+        name: `<encoder>-<weights>`; default the newest complete features.
 
     Raises:
-        MissingArtifactError: there are none, or none of this name.
+        MissingArtifactError: there are none, or none with this name.
     """
     root = dataset_dir / "features"
     times = {
@@ -243,28 +256,28 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
         return root / max(times, key=lambda known: (times[known], known))
     if name is not None and name in times:
         return root / name
-    mend = f"Run '{mending_command(root / (name or 'any'))}' first."
+    fix = f"Run '{features_command(root / (name or 'any'))}' first."
     if name is None:
-        raise MissingArtifactError(f"{root} holds no finished features. {mend}")
+        raise MissingArtifactError(f"{root} has no finished features. {fix}")
     known = ", ".join(sorted(times)) or "none"
     raise MissingArtifactError(
-        f"{root / name} holds no finished features; there are: {known}. {mend}"
+        f"{root / name} has no finished features. Available features: {known}. {fix}"
     )
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the stage has ended and all of its shards are there."""
+    """Whether the stage has finished and all its files exist."""
     manifest = Manifest.read(directory)
     return manifest is not None and not manifest.missing_outputs(directory)
 
 
 def check_dataset(directory: Path, manifest: Manifest) -> None:
-    """Refuse features of an image list that is not that of the prepared captions.
+    """Check that the features belong to the current image list of the dataset.
 
-    The vocabulary does not matter: preparing again with another one keeps the features.
+    The vocabulary does not matter: preparing the captions with another one keeps the features.
 
     Raises:
-        MismatchError: with the command that brings the features up to date.
+        MismatchError: with the command that updates the features.
     """
     path = directory.parents[1] / IMAGES_INPUT
     expected = manifest.inputs[IMAGES_INPUT]
@@ -272,46 +285,31 @@ def check_dataset(directory: Path, manifest: Manifest) -> None:
         raise MismatchError(
             f"{directory} was computed for another image list: {path} has the sha256 "
             f"{found[:12]}…, expected {expected[:12]}…. "
-            f"Run '{mending_command(directory, manifest)}'."
+            f"Run '{features_command(directory, manifest)}'."
         )
 
 
 def require_views(store: FeatureStore, num_views: int, grid: bool = False) -> None:
-    """Refuse features of too few views.
+    """Check that the features have as many views as needed.
 
     Args:
-        store: what is cached.
-        num_views: what is asked for.
-        grid: whether grids are too, for the command that brings both.
+        store: the cached features.
+        num_views: the number of views needed.
+        grid: whether grid features are needed as well; they enter the suggested command.
 
     Raises:
         MissingArtifactError: fewer views are cached.
     """
     if num_views > store.num_views:
         raise MissingArtifactError(
-            f"{store.directory} holds {store.num_views} views of each image, --views (or the "
-            f"--preset) asks for {num_views}. Run '{extending_command(store, num_views, grid)}' "
-            f"first, or go on with --views {store.num_views}."
+            f"{store.directory} has {store.num_views} views of each image, --views (or the "
+            f"--preset) needs {num_views}. Run '{extend_command(store, num_views, grid)}' first, "
+            f"or use --views {store.num_views}."
         )
 
 
-def extending_command(store: FeatureStore, num_views: int, grid: bool) -> str:
-    """The command that adds to what is cached what it lacks of these."""
-    wanted = {
-        "views": max(num_views, store.num_views),
-        "grid": grid or store.grid_shape is not None,
-    }
-    manifest = replace(store.manifest, config=store.manifest.config | wanted)
-    return mending_command(store.directory, manifest)
-
-
-def kept_precision(manifest: Manifest) -> str | None:
-    """int8, where features are in it: others of the same images would be some per cent off."""
-    return "int8" if manifest.config.get("precision") == "int8" else None
-
-
-def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
-    """The command that computes the features in `directory`, as far as it is known."""
+def features_command(directory: Path, manifest: Manifest | None = None) -> str:
+    """Return the command that computes the features in `directory`, as far as it is known."""
     command = f"showtell features --dataset {directory.parents[1].name}"
     if manifest is None:
         return command
@@ -325,3 +323,21 @@ def mending_command(directory: Path, manifest: Manifest | None = None) -> str:
     }
     given = [f" --{name} {value}" for name, value in options.items() if value is not None]
     return command + "".join(given) + (" --grid" if manifest.config.get("grid") else "")
+
+
+def extend_command(store: FeatureStore, num_views: int, grid: bool) -> str:
+    """Return the command that adds views or grid features to those that are cached."""
+    wanted = {
+        "views": max(num_views, store.num_views),
+        "grid": grid or store.grid_shape is not None,
+    }
+    manifest = replace(store.manifest, config=store.manifest.config | wanted)
+    return features_command(store.directory, manifest)
+
+
+def kept_precision(manifest: Manifest) -> str | None:
+    """Return int8 if the features were computed in it: other precisions differ by several percent.
+
+    Otherwise None: fp32, bf16 and fp16 are interchangeable.
+    """
+    return "int8" if manifest.config.get("precision") == "int8" else None

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..features.device import choose_device, cpu_multiplies_int8, keep_freed_memory
 from ..features.encoders.backbone import Backbone, load_backbone
-from ..features.reading.decode import UnreadableImageError, open_picture, to_rgb, upright
-from ..features.reading.transform import VIEWS
+from ..features.reading.broken_images import UnreadableImageError
+from ..features.reading.decode import decode_image, to_upright_rgb
+from ..features.reading.views import VIEWS
 from ..features.store import require_views
 from ..model.decoders.base import Decoder
 from ..model.decoders.ensemble import join_decoders
@@ -149,9 +150,9 @@ class Captioner:
         transform = self.backbone.transform
         try:
             if isinstance(image, Image.Image):
-                picture = to_rgb(upright(image.copy()))
+                picture = to_upright_rgb(image.copy())
             else:
-                picture = open_picture(Path(image).read_bytes(), transform)
+                picture = decode_image(Path(image).read_bytes(), transform)
             return np.stack([transform(picture, view) for view in VIEWS[:num_views]])
         except OSError as error:
             raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None

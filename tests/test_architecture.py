@@ -25,8 +25,8 @@ ORDER = {
     "features": [
         "config shards device reading",
         "grids encoders",
-        "store plan",
-        "runner",
+        "layout store plan",
+        "manifest runner",
         "extract",
     ],
     "model": [

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from showtell.bench import coco_scale, decoding, memory, training
+from showtell.bench import caching, coco_scale, decoding, memory, training
 from showtell.bench.config import BENCH_STAGES, COCO_SCALE_STAGES, BenchConfig
 from showtell.bench.figures import Figures, peak_memory
 from showtell.bench.limits import count_flops, time_products, time_reading
@@ -219,3 +219,22 @@ def test_stage_at_cocos_size_names_the_one_before(tmp_path, stage, earlier):
     config = BenchConfig(data=tmp_path, coco_scale=True, stages=(stage,))
     with pytest.raises(MissingArtifactError, match=f"showtell bench {earlier} --coco-scale"):
         bench(config)
+
+
+def test_bare_rate_counts_the_images_of_the_timed_passes(monkeypatch):
+    class Clock:
+        ticks = iter(range(100))
+        seconds = property(lambda self: next(self.ticks))
+
+    class Network:
+        num_images = 0
+
+        def __call__(self, pixels):
+            self.num_images += len(pixels)
+            return pixels
+
+    monkeypatch.setattr(caching, "Stopwatch", Clock)
+    network = Network()
+    rate = caching.measure_bare_rate(network, torch.zeros(4, 3, 6, 6, dtype=torch.uint8), 5)
+    assert network.num_images == 4 * (1 + 5)  # one pass to warm up
+    assert rate == 4 * 5 / 6

@@ -1,8 +1,7 @@
-"""The frozen network: pixels to vectors, and nothing that training could change.
+"""The backbone: a frozen pretrained network that encodes images as feature vectors.
 
-The classifier is gone, batch normalisations are folded into the convolutions before them, and what
-is left always runs in eval mode without gradients. The transform that the weights carry comes
-along, so that whoever prepares pixels for this network uses the right one.
+It runs in eval mode without gradients, with batch norms folded into the convolutions before them,
+and carries the transform that its weights were trained with.
 """
 
 import torch
@@ -11,28 +10,28 @@ from torch import Tensor, nn
 from ...pipeline.stage.errors import ConfigError, WeightsError
 from ..device import choose_precision
 from ..reading.transform import Transform
+from .family import PretrainedNetwork
 from .fusion import fold_batch_norms, fuse_activations
 from .quantization import draw_examples, quantize
-from .state_dict import find_head
-from .weights import PretrainedNetwork, load_weights
+from .registry import load_pretrained
 
-# What networks raise for a picture of a size that they cannot take.
+# Raised by networks for an image size that they do not support.
 SIZE_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError)
-POOLS_ALL = (1, (1, 1))
-PROBE_SIZE = 64  # side of the picture that joined layers are tried on
+GLOBAL_POOLING = (1, (1, 1))  # output sizes of a layer that pools the whole feature map
+PROBE_SIZE = 64  # side of the image that fused layers are first tested on, in pixels
 
 
 class Backbone(nn.Module):
-    """A pretrained network without its classifier.
+    """A frozen network from pixels to features.
 
     Attributes:
-        transform: picture → pixels, for this network.
-        feature_dim: D, width of the pooled features.
+        transform: the preprocessing of the weights.
+        feature_dim: D, the width of the pooled features.
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
         weights_sha256: of the weights, in hex.
-        dtype: of what goes into the network; pixels come as uint8 and features leave as float32.
-        grid_places: R, places of the map that is averaged into the pooled features; 0 where the
-            network has no such map.
+        dtype: the precision of the network; its inputs are uint8 and its features float32.
+        num_cells: P, the number of grid cells: positions of the feature map whose mean is the
+            pooled features. 0 if the network has no such map.
     """
 
     def __init__(
@@ -44,21 +43,20 @@ class Backbone(nn.Module):
         self.weights_sha256 = pretrained.weights_sha256
         self.dtype = torch.float32 if dtype == torch.int8 else dtype
         network = pretrained.network.eval()
-        network.set_submodule(find_head(network), nn.Identity())
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            network = join_layers(network, self.transform.crop_size, self.dtype)
+            network = fuse_for_cpu(network, self.transform.crop_size, self.dtype)
         self.network = network.to(device, self.dtype)
         mean, std = (torch.tensor(v) for v in (self.transform.mean, self.transform.std))
-        # (x / 255 - mean) / std as one product and one sum.
+        # (x / 255 - mean) / std, written as x * scale + shift.
         self.scale = nn.Buffer((1 / (255 * std)).view(1, 3, 1, 1).to(device))
         self.shift = nn.Buffer((-mean / std).view(1, 3, 1, 1).to(device))
         self.requires_grad_(False)
         super().train(False)
-        self.feature_dim, self.grid_places = self._try_out()
+        self.feature_dim, self.num_cells = self._probe()
         if dtype == torch.int8:
-            examples = self._normalise(draw_examples(self.transform))
+            examples = self._normalize(draw_examples(self.transform))
             self.network = quantize(self.network, examples, self.name)
 
     @torch.inference_mode()
@@ -72,100 +70,96 @@ class Backbone(nn.Module):
             (B, D) float32, on the network's device.
         """
         pixels = pixels.to(self.scale.device, non_blocking=True)
-        features: Tensor = self.network(self._normalise(pixels))
+        features: Tensor = self.network(self._normalize(pixels))
         return features.flatten(1).float()
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        """What the network takes for (B, 3, H, W) uint8 pixels on its device."""
-        normalised = pixels.to(torch.float32, memory_format=torch.channels_last)
-        return normalised.mul_(self.scale).add_(self.shift).to(self.dtype)
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """Return the network's input for (B, 3, H, W) uint8 pixels on its device."""
+        normalized = pixels.to(torch.float32, memory_format=torch.channels_last)
+        return normalized.mul_(self.scale).add_(self.shift).to(self.dtype)
 
     @property
     def has_grid(self) -> bool:
-        """Whether the pooled features are the mean of a map, which `grid` gives."""
-        return self.grid_places > 0
+        """Whether the pooled features are the mean of a feature map, which `grid` returns."""
+        return self.num_cells > 0
 
     def grid(self, pixels: Tensor) -> Tensor:
-        """Compute the map of a batch before it is pooled.
+        """Compute the grid features of a batch: the feature map before pooling.
 
         Args:
             pixels: (B, 3, H, W) uint8, RGB, on any device.
 
         Returns:
-            (B, R, D) float32, on the network's device; places row by row from the top left.
+            (B, P, D) float32, on the network's device; cells row by row from the top left.
         """
         return self.pool_and_grid(pixels)[1]
 
     @torch.inference_mode()
     def pool_and_grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what `forward` and `grid` give, in one pass.
+        """Compute the results of `forward` and `grid` in one pass.
 
         Raises:
             ConfigError: the network has no grid.
         """
         self.require_grid()
-        pooled, grid = self._watch_pooling(pixels)
+        pooled, grid = self._capture_pooling(pixels)
         assert grid is not None
         return pooled, grid.float()
 
     def require_grid(self) -> None:
-        """Refuse a network without a grid.
+        """Raise an error if the network has no grid.
 
         Raises:
             ConfigError: it has none.
         """
         if not self.has_grid:
             raise ConfigError(
-                f"{self.name} has no grid: its features are not the mean of a map. Leave out "
-                "--grid, or choose another --encoder, e.g. resnet50."
+                f"{self.name} has no grid features: its pooled features are not the mean of a "
+                "feature map. Leave out --grid, or choose another --encoder, e.g. resnet50."
             )
 
-    def _watch_pooling(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the network and keep what its average pooling takes in.
+    def _capture_pooling(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the network and capture the input of its average pooling.
 
         Returns:
             pooled: (B, D) float32.
-            grid: (B, R, D) in the network's dtype; None where nothing is pooled to 1×1.
+            grid: (B, P, D) in the network's dtype; None if the network has no global pooling.
         """
-        pooling = dict(self.network.named_modules()).get("avgpool")
-        if not isinstance(pooling, nn.AdaptiveAvgPool2d) or pooling.output_size not in POOLS_ALL:
+        layer = dict(self.network.named_modules()).get("avgpool")
+        if not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size not in GLOBAL_POOLING:
             return self(pixels), None
-        taken: list[Tensor] = []
-        handle = pooling.register_forward_hook(lambda module, inputs, output: taken.append(*inputs))
+        captured: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _, inputs, output: captured.append(*inputs))
         try:
             pooled = self(pixels)
         finally:
             handle.remove()
-        return pooled, taken[0].flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, R, D)
+        return pooled, captured[0].flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, P, D)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode: in train mode the running statistics would drift."""
+        """Stay in eval mode: train mode would change the running statistics."""
         return super().train(False)
 
-    def _try_out(self) -> tuple[int, int]:
-        """Run one black picture through the network.
-
-        Returns:
-            Width of its features.
-            Places of the grid, 0 where its mean is not the features.
+    def _probe(self) -> tuple[int, int]:
+        """Run one black image through the network; return (feature_dim, num_cells).
 
         Raises:
-            ConfigError: the network cannot take pictures of this size.
+            ConfigError: the network does not support this image size.
             WeightsError: its features are not finite.
         """
         size = self.transform.crop_size
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         try:
-            features, grid = self._watch_pooling(black)
+            features, grid = self._capture_pooling(black)
         except SIZE_ERRORS as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ConfigError(
-                f"{self.name} cannot take --image-size {size}: {reason}. Leave out --image-size, "
-                "or choose another --encoder."
+                f"{self.name} does not support --image-size {size}: {reason}. Leave out "
+                "--image-size, or choose another --encoder."
             ) from None
         if not features.isfinite().all():
             raise WeightsError(
-                f"{self.name} gives features that are not finite. Choose other --weights."
+                f"{self.name} computes features that are not finite. Choose other --weights."
             )
         if grid is None or not is_pooled(features, grid):
             return features.shape[1], 0
@@ -175,28 +169,27 @@ class Backbone(nn.Module):
 def load_backbone(
     encoder: str, weights: str, image_size: int | None, device: torch.device, precision: str
 ) -> Backbone:
-    """Load a pretrained network and make it a backbone.
+    """Load a pretrained network as a backbone.
 
     Args:
-        encoder: a classification network of torchvision's.
-        weights: as for `load_weights`.
+        encoder: e.g. `resnet50`; any name of the registry.
+        weights: as for `load_pretrained`.
         image_size: side of the crop in pixels; None is the weights' own.
         device: where to compute.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
 
     Raises:
-        ConfigError: an option that cannot be.
-        WeightsError: weights that cannot be had.
+        ConfigError: an option is invalid.
+        WeightsError: the weights cannot be downloaded or verified, or do not fit.
     """
     dtype = choose_precision(precision, device)
-    return Backbone(load_weights(encoder, weights, image_size), device, dtype)
+    return Backbone(load_pretrained(encoder, weights, image_size), device, dtype)
 
 
 def is_pooled(features: Tensor, grid: Tensor) -> bool:
-    """Whether features (B, D) are the mean of a grid (B, R, D), within the precision of the grid.
+    """Whether features (B, D) are the mean of a grid (B, P, D), within the grid's precision.
 
-    Between the two a network may still have layers: ConvNeXt normalises, MobileNetV3 has a linear
-    one.
+    Some networks have more layers in between: ConvNeXt a layer norm, MobileNetV3 a linear layer.
     """
     mean = grid.float().mean(1)
     rounding = 4 * torch.finfo(grid.dtype).eps
@@ -204,37 +197,38 @@ def is_pooled(features: Tensor, grid: Tensor) -> bool:
     return mean.shape == features.shape and float(torch.dist(mean, features)) <= tolerance
 
 
-def join_layers(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module:
-    """Join convolutions with what follows them, for a CPU, where that is proven to be the same.
+def fuse_for_cpu(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module:
+    """Fuse convolutions with the activations that follow them, if that works on this CPU.
 
-    The joined layers are oneDNN's, which not every CPU has for every dtype.
+    The fused layers call oneDNN, which does not support every dtype on every CPU, so their result
+    is compared with that of the original network.
 
     Args:
         network: float32, on the CPU.
-        size: side of its pictures, in pixels.
-        dtype: that it will compute in.
+        size: side of the network input, in pixels.
+        dtype: the precision of the result.
 
     Returns:
-        The faster network, or `network` itself; in `dtype`.
+        The fused network, or `network` itself; in `dtype`.
     """
-    joined, num_joined = fuse_activations(network)
-    # Not every network takes so small a picture.
-    for side in (min(size, PROBE_SIZE), size) if num_joined else ():
+    fused, num_fused = fuse_activations(network)
+    # A small image is faster to test with, but not every network supports it.
+    for side in (min(size, PROBE_SIZE), size) if num_fused else ():
         try:
-            same = is_same(joined, network, side, dtype)
+            agrees = is_equivalent(fused, network, side, dtype)
         except (RuntimeError, AssertionError, ValueError, AttributeError):
             continue
-        return joined.to(dtype) if same else network.to(dtype)
+        return fused.to(dtype) if agrees else network.to(dtype)
     return network.to(dtype)
 
 
-def is_same(joined: nn.Module, network: nn.Module, side: int, dtype: torch.dtype) -> bool:
-    """Whether two float32 networks agree on noise of this size, and the first runs in `dtype`."""
+def is_equivalent(fused: nn.Module, network: nn.Module, side: int, dtype: torch.dtype) -> bool:
+    """Whether two float32 networks agree on random input, and the first also runs in `dtype`."""
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = noise.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         expected = network(noise)
-        distance = torch.dist(joined(noise), expected)
+        distance = torch.dist(fused(noise), expected)
         if dtype != torch.float32:
-            joined.to(dtype)(noise.to(dtype))
+            fused.to(dtype)(noise.to(dtype))
     return bool(distance < 1e-3 * expected.norm())

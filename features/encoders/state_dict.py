@@ -1,4 +1,4 @@
-"""State dicts of the user's: read from a file, fitted to a torchvision network or refused."""
+"""Weights files: read a state dict and load it into a torchvision network, or say what differs."""
 
 import re
 from collections import OrderedDict
@@ -12,32 +12,32 @@ from torch import Tensor, nn
 
 from ...pipeline.stage.errors import WeightsError
 
-# Names in older files of torchvision's → names of today.
+# Names in older torchvision files → current names.
 RENAMED = (
-    (r"^module\.", ""),  # DataParallel's
+    (r"^module\.", ""),  # the prefix of DataParallel
     (r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1"),
     (r"\.mlp\.linear_1\.", ".mlp.0."),
     (r"\.mlp\.linear_2\.", ".mlp.3."),
 )
-# Classifiers of googlenet and inception_v3 that serve in training only.
+# Auxiliary classifiers of googlenet and inception_v3, used only in training.
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 COUNTER = "num_batches_tracked"
 
 
 def read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Read a state dict, at the top of the file or under `state_dict` or `model`.
+    """Read a state dict, at the top level of the file or under `state_dict` or `model`.
 
     Args:
-        path: `.safetensors`, else what `torch.save` wrote. Pickled code is never run.
+        path: a `.safetensors` file, or one that `torch.save` wrote. Pickled code is never run.
 
     Raises:
-        WeightsError: the file cannot be read, or holds no state dict.
+        WeightsError: the file cannot be read, or has no state dict.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle stops the reader anywhere, with any error
+    except Exception as error:  # a damaged pickle can raise any error
         reason = re.split(r"[.:]?\s*\n|\. ", f"{error}")[0] or type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as a state dict: {reason}. Write one with "
@@ -47,22 +47,23 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(
-            f"{path} holds no state dict: expected names and tensors, at the top or under "
+            f"{path} has no state dict: expected names and tensors, at the top level or under "
             "'state_dict' or 'model'. Write one with torch.save(network.state_dict(), FILE)."
         )
     return state
 
 
-def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], complaint: str) -> None:
-    """Load every weight of the network, for as many classes as the state dict has.
+def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], error_prefix: str) -> None:
+    """Load a state dict into a network, which may have been trained for other classes.
 
     Args:
         network: one of torchvision's classification networks; changed in place.
-        state: names, also those of older files, and tensors.
-        complaint: beginning of the error.
+        state: name → tensor; names of older torchvision versions are accepted.
+        error_prefix: the beginning of the error message.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape: how many, and the first.
+        WeightsError: names are missing or unexpected, or shapes differ; the message counts them
+            and gives the first of each.
     """
     current = OrderedDict(
         (_current_name(key), value) for key, value in state.items() if not AUXILIARY.match(key)
@@ -84,16 +85,16 @@ def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], complaint: s
             f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in differences.items() if keys
         )
         raise WeightsError(
-            f"{complaint}: of its {len(own)} tensors, {', '.join(counts)}. "
+            f"{error_prefix}: of its {len(own)} tensors, {', '.join(counts)}. "
             "Give --encoder and --weights that belong together."
         )
-    # The versions of its modules, without which MNASNet refuses to load.
+    # The metadata holds module versions, without which MNASNet refuses to load.
     current._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(current, strict=False)
 
 
 def fit_head(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the network as many classes as the state dict has."""
+    """Replace the network's classifier by one with as many classes as the state dict has."""
     name = find_head(network)
     head = network.get_submodule(name)
     weight = state.get(f"{name}.weight")
@@ -108,11 +109,7 @@ def fit_head(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def find_head(network: nn.Module) -> str:
-    """Name of the layer that turns the pooled features into class scores.
-
-    In torchvision's classification networks that is the last linear layer; SqueezeNet has a 1×1
-    convolution instead.
-    """
+    """Return the name of the classifier: the last linear layer, or in SqueezeNet a convolution."""
     layers: list[tuple[str, type]] = [
         (name, type(module)) for name, module in network.named_modules()
     ]
@@ -121,7 +118,7 @@ def find_head(network: nn.Module) -> str:
 
 
 def _current_name(key: str) -> str:
-    """The name that torchvision's network has today for this key of a file."""
+    """Return the current torchvision name for a key of a weights file."""
     for old, new in RENAMED:
         key = re.sub(old, new, key)
     return key

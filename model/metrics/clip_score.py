@@ -6,7 +6,6 @@ model as transformers saves it; the paper uses openai/clip-vit-base-patch32.
 Source: Hessel et al. 2021, arXiv:2104.08718.
 """
 
-import io
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...features.reading.decode import BROKEN_PICTURE, to_rgb, upright
+from ...features.reading.broken_images import UnreadableImageError
+from ...features.reading.decode import decode_image
 from ...pipeline.captions import read_images
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.layout import IMAGES_PARQUET
@@ -122,10 +122,8 @@ def read_image(files: ImageFiles, file_name: str) -> Image.Image:
         DatasetError: it is missing or corrupt.
     """
     try:
-        image = Image.open(io.BytesIO(files.read(file_name)))
-        image.load()
-        return to_rgb(upright(image))
-    except BROKEN_PICTURE as error:
+        return decode_image(files.read(file_name))
+    except (UnreadableImageError, OSError) as error:
         raise DatasetError(
             f"CLIPScore cannot read {files.root / file_name} ({error}). Restore the file, or run "
             "without --clip."

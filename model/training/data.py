@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...features.store import FeatureStore, extending_command, find_features, require_views
+from ...features.store import FeatureStore, extend_command, find_features, require_views
 from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.console import print_warning
@@ -106,7 +106,7 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
     if uses_grid and store.grid_shape is None:
         raise MissingArtifactError(
             f"{store.directory} has no grids, which --attention {config.attention} needs. Run "
-            f"'{extending_command(store, num_views, grid=True)}' first."
+            f"'{extend_command(store, num_views, grid=True)}' first."
         )
     require_views(store, num_views, grid=uses_grid)
 

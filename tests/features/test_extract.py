@@ -14,13 +14,15 @@ from PIL import Image
 from showtell.features import device, plan, runner
 from showtell.features import extract as stage
 from showtell.features.config import FeaturesConfig
-from showtell.features.extract import extract, features_dir
+from showtell.features.extract import extract
 from showtell.features.grids import grid_name
-from showtell.features.reading import decode as pictures
-from showtell.features.reading.decode import open_picture
-from showtell.features.reading.transform import VIEWS, Transform
+from showtell.features.layout import features_dir
+from showtell.features.reading import workers
+from showtell.features.reading.decode import decode_image
+from showtell.features.reading.transform import Transform
+from showtell.features.reading.views import VIEWS
 from showtell.features.shards import FeatureShard, read_shard, write_shard
-from showtell.features.store import FeatureStore, mending_command
+from showtell.features.store import FeatureStore, features_command
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.datasets.records import ImageRecord
@@ -29,7 +31,6 @@ from showtell.pipeline.stage.errors import (
     DatasetError,
     MissingArtifactError,
     ShowTellError,
-    WeightsError,
 )
 from showtell.pipeline.stage.files import hash_json, locked
 from showtell.pipeline.stage.manifest import Manifest
@@ -40,11 +41,11 @@ TRANSFORM = Transform(6, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 class FakeBackbone:
-    """Features that tell the picture: mean and contrast of each channel."""
+    """A network whose features are the mean and the contrast of each channel."""
 
     transform = TRANSFORM
     feature_dim = 6
-    grid_places = 4
+    num_cells = 4
     name = "fake-net"
     weights_sha256 = "5" * 64
 
@@ -64,7 +65,7 @@ class FakeBackbone:
         return self(pixels), fake_grid(pixels) * self.scale
 
     def require_grid(self) -> None:
-        if not self.grid_places:
+        if not self.num_cells:
             raise ConfigError("fake-net has no grid")
 
     def load(self, *args: object) -> "FakeBackbone":
@@ -75,8 +76,8 @@ class FakeBackbone:
 def fake_grid(pixels: torch.Tensor) -> torch.Tensor:
     """(B, 3, 6, 6) → (B, 4, 6) float32: mean and contrast in each quarter."""
     quarters = pixels.float().unfold(2, 3, 3).unfold(3, 3, 3).flatten(4)  # (B, 3, 2, 2, 9)
-    seen = torch.cat([quarters.mean(4), quarters.std(4)], 1)
-    return seen.flatten(2).transpose(1, 2)
+    cells = torch.cat([quarters.mean(4), quarters.std(4)], 1)
+    return cells.flatten(2).transpose(1, 2)
 
 
 class StoppingBackbone(FakeBackbone):
@@ -120,7 +121,7 @@ def make_config(data: Path) -> FeaturesConfig:
 
 
 def make_dataset(data: Path, count: int = NUM_IMAGES) -> FeaturesConfig:
-    """Write pictures and what `prepare` would leave of them."""
+    """Write images and the files that `prepare` would write for them."""
     rng = np.random.default_rng(7)
     source = data / "source"
     (source / "images").mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def make_dataset(data: Path, count: int = NUM_IMAGES) -> FeaturesConfig:
         file_name = f"images/{index:03}.png"
         colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(colours).resize((16, 16)).save(source / file_name)
-        records.append(ImageRecord(index * 10, file_name, "train", ("a picture",)))
+        records.append(ImageRecord(index * 10, file_name, "train", ("an image",)))
     config = make_config(data)
     prepare(config, records)
     return config
@@ -179,7 +180,7 @@ def test_features_equal_a_plain_loop(tmp_path, network):
     manifest = extract(config)
     expected = {}
     for index in range(NUM_IMAGES):
-        pixels = TRANSFORM(open_picture(image_path(config, index).read_bytes(), TRANSFORM))
+        pixels = TRANSFORM(decode_image(image_path(config, index).read_bytes(), TRANSFORM))
         row = FakeBackbone()(torch.from_numpy(pixels.copy())[None])[0]
         expected[index * 10] = row.half().numpy().tobytes()
     assert read_all(config) == expected
@@ -243,7 +244,7 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(stage, "load_backbone", fail)
     monkeypatch.setattr(plan, "read_shard", fail)
     monkeypatch.setattr(runner, "write_shard", fail)
-    monkeypatch.setattr(pictures, "open_picture", fail)
+    monkeypatch.setattr(workers, "decode_image", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
     assert extract(config) == first
@@ -253,7 +254,7 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in features_dir(config).iterdir()} == before
 
 
-def test_features_in_int8_stay_so_until_another_precision_is_asked_for(
+def test_int8_features_are_kept_until_another_precision_is_given(
     tmp_path, network, monkeypatch, capsys
 ):
     monkeypatch.setattr(device, "cpu_multiplies_int8", lambda: True)
@@ -269,11 +270,11 @@ def test_features_in_int8_stay_so_until_another_precision_is_asked_for(
     again = extract(auto)
     assert again.config["precision"] == "int8"
     assert again.details["num_computed"] == SHARD_SIZE  # the others are as good as they were
-    assert mending_command(directory, again).endswith(" --precision int8")
+    assert features_command(directory, again).endswith(" --precision int8")
     other = extract(replace(config, precision="fp32"))
     assert other.config["precision"] == "fp32"
     assert other.details["num_computed"] == NUM_IMAGES
-    assert "--precision" not in mending_command(directory, other)
+    assert "--precision" not in features_command(directory, other)
 
 
 def test_preparing_with_another_vocabulary_keeps_the_features(tmp_path, network):
@@ -291,7 +292,7 @@ def test_preparing_with_another_vocabulary_keeps_the_features(tmp_path, network)
     "change",
     [{"image_size": 4}, {"precision": "bf16"}, {"shard_size": 5}, {"format": "parquet"}],
 )
-def test_changed_option_redoes(tmp_path, network, change):
+def test_changed_option_recomputes_the_features(tmp_path, network, change):
     config = make_dataset(tmp_path)
     extract(config)
     changed = replace(config, **change)
@@ -302,20 +303,20 @@ def test_changed_option_redoes(tmp_path, network, change):
     assert network.num_loads == 2
 
 
-def test_features_of_deleted_images_are_never_lost(tmp_path, network):
+def test_features_of_deleted_images_are_kept(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     before = contents(config)
     for index in range(1, NUM_IMAGES):
         image_path(config, index).unlink()
-    message = rf"{NUM_IMAGES - 1} of the {NUM_IMAGES} images are gone, e\.g\. .*stays as it is"
+    message = rf"{NUM_IMAGES - 1} of the {NUM_IMAGES} images no longer exist.*was not changed"
     for changed in (config, replace(config, format="parquet")):
         with pytest.raises(DatasetError, match=message):
             extract(changed)
     assert contents(config) == before
 
 
-def test_misspelt_weights_leave_no_folder_behind(tmp_path, network):
+def test_misspelt_weights_leave_no_folder(tmp_path, network):
     config = make_dataset(tmp_path)
     for wrong in ({"weights": "IMAGNET"}, {"encoder": "resnet18", "weights": "caffe"}):
         with pytest.raises(ConfigError):
@@ -323,7 +324,7 @@ def test_misspelt_weights_leave_no_folder_behind(tmp_path, network):
     assert not features_dir(config).parent.exists()
 
 
-def test_changed_weights_file_redoes(tmp_path, network, monkeypatch):
+def test_changed_weights_file_recomputes_the_features(tmp_path, network, monkeypatch):
     weights = tmp_path / "mine.pth"
     weights.write_bytes(b"one")
     config = replace(make_dataset(tmp_path), weights=str(weights))
@@ -337,7 +338,7 @@ def test_changed_weights_file_redoes(tmp_path, network, monkeypatch):
     assert other.num_images == NUM_IMAGES
 
 
-def test_one_changed_image_redoes_one_shard(tmp_path, network):
+def test_one_changed_image_recomputes_one_shard(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     before, files = read_all(config), contents(config)
@@ -351,7 +352,7 @@ def test_one_changed_image_redoes_one_shard(tmp_path, network):
     assert changed == ["part-00001.h5"]
 
 
-def test_added_images_redo_only_their_shards(tmp_path, network):
+def test_added_images_recompute_only_their_shards(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     make_dataset(tmp_path, NUM_IMAGES + 4)
@@ -371,7 +372,7 @@ def test_added_images_redo_only_their_shards(tmp_path, network):
     assert len(read_all(config)) == NUM_IMAGES + 3
 
 
-def test_images_that_swap_their_ids_redo_their_shard(tmp_path, network):
+def test_images_with_swapped_ids_recompute_their_shard(tmp_path, network):
     config = make_dataset(tmp_path)
     for index in (2, 3):
         image = Image.new("RGB", (4, 4), (index, 0, 0))
@@ -392,7 +393,7 @@ def test_images_that_swap_their_ids_redo_their_shard(tmp_path, network):
     assert (after[20], after[30]) == (before[30], before[20])
 
 
-def test_images_with_other_ids_redo_their_shard(tmp_path, network):
+def test_images_with_other_ids_recompute_their_shard(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     before = read_all(config)
@@ -454,7 +455,7 @@ def test_interrupted_extract_resumes_to_identical_shards(tmp_path, monkeypatch, 
     assert redone == {1: 22, 5: 14, 8: 6}[stop_at]
 
 
-def test_interrupted_redo_leaves_the_finished_features_alone(tmp_path, network, monkeypatch):
+def test_interrupted_recomputation_keeps_the_finished_features(tmp_path, network, monkeypatch):
     config = make_dataset(tmp_path)
     extract(config)
     before = contents(config)
@@ -476,12 +477,12 @@ def test_interrupted_redo_leaves_the_finished_features_alone(tmp_path, network, 
     }
 
 
-def test_unreadable_images_are_listed_and_neighbours_are_untouched(tmp_path, network, capsys):
+def test_unreadable_images_are_listed_without_affecting_others(tmp_path, network, capsys):
     config = make_dataset(tmp_path)
     image_path(config, 9).unlink()
     extract(config)
     before = read_all(config)
-    image_path(config, 1).write_bytes(b"no picture")
+    image_path(config, 1).write_bytes(b"no image")
     image_path(config, 10).write_bytes(image_path(config, 10).read_bytes()[:-40])
     capsys.readouterr()
     manifest = extract(config)
@@ -500,7 +501,7 @@ def test_unreadable_images_are_listed_and_neighbours_are_untouched(tmp_path, net
 
 def test_skipped_images_of_kept_shards_stay_listed(tmp_path, network):
     config = make_dataset(tmp_path)
-    image_path(config, 1).write_bytes(b"no picture")
+    image_path(config, 1).write_bytes(b"no image")
     extract(config)
     Image.new("RGB", (9, 9)).save(image_path(config, 20))
     network.num_images = 0
@@ -512,7 +513,7 @@ def test_skipped_images_of_kept_shards_stay_listed(tmp_path, network):
 def test_shard_of_unreadable_images_only_is_empty(tmp_path, network):
     config = make_dataset(tmp_path)
     for index in range(SHARD_SIZE):
-        image_path(config, index).write_bytes(b"no picture")
+        image_path(config, index).write_bytes(b"no image")
     for format in ("hdf5", "parquet"):
         manifest = extract(replace(config, format=format))
         assert manifest.counts["num_images"] == NUM_IMAGES - SHARD_SIZE
@@ -521,7 +522,7 @@ def test_shard_of_unreadable_images_only_is_empty(tmp_path, network):
         assert len(first.skipped) == SHARD_SIZE
 
 
-def test_image_that_comes_back_is_used(tmp_path, network):
+def test_restored_image_is_used(tmp_path, network):
     config = make_dataset(tmp_path)
     content = image_path(config, 4).read_bytes()
     image_path(config, 4).unlink()
@@ -530,7 +531,7 @@ def test_image_that_comes_back_is_used(tmp_path, network):
     assert extract(config).counts["num_skipped"] == 0
 
 
-def test_file_that_could_not_be_read_is_tried_again(tmp_path, network, monkeypatch):
+def test_file_with_a_read_error_is_tried_again(tmp_path, network, monkeypatch):
     config = make_dataset(tmp_path)
     plain = ImageFiles.read
 
@@ -551,7 +552,7 @@ def test_file_that_could_not_be_read_is_tried_again(tmp_path, network, monkeypat
 def test_dataset_without_a_readable_image_is_refused(tmp_path, network):
     config = make_dataset(tmp_path)
     for index in range(NUM_IMAGES):
-        image_path(config, index).write_bytes(b"no picture")
+        image_path(config, index).write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"none of the 22 images.*images/000.png: not an image"):
         extract(config)
     assert Manifest.read(features_dir(config)) is None
@@ -572,7 +573,7 @@ def test_features_outlive_their_images(tmp_path, network):
     assert extract(config) == manifest
 
 
-def test_dataset_that_is_not_prepared_names_the_command(tmp_path, network):
+def test_unprepared_dataset_error_names_the_command(tmp_path, network):
     config = FeaturesConfig(data=tmp_path, dataset="tiny")
     with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset tiny' first"):
         extract(config)
@@ -583,10 +584,10 @@ def test_dataset_that_is_not_prepared_names_the_command(tmp_path, network):
     ("change", "error", "message"),
     [
         ({"encoder": "resnet5"}, ConfigError, "resnet50"),
-        ({"weights": "missing.pth"}, WeightsError, "missing.pth does not exist"),
+        ({"weights": "missing.pth"}, MissingArtifactError, "missing.pth does not exist"),
     ],
 )
-def test_network_that_is_not_there_leaves_no_folder(tmp_path, network, change, error, message):
+def test_unknown_network_leaves_no_folder(tmp_path, network, change, error, message):
     config = make_dataset(tmp_path)
     with pytest.raises(error, match=message):
         extract(replace(config, **change))
@@ -594,7 +595,7 @@ def test_network_that_is_not_there_leaves_no_folder(tmp_path, network, change, e
 
 
 @pytest.mark.parametrize("format", ["hdf5", "parquet"])
-def test_truncated_shard_is_redone(tmp_path, network, format):
+def test_truncated_shard_is_recomputed(tmp_path, network, format):
     config = replace(make_dataset(tmp_path), format=format)
     extract(config)
     before = contents(config)
@@ -606,7 +607,7 @@ def test_truncated_shard_is_redone(tmp_path, network, format):
     assert contents(config) == before
 
 
-def test_deleted_shard_is_redone(tmp_path, network):
+def test_deleted_shard_is_recomputed(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     before = contents(config)
@@ -617,7 +618,7 @@ def test_deleted_shard_is_redone(tmp_path, network):
     assert contents(config) == before
 
 
-def test_damaged_shard_of_the_same_size_is_redone_with_the_next_change(tmp_path, network):
+def test_damaged_shard_of_the_same_size_is_recomputed_with_the_next_change(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     before = contents(config)
@@ -666,7 +667,7 @@ def test_two_runs_at_once_are_refused(tmp_path, network):
         extract(config)
 
 
-def test_pillows_remarks_do_not_reach_the_user(tmp_path, network, recwarn):
+def test_pillow_warnings_are_not_shown(tmp_path, network, recwarn):
     config = make_dataset(tmp_path)
     image = Image.new("RGB", (9, 9))
     image.save(image_path(config, 3), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
@@ -675,22 +676,10 @@ def test_pillows_remarks_do_not_reach_the_user(tmp_path, network, recwarn):
     assert not [warning for warning in recwarn if "PIL" in warning.filename]
 
 
-def test_bare_rate_counts_the_images_of_the_timed_passes(monkeypatch):
-    class Clock:
-        ticks = iter(range(100))
-        seconds = property(lambda self: next(self.ticks))
-
-    monkeypatch.setattr(runner, "Stopwatch", Clock)
-    backbone = FakeBackbone()
-    rate = runner.measure_bare_rate(backbone, torch.zeros(4, 3, 6, 6, dtype=torch.uint8), 5)
-    assert backbone.num_images == 4 * (1 + 5)  # one pass to warm up
-    assert rate == 4 * 5 / 6
-
-
 @pytest.mark.parametrize("format", ["hdf5", "parquet"])
 def test_views_and_grids_equal_a_plain_loop(tmp_path, network, format):
     config = replace(make_dataset(tmp_path), views=5, batch_size=16, grid=True, format=format)
-    image_path(config, 9).write_bytes(b"no picture")
+    image_path(config, 9).write_bytes(b"no image")
     manifest = extract(config)
     expected = {}
     for index in set(range(NUM_IMAGES)) - {9}:
@@ -707,7 +696,7 @@ def test_views_and_grids_equal_a_plain_loop(tmp_path, network, format):
     assert sum(name.endswith(".grid.npy") for name in manifest.outputs) == 3
 
 
-def test_plain_view_is_the_same_with_and_without_extras(tmp_path, network):
+def test_first_view_is_the_same_with_and_without_extras(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(config)
     plain = read_all(config)
@@ -715,7 +704,7 @@ def test_plain_view_is_the_same_with_and_without_extras(tmp_path, network):
     assert read_all(config) == plain
 
 
-def test_shards_of_before_there_were_views_stay_valid(tmp_path, network):
+def test_shards_from_before_views_existed_stay_valid(tmp_path, network):
     config = make_dataset(tmp_path)
     manifest = extract(config)
     shard = read_shard(features_dir(config) / "part-00000.h5")
@@ -731,17 +720,17 @@ def test_shards_of_before_there_were_views_stay_valid(tmp_path, network):
     assert set(manifest.config) == options
 
 
-def test_less_than_is_there_is_up_to_date(tmp_path, network, capsys):
+def test_fewer_extras_than_cached_are_up_to_date(tmp_path, network, capsys):
     config = make_dataset(tmp_path)
     first = extract(replace(config, views=3, grid=True))
     capsys.readouterr()
     for less in ({}, {"views": 2}, {"grid": True}, {"views": 3}):
         assert extract(replace(config, **less)) == first
-        assert "up to date (22 images, 3 views, 4 grid places)" in capsys.readouterr().out
+        assert "up to date (22 images, 3 views, 4 grid cells)" in capsys.readouterr().out
     assert network.num_loads == 1
 
 
-def test_more_than_is_there_keeps_what_is_there(tmp_path, network):
+def test_adding_extras_keeps_the_cached_ones(tmp_path, network):
     config = make_dataset(tmp_path)
     extract(replace(config, views=2))
     manifest = extract(replace(config, grid=True))
@@ -753,9 +742,7 @@ def test_more_than_is_there_keeps_what_is_there(tmp_path, network):
 
 
 @pytest.mark.parametrize("stop_at", [5, 8])
-def test_interrupted_grids_leave_the_finished_features_alone(
-    tmp_path, network, monkeypatch, stop_at
-):
+def test_interrupted_grids_keep_the_finished_features(tmp_path, network, monkeypatch, stop_at):
     config = make_dataset(tmp_path)
     plain = extract(config)
     before = contents(config)
@@ -778,7 +765,7 @@ def test_interrupted_grids_leave_the_finished_features_alone(
 
 @pytest.mark.parametrize("format", ["hdf5", "parquet"])
 @pytest.mark.parametrize("keep", [None, 0, -1])
-def test_missing_or_truncated_grid_is_redone(tmp_path, network, keep, format):
+def test_missing_or_truncated_grid_is_recomputed(tmp_path, network, keep, format):
     config = replace(make_dataset(tmp_path), grid=True, format=format)
     extract(config)
     before = contents(config)
@@ -793,8 +780,8 @@ def test_missing_or_truncated_grid_is_redone(tmp_path, network, keep, format):
     assert contents(config) == before
 
 
-def test_network_without_a_grid_is_refused_before_it_is_run(tmp_path, network, monkeypatch):
-    monkeypatch.setattr(network, "grid_places", 0)
+def test_network_without_a_grid_is_refused_before_it_runs(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(network, "num_cells", 0)
     with pytest.raises(ConfigError, match="no grid"):
         extract(replace(make_dataset(tmp_path), grid=True))
     assert network.num_images == 0

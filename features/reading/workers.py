@@ -1,0 +1,184 @@
+"""Parallel image loading: threads or processes that turn file names into pixels, ahead of use."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.stage.errors import ShowTellError
+from .broken_images import UnreadableImageError, reading_reason
+from .decode import decode_image
+from .transform import Transform
+from .views import VIEWS
+
+# Number of batches decoded ahead of the network; more would only cost memory.
+LOOK_AHEAD = 4
+
+T = TypeVar("T")
+
+Pixels = npt.NDArray[np.uint8]  # (…, V, H, W, 3)
+# The pixels of n images, undefined where an image is unreadable; and n reasons, None if readable.
+LoadedImages = tuple[Pixels, list[str | None]]
+
+
+@dataclass(frozen=True)
+class ImageLoader:
+    """Read, decode and transform image files.
+
+    Attributes:
+        files: where the images are.
+        transform: the preprocessing of the encoder.
+        num_views: V, the number of views computed for each image.
+    """
+
+    files: ImageFiles
+    transform: Transform
+    num_views: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(V, H, W, 3), the shape of one image's pixels."""
+        size = self.transform.crop_size
+        return self.num_views, size, size, 3
+
+    def allocate(self, count: int) -> Pixels:
+        """Return an uninitialized array for `count` images, (count, V, H, W, 3)."""
+        return np.empty((count, *self.shape), np.uint8)
+
+    def load(self, file_name: str, pixels: Pixels) -> str | None:
+        """Load one image into `pixels`, (V, H, W, 3).
+
+        Returns:
+            None, or the reason why the image is unreadable; `pixels` is undefined then.
+        """
+        try:
+            image = decode_image(self.files.read(file_name), self.transform)
+        except (UnreadableImageError, OSError) as error:
+            return reading_reason(error)
+        for row, view in zip(pixels, VIEWS, strict=False):
+            row[:] = self.transform(image, view).transpose(1, 2, 0)
+        return None
+
+    def load_all(self, file_names: Sequence[str]) -> LoadedImages:
+        """Load several images into a new array."""
+        pixels = self.allocate(len(file_names))
+        return pixels, [self.load(*item) for item in zip(file_names, pixels, strict=True)]
+
+
+def load_in_threads(
+    loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
+) -> Generator[LoadedImages, None, None]:
+    """Yield the images of each batch of names; the pixels are overwritten by later batches.
+
+    The buffers are reused because allocating new ones fragments the process's memory.
+    """
+    largest = max(map(len, batches), default=0)
+    free = deque(loader.allocate(largest) for _ in range(LOOK_AHEAD + 1))
+    with cancelled_on_exit(ThreadPoolExecutor(num_workers, thread_name_prefix="decode")) as pool:
+
+        def start(names: Sequence[str]) -> tuple[Pixels, list[Future[str | None]]]:
+            pixels = free.popleft()
+            rows = zip(names, pixels, strict=False)
+            return pixels, [pool.submit(loader.load, *row) for row in rows]
+
+        for pixels, tasks in start_ahead(start, batches):
+            yield pixels[: len(tasks)], [task.result() for task in tasks]
+            free.append(pixels)
+
+
+def load_in_processes(
+    loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
+) -> Generator[LoadedImages, None, None]:
+    """Yield the images of each batch of names, in pinned memory if there is a GPU.
+
+    Raises:
+        ShowTellError: a worker process was killed.
+    """
+    largest = max(map(len, batches), default=1)
+    # A task costs about 0.1 ms of overhead, so group images while keeping every worker busy.
+    group_size = max(1, min(8, LOOK_AHEAD * largest // (2 * num_workers)))
+    pool = ProcessPoolExecutor(
+        num_workers,
+        multiprocessing.get_context("spawn"),  # forking a process that uses a GPU may deadlock
+        initializer=set_up_worker,
+        initargs=(loader,),
+    )
+    with cancelled_on_exit(pool):
+
+        def start(names: Sequence[str]) -> tuple[int, list[Future[LoadedImages]]]:
+            groups = [names[i : i + group_size] for i in range(0, len(names), group_size)]
+            return len(names), [pool.submit(load_in_worker, group) for group in groups]
+
+        try:
+            for count, tasks in start_ahead(start, batches):
+                groups = [task.result() for task in tasks]
+                pixels = torch.empty(
+                    (count, *loader.shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+                ).numpy()
+                np.concatenate([group for group, _ in groups], out=pixels)
+                yield pixels, [reason for _, reasons in groups for reason in reasons]
+        except BrokenProcessPool:
+            raise ShowTellError(
+                f"One of {num_workers} decoding processes was killed, most likely because memory "
+                f"ran out. Run the command again with a smaller --num-workers; finished shards are "
+                f"kept."
+            ) from None
+
+
+def start_ahead(
+    start: Callable[[Sequence[str]], T], batches: Iterable[Sequence[str]]
+) -> Iterator[T]:
+    """Yield `start(batch)` for each batch, calling it for `LOOK_AHEAD` batches in advance."""
+    started: deque[T] = deque()
+    for batch in batches:
+        started.append(start(batch))
+        if len(started) > LOOK_AHEAD:
+            yield started.popleft()
+    while started:
+        yield started.popleft()
+
+
+@contextmanager
+def cancelled_on_exit(pool: Executor) -> Iterator[Executor]:
+    """Cancel the tasks that have not started and wait for the workers to end."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_loader: ImageLoader | None = None
+
+
+def set_up_worker(loader: ImageLoader) -> None:
+    """Initialize a worker process, which keeps the loader and the zip archives it has opened."""
+    global _worker_loader
+    _worker_loader = loader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def load_in_worker(file_names: Sequence[str]) -> LoadedImages:
+    """Load images in a worker process."""
+    assert _worker_loader is not None
+    return _worker_loader.load_all(file_names)
+
+
+def _exit_with_parent() -> None:
+    """End this worker process when its parent has ended, for whatever reason."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
