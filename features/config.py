@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from ..pipeline.stage.options import DatasetConfig, option
+from .reading.views import VIEWS
 
-MAX_VIEWS = 6  # the number of views in features/reading/transform.py
+MAX_VIEWS = len(VIEWS)
 
 
 def device_option() -> str:
@@ -35,9 +36,11 @@ class FeaturesConfig(DatasetConfig):
         "resnet50", "Name of any torchvision classification network.", group="Model"
     )
     weights: str = option(
-        "IMAGENET1K_V1",
-        "Pretrained weights: a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), caffe, or "
-        "a .pth or .safetensors file.",
+        "auto",
+        "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
+        "caffe, or a .pth or .safetensors file. auto keeps the weights of existing features, then "
+        "prefers cached weights, then downloads IMAGENET1K_V1, or the Caffe weights for resnet50 "
+        "if torchvision's hub cannot be reached.",
         group="Model",
     )
     image_size: int | None = option(

@@ -23,7 +23,8 @@ ORDER = {
         "prepare download",
     ],
     "features": [
-        "config shards device reading",
+        "shards device reading",
+        "config",
         "grids encoders",
         "layout store plan",
         "manifest runner",

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import resnet50
 
 from showtell.features import device, plan, runner
 from showtell.features import extract as stage
 from showtell.features.config import FeaturesConfig
+from showtell.features.encoders import hub, torchvision_models
+from showtell.features.encoders.torchvision_models import TorchvisionModels
 from showtell.features.extract import extract
 from showtell.features.grids import grid_name
 from showtell.features.layout import features_dir
@@ -592,6 +595,62 @@ def test_unknown_network_leaves_no_folder(tmp_path, network, change, error, mess
     with pytest.raises(error, match=message):
         extract(replace(config, **change))
     assert not (config.dataset_dir / "features").exists()
+
+
+def test_auto_weights_keep_those_of_existing_features(tmp_path, network, monkeypatch):
+    auto = replace(make_dataset(tmp_path), encoder="resnet50", weights="auto")
+    monkeypatch.setattr(TorchvisionModels, "choose_auto", lambda *_: "caffe")
+    manifest = extract(auto)
+    assert features_dir(replace(auto, weights="caffe")).name == "resnet50-caffe"
+    assert [path.name for path in features_dir(auto).parent.iterdir()] == ["resnet50-caffe"]
+    assert manifest.config["weights"] == manifest.details["weights"] == "caffe"
+
+    monkeypatch.setattr(TorchvisionModels, "choose_auto", lambda *_: pytest.fail("chose again"))
+    assert extract(auto) == manifest
+    Image.new("RGB", (9, 9), "red").save(image_path(auto, 3))
+    assert extract(auto).details["num_computed"] == SHARD_SIZE
+    extract(replace(auto, weights="IMAGENET1K_V1"))
+    assert extract(auto).config["weights"] == "IMAGENET1K_V1"  # preferred if there are both
+
+
+def test_auto_weights_are_not_downloaded_for_missing_images(tmp_path, monkeypatch):
+    config = replace(make_dataset(tmp_path), weights="auto")
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(TorchvisionModels, "choose_auto", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(DatasetError, match="none of the 22 images can be read"):
+        extract(config)
+
+
+def test_features_without_the_hub_use_the_caffe_weights_without_an_error(
+    tmp_path, checkpoints, monkeypatch, showtell
+):
+    make_dataset(tmp_path, count=3)
+    state = {name: values.numpy() for name, values in resnet50().state_dict().items()}
+    monkeypatch.setattr(torchvision_models, "load_caffe_resnet50", lambda _: (state, "5" * 64))
+    command = ("features", "--data", tmp_path, "--dataset", "tiny", "--image-size", 64)
+    status, output = showtell(*command)
+    assert status == 0
+    assert output.startswith("torchvision's hub cannot be reached (")
+    assert "error:" not in output and "warning:" not in output
+    directory = tmp_path / "tiny/features/resnet50-caffe-64"
+    backbone = FeatureStore.load(directory).backbone
+    assert (backbone["weights"], backbone["weights_sha256"]) == ("caffe", "5" * 64)
+
+    monkeypatch.setattr(hub, "download", lambda _: pytest.fail("used the network"))
+    status, output = showtell(*command)
+    assert status == 0
+    assert output.startswith(f"features: {directory} is up to date")
+
+
+def test_explicit_weights_without_the_hub_end_with_status_3(tmp_path, checkpoints, showtell):
+    make_dataset(tmp_path, count=3)
+    command = ("features", "--data", tmp_path, "--dataset", "tiny")
+    status, output = showtell(*command, "--weights", "IMAGENET1K_V1")
+    assert status == 3
+    assert "error: resnet50-00000000.pth cannot be downloaded from torchvision's hub" in output
+    status, output = showtell(*command, "--encoder", "resnet18")
+    assert status == 3
+    assert "error: resnet18-00000000.pth cannot be downloaded" in output
 
 
 @pytest.mark.parametrize("format", ["hdf5", "parquet"])
