@@ -24,7 +24,6 @@ from showtell.pipeline.stage.errors import (
     DatasetError,
     MismatchError,
     MissingArtifactError,
-    WeightsError,
 )
 from showtell.serving import captioner as captioner_module
 from showtell.serving.captioner import Captioner, caption_files, find_images, load
@@ -407,5 +406,5 @@ def test_other_weights_than_those_of_the_run_are_refused(run_dir, tmp_path) -> N
 
 def test_weights_that_are_gone_are_named(run_dir, tmp_path) -> None:
     change_backbone(run_dir, weights=str(tmp_path / "gone.pth"))
-    with pytest.raises(WeightsError, match=r"gone\.pth"):
+    with pytest.raises(MissingArtifactError, match=r"gone\.pth does not exist\. Give --weights"):
         load(run_dir, device="cpu")
