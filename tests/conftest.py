@@ -1,8 +1,8 @@
-"""What several test modules need: the command line in this process, and a tiny prepared dataset."""
+"""Shared fixtures: the command line run in this process, and a tiny prepared dataset."""
 
 import os
 
-# Two threads of two test processes on two cores would only wait for each other.
+# Several test processes with several threads each would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture
 def showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """Run `showtell ARGS…` as its console script does; returns the exit status and all output."""
+    """Run `showtell ARGS…` like its console script; returns the exit status and all output."""
 
     def run(*args: object) -> tuple[int, str]:
         from showtell.cli import main
@@ -43,7 +43,7 @@ def showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory) -> Path:
-    """A ResNet-18 that has learned nothing: its features still tell pictures apart."""
+    """A file of random ResNet-18 weights; even their features tell images apart."""
     import torch
     from torchvision.models import resnet18
 
@@ -55,7 +55,7 @@ def random_weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_scenes(tmp_path_factory, random_weights) -> Path:
-    """A data folder with a few drawn scenes, prepared and with features; copy it to change it."""
+    """A data folder with a few drawn scenes, prepared, with features. Copy it before writing."""
     from showtell.features.config import FeaturesConfig
     from showtell.features.extract import extract
     from showtell.pipeline.config import PrepareConfig
@@ -80,7 +80,7 @@ def prepared_scenes(tmp_path_factory, random_weights) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_grids(prepared_scenes, random_weights, tmp_path_factory) -> Path:
-    """The same with two views of each picture and their grids, 2×2; copy it to change it."""
+    """The same with two views of each image and 2×2 grids. Copy it before writing."""
     from showtell.features.config import FeaturesConfig
     from showtell.features.extract import extract
 
@@ -104,9 +104,9 @@ def scenes(prepared_scenes, tmp_path) -> Path:
 
 @pytest.fixture
 def scorers(monkeypatch) -> list[Any]:
-    """Official scorers that `eval` makes, in order; they run no Java, which takes seconds.
+    """Replace the official scorers, whose Java takes seconds; lists those that `eval` creates.
 
-    Each remembers the references that it was given.
+    Each keeps the references that it was given.
     """
     import numpy as np
 
@@ -143,17 +143,17 @@ def scorers(monkeypatch) -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def look_closer() -> Callable[[Path], None]:
-    """Let run `r` make much of the little by which a network that has learned nothing differs.
+def amplify_image() -> Callable[[Path], None]:
+    """Scale up how much run `r` depends on the image.
 
-    Without it every picture would get the same caption.
+    With a random encoder all images would otherwise get the same caption.
     """
     from safetensors.torch import load_file, save_file
 
     def amplify(data: Path, times: float = 50.0) -> None:
         path = data / "runs/r/best.safetensors"
         tensors = load_file(path)
-        tensors["image_proj.weight"] *= times  # of differences from the mean image
+        tensors["image_proj.weight"] *= times  # it multiplies differences from the mean image
         save_file(tensors, path)
 
     return amplify
@@ -161,7 +161,7 @@ def look_closer() -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def random_decoder() -> Callable[..., "Decoder"]:
-    """Make a small decoder whose words differ enough in probability to have a best caption."""
+    """Make a small decoder with clearly different word probabilities."""
     import torch
 
     from showtell.model.decoders.base import Decoder
@@ -181,7 +181,7 @@ def random_decoder() -> Callable[..., "Decoder"]:
 
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
-    """The real photographs beside the repository; the test is skipped where they are not."""
+    """Real photographs beside the repository; the test is skipped if they are missing."""
     path = SHARED / "flickr8k"
     if not path.exists():
         pytest.skip("no ../shared/flickr8k")

@@ -1,4 +1,4 @@
-"""The whole: every command through the real command line, on drawn scenes and on bad input."""
+"""The whole pipeline through the real command line, on drawn scenes and on bad input."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def extract_options(random_weights: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def own_photographs(tmp_path, prepared_scenes) -> Path:
-    """A folder with six pictures and a table, as a user would bring it."""
+    """A user's folder: six images and a table of captions."""
     folder = tmp_path / "photos"
     (folder / "pictures").mkdir(parents=True)
     rows = ["file_name,caption,split"]
@@ -34,7 +34,7 @@ def own_photographs(tmp_path, prepared_scenes) -> Path:
     return folder
 
 
-def test_every_stage_from_drawing_to_captions(showtell, tmp_path, random_weights) -> None:
+def test_all_stages_from_drawing_to_captions(showtell, tmp_path, random_weights) -> None:
     data = tmp_path / "data"
     common = ("--data", data)
     for arguments in (
@@ -46,7 +46,7 @@ def test_every_stage_from_drawing_to_captions(showtell, tmp_path, random_weights
     ):
         status, output = showtell(*arguments)
         assert status == 0, output
-    # What design and README promise to other programs.
+    # Files and fields that other programs rely on.
     eval_dir = data / "runs/whole/eval/test-beam5"
     metrics = json.loads((eval_dir / "metrics.json").read_text())
     captions = json.loads((eval_dir / "captions.json").read_text())
@@ -76,7 +76,7 @@ def test_every_stage_from_drawing_to_captions(showtell, tmp_path, random_weights
     assert output.count("done") >= 5 and "missing" not in output
 
 
-def test_own_folder_with_a_table_becomes_a_model(
+def test_own_images_with_a_table_become_a_model(
     showtell, tmp_path, own_photographs, random_weights
 ) -> None:
     data = tmp_path / "data"
@@ -95,7 +95,7 @@ def test_own_folder_with_a_table_becomes_a_model(
     assert json.loads(metrics.read_text())["num_images"] == 2
 
 
-def test_unreadable_image_is_skipped_and_the_rest_goes_on(
+def test_unreadable_image_is_skipped_by_every_stage(
     showtell, tmp_path, own_photographs, random_weights
 ) -> None:
     data, pictures = tmp_path / "data", sorted((own_photographs / "pictures").iterdir())
@@ -108,7 +108,7 @@ def test_unreadable_image_is_skipped_and_the_rest_goes_on(
     skipped = json.loads((folder / "manifest.json").read_text())["skipped"]
     assert [Path(name).name for name, _ in skipped] == [pictures[1].name]
     assert showtell("train", *TRAIN, *common)[0] == 0
-    # An image to be captioned is no different: the others get their captions.
+    # `caption` skips it too, and captions the others.
     status, output = showtell("caption", *pictures[:3], "--data", data)
     assert status == 1
     assert f"error: {pictures[1]} is not a readable image" in output
@@ -144,7 +144,7 @@ BAD_COMMANDS = [
     BAD_COMMANDS,
     ids=lambda a: " ".join(map(str, a)) if isinstance(a, tuple) else None,
 )
-def test_bad_input_gets_one_line_and_an_exit_status(
+def test_bad_input_gives_one_line_and_an_exit_status(
     showtell, tmp_path, scenes, arguments: tuple[object, ...], expected: str
 ) -> None:
     (tmp_path / "a-file").write_text("not a folder")
@@ -161,7 +161,7 @@ def test_bad_input_gets_one_line_and_an_exit_status(
     assert [path for path in before if not path.exists()] == []
 
 
-def test_vocabulary_that_does_not_match_the_run_is_refused(showtell, scenes) -> None:
+def test_eval_refuses_another_vocabulary(showtell, scenes) -> None:
     assert showtell("train", "--dataset", "scenes", *TRAIN, "--data", scenes)[0] == 0
     assert showtell("prepare", "--dataset", "scenes", "--vocab-size", 9, "--data", scenes)[0] == 0
     status, output = showtell("eval", "--data", scenes)
@@ -169,13 +169,13 @@ def test_vocabulary_that_does_not_match_the_run_is_refused(showtell, scenes) -> 
     assert re.search(r"vocab\.json has 13 words .* the run scenes-gru was trained with", output)
 
 
-def test_features_of_other_weights_are_refused(showtell, scenes, tmp_path) -> None:
+def test_eval_refuses_features_of_other_weights(showtell, scenes, tmp_path) -> None:
     import torch
     from torchvision.models import resnet18
 
     assert showtell("train", "--dataset", "scenes", *TRAIN, "--data", scenes)[0] == 0
     torch.manual_seed(1)
-    other = tmp_path / "random.pth"  # of the same name, so that it takes the same folder
+    other = tmp_path / "random.pth"  # the same file name, so that the same features folder is used
     torch.save(resnet18().state_dict(), other)
     assert showtell(
         "features", "--dataset", "scenes", *extract_options(other), "--data", scenes

@@ -39,12 +39,12 @@ TABLE = "scenes/raw/captions.csv"
 
 
 @pytest.fixture(scope="module")
-def trained(prepared_scenes, look_closer, tmp_path_factory) -> Path:
+def trained(prepared_scenes, amplify_image, tmp_path_factory) -> Path:
     """A data folder with a run `r` that writes different captions for different pictures."""
     data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("trained") / "data"))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
     train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
-    look_closer(data)
+    amplify_image(data)
     return data
 
 

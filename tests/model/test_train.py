@@ -68,11 +68,11 @@ def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
         caption_loss(decoder, batch).backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
         optimizer.step()
-    # What stays is what the image and the words before leave open: captions of one image differ.
+    # Some loss remains, because captions of the same image differ.
     assert caption_loss(decoder, batch).item() < before / 4
 
 
-def test_validation_by_a_wide_beam_takes_a_few_images_at_a_time(scenes, monkeypatch) -> None:
+def test_validation_with_a_wide_beam_uses_small_batches(scenes, monkeypatch) -> None:
     monkeypatch.setattr(decoding, "MAX_ROWS", 12)
     sizes, look = [], ShowTell.init_state
     monkeypatch.setattr(
@@ -82,7 +82,7 @@ def test_validation_by_a_wide_beam_takes_a_few_images_at_a_time(scenes, monkeypa
     assert sizes == [3, 2]
 
 
-def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
+def test_train_lowers_the_loss_and_writes_a_run(scenes) -> None:
     manifest = train(tiny_config(scenes, epochs=8, learning_rate=1e-2))
     run_dir = scenes / "runs" / "r"
     records = metrics_of(scenes, "r")
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_writes_a_run(scenes) -> None:
     ],
     ids=str,
 )
-def test_stopped_and_resumed_run_equals_one_never_stopped(
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     grid_scenes, monkeypatch, options: dict[str, object]
 ) -> None:
     scenes, options = grid_scenes, {"dropout": 0.3} | options
@@ -122,7 +122,7 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(
         nonlocal calls
         calls += 1
         if calls == next_stop:
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C in the middle of a step
+            signal.raise_signal(signal.SIGINT)  # like Ctrl-C in the middle of a step
         return real_clip(*args)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_that_is_interrupted)
@@ -134,10 +134,10 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(
     with pytest.raises(StoppedError, match="at step 16"):
         train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
     next_stop = -1
-    torch.manual_seed(999)  # whatever came before the resumption must not matter
+    torch.manual_seed(999)  # the random state before resuming must not matter
     train(TrainConfig(data=scenes, dataset="scenes", run="r", resume=True))
     assert_same_weights(scenes, "r", "whole")
-    # Loss and reward are means of the steps since the record before, or since the resumption.
+    # Loss and reward are means over the steps since the last record, or since resuming.
     without_time = [
         [
             {k: v for k, v in record.items() if "second" not in k and k not in ("loss", "reward")}
@@ -148,13 +148,13 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(
     assert without_time[0] == without_time[1]
 
 
-def test_kept_weights_are_the_running_mean(scenes, monkeypatch) -> None:
+def test_ema_keeps_the_running_mean_of_the_weights(scenes, monkeypatch) -> None:
     train(tiny_config(scenes, epochs=1, ema=0.8))
     weights, kept = weights_of(scenes, "r"), weights_of(scenes, "r", "best")
     for name, value in kept.items():
         assert torch.equal(value, weights[f"average.module.{name}"])
     assert not torch.equal(kept["output_bias"], weights["model.output_bias"])
-    # A mean that forgets at once is the weights themselves.
+    # With a decay near 0 the mean equals the weights.
     train(replace(tiny_config(scenes, epochs=1, ema=1e-12), run="forgets"))
     train(replace(tiny_config(scenes, epochs=1), run="plain"))
     plain = weights_of(scenes, "plain", "best")
@@ -162,7 +162,7 @@ def test_kept_weights_are_the_running_mean(scenes, monkeypatch) -> None:
         torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-7)
 
 
-def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, scenes) -> None:
+def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     train(tiny_config(scenes, cell="lstm", learning_rate=1e-2))
     common = ("train", "--data", scenes, "--init", "r", "--scst", "--epochs", 1)
     status, output = showtell(*common, "--learning-rate", 1e-9, "--weight-decay", 0)
@@ -170,7 +170,7 @@ def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, s
     config = json.loads((scenes / "runs/r-scst/config.json").read_text())
     assert config["decoder"]["cell"] == "lstm" and config["decoder"]["hidden_size"] == 16
     before = weights_of(scenes, "r", "best")
-    for name, value in weights_of(scenes, "r-scst", "best").items():  # at no learning rate
+    for name, value in weights_of(scenes, "r-scst", "best").items():  # the learning rate is near 0
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
     assert default_run_name(tiny_config(scenes, init="r")) == "r-tuned"
     assert default_run_name(tiny_config(scenes)) == "scenes-gru"
@@ -185,7 +185,7 @@ def test_self_critical_run_starts_from_another_and_is_named_after_it(showtell, s
     assert not (scenes / "runs/x/config.json").exists()
 
 
-def test_run_does_not_start_from_one_of_another_vocabulary(scenes) -> None:
+def test_init_with_another_vocabulary_is_refused(scenes) -> None:
     from showtell.pipeline.prepare import prepare
 
     train(tiny_config(scenes, epochs=1))
@@ -194,7 +194,7 @@ def test_run_does_not_start_from_one_of_another_vocabulary(scenes) -> None:
         train(replace(tiny_config(scenes, init="r"), run="s"))
 
 
-def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> None:
+def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
     command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
     for options, what, views in (
         ({"attention": "soft"}, "has no grids, which --attention soft needs", 1),
@@ -207,16 +207,18 @@ def test_what_is_not_cached_is_named_with_the_command(scenes, grid_scenes) -> No
         train(tiny_config(grid_scenes, views=3))
 
 
-def test_views_are_trained_on_and_all_of_them_by_default(grid_scenes) -> None:
+def test_all_cached_views_are_used_by_default(grid_scenes) -> None:
     for run, views in (("one", 1), ("two", 2), ("all", None)):
         train(replace(tiny_config(grid_scenes, epochs=1, views=views), run=run))
     assert_same_weights(grid_scenes, "two", "all")
     one, two = (weights_of(grid_scenes, run, "best") for run in ("one", "two"))
-    assert torch.equal(one["feature_mean"], two["feature_mean"])  # of the pictures themselves
+    assert torch.equal(
+        one["feature_mean"], two["feature_mean"]
+    )  # computed from the plain view in both
     assert not torch.equal(one["image.weight"], two["image.weight"])
 
 
-def test_words_start_from_pretrained_vectors(scenes, capsys) -> None:
+def test_word_vectors_initialise_the_embedding(scenes, capsys) -> None:
     from showtell.pipeline.text.vocab import Vocab
 
     vocab = Vocab.read(scenes / "scenes/captions/vocab.json")
@@ -259,7 +261,7 @@ def test_killed_run_resumes_from_its_last_checkpoint(scenes, monkeypatch) -> Non
     assert len([record for record in metrics_of(scenes, "r") if "val_CIDEr" in record]) == 3
 
 
-def test_features_are_centered_on_the_train_images_alone(scenes) -> None:
+def test_features_are_centred_on_the_train_images_only(scenes) -> None:
     train(tiny_config(scenes, epochs=1))
     data = load_training_data(tiny_config(scenes))
     rows = data.store.rows(sorted(set(data.captions.image_ids.tolist())))
@@ -268,7 +270,7 @@ def test_features_are_centered_on_the_train_images_alone(scenes) -> None:
     torch.testing.assert_close(weights_of(scenes, "r", "best")["feature_mean"], expected)
 
 
-def test_same_seed_gives_the_same_run_and_another_seed_another(scenes) -> None:
+def test_seed_determines_the_run(scenes) -> None:
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(replace(tiny_config(scenes, epochs=1), run=run, seed=seed))
     assert_same_weights(scenes, "a", "b")
@@ -317,7 +319,7 @@ def test_run_is_never_overwritten_by_another(scenes) -> None:
     assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
 
 
-def test_finished_run_needs_no_checkpoint_and_misses_its_weights(scenes, capsys) -> None:
+def test_finished_run_needs_its_weights_but_no_checkpoint(scenes, capsys) -> None:
     train(tiny_config(scenes, epochs=1))
     run_dir = scenes / "runs" / "r"
     (run_dir / "last.safetensors").unlink()
@@ -330,7 +332,7 @@ def test_finished_run_needs_no_checkpoint_and_misses_its_weights(scenes, capsys)
         train(tiny_config(scenes, epochs=1))
 
 
-def test_option_given_at_its_default_is_not_ignored_on_resume(showtell, scenes) -> None:
+def test_resume_checks_options_given_at_their_default(showtell, scenes) -> None:
     train(tiny_config(scenes, epochs=1, cell="lstm"))
     common = ("train", "--dataset", "scenes", "--run", "r", "--resume", "--data", scenes)
     assert showtell(*common)[0] == 0
@@ -338,9 +340,7 @@ def test_option_given_at_its_default_is_not_ignored_on_resume(showtell, scenes) 
     assert status == 1 and "started with cell lstm, got gru" in output
 
 
-def test_train_images_without_features_are_counted_and_all_of_them_refused(
-    scenes, monkeypatch, capsys
-) -> None:
+def test_missing_train_features_are_counted_or_refused(scenes, monkeypatch, capsys) -> None:
     from showtell.features.store import FeatureStore
 
     real_has = FeatureStore.has
@@ -359,7 +359,7 @@ def test_train_images_without_features_are_counted_and_all_of_them_refused(
         train(replace(tiny_config(scenes), run="other"))
 
 
-def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
+def test_resume_with_another_vocabulary_is_refused(scenes) -> None:
     from showtell.pipeline.prepare import prepare
 
     train(tiny_config(scenes, epochs=1))
@@ -368,42 +368,42 @@ def test_run_does_not_go_on_with_another_vocabulary(scenes) -> None:
         train(tiny_config(scenes, epochs=1))
 
 
-def test_training_stops_when_patience_is_out(scenes, monkeypatch) -> None:
+def test_patience_stops_the_training(scenes, monkeypatch) -> None:
     caption = "a red square above a blue star"
     monkeypatch.setattr(Trainer, "decode_validation", lambda self: [caption] * 10)
     manifest = train(tiny_config(scenes, epochs=10, patience=2))
-    # All epochs score the same, so that the first stays the best.
+    # All epochs score the same, so the first stays the best.
     assert manifest.counts["num_epochs"] == 3
 
 
-def test_while_nothing_scores_the_latest_weights_are_kept(scenes, monkeypatch, capsys) -> None:
+def test_latest_weights_are_kept_while_every_score_is_0(scenes, monkeypatch, capsys) -> None:
     monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
     manifest = train(tiny_config(scenes, epochs=4, patience=2))
     assert manifest.counts["num_epochs"] == manifest.counts["best_epoch"] == 4
     assert "no val caption has scored in CIDEr" in capsys.readouterr().err
 
 
-def test_few_steps_are_warned_of_and_no_loss_is_shown_before_there_is_one(scenes, capsys) -> None:
+def test_short_run_warns_and_shows_no_loss_before_the_first(scenes, capsys) -> None:
     train(tiny_config(scenes, epochs=1))
     captured = capsys.readouterr()
     assert "warning: 13 steps in all are few. A smaller --batch-size" in captured.err
     assert "nan" not in captured.out
 
 
-def test_monitor_chooses_the_score_that_picks_the_best_epoch(scenes) -> None:
+def test_monitor_picks_the_best_epoch(scenes) -> None:
     manifest = train(tiny_config(scenes, epochs=3, monitor="Bleu_4", learning_rate=1e-2))
     scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
     assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
 
 
-def test_one_val_image_whose_cider_is_always_0_is_judged_by_bleu(scenes, capsys) -> None:
+def test_single_val_image_is_monitored_by_bleu(scenes, capsys) -> None:
     manifest = train(tiny_config(scenes, epochs=3, val_images=1, learning_rate=1e-2))
     scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
     assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
     assert "one val image" in " ".join(capsys.readouterr().err.split())
 
 
-def test_clipped_gradients_are_clipped_after_backward(scenes, monkeypatch) -> None:
+def test_gradients_are_clipped_after_the_backward_pass(scenes, monkeypatch) -> None:
     norms = []
     real_clip = torch.nn.utils.clip_grad_norm_
 
@@ -418,7 +418,7 @@ def test_clipped_gradients_are_clipped_after_backward(scenes, monkeypatch) -> No
     assert norms and all(before > 0.01 and after <= 0.0101 for before, after in norms)
 
 
-def test_loss_that_is_not_finite_ends_the_run_with_advice(scenes, monkeypatch) -> None:
+def test_non_finite_loss_ends_the_run_with_advice(scenes, monkeypatch) -> None:
     monkeypatch.setattr(train_module, "LOG_EVERY_STEPS", 1)
     monkeypatch.setattr(
         train_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
@@ -427,7 +427,7 @@ def test_loss_that_is_not_finite_ends_the_run_with_advice(scenes, monkeypatch) -
         train(tiny_config(scenes))
 
 
-def test_training_without_prepare_or_features_names_the_command(tmp_path, scenes) -> None:
+def test_missing_earlier_stage_names_the_command(tmp_path, scenes) -> None:
     with pytest.raises(MissingArtifactError, match="showtell prepare --dataset scenes"):
         train(tiny_config(tmp_path / "nothing"))
     shutil.rmtree(scenes / "scenes" / "features")
@@ -440,7 +440,7 @@ def test_resume_without_a_run_is_refused(scenes) -> None:
         train(tiny_config(scenes, resume=True))
 
 
-def test_run_without_its_checkpoint_names_the_ways_out(scenes) -> None:
+def test_missing_checkpoint_names_what_to_do(scenes) -> None:
     train(tiny_config(scenes))
     for name in ("last.safetensors", "manifest.json"):
         (scenes / "runs/r" / name).unlink()
@@ -458,8 +458,8 @@ def test_run_of_another_version_is_not_resumed(scenes) -> None:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_bf16_on_any_cpu_trains(scenes, cell: str) -> None:
-    """Begun on a CPU that multiplies bf16, a run may go on where oneDNN's LSTM cannot."""
+def test_bf16_trains_on_any_cpu(scenes, cell: str) -> None:
+    """A run started with bf16 may be resumed on a CPU whose LSTM does not support it."""
     train(tiny_config(scenes, precision="bf16", cell=cell, epochs=1))
     assert np.isfinite(metrics_of(scenes, "r")[-2]["loss"])
 

@@ -32,7 +32,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 @pytest.fixture(scope="module")
-def data(prepared_scenes, look_closer, random_weights, tmp_path_factory) -> Path:
+def data(prepared_scenes, amplify_image, random_weights, tmp_path_factory) -> Path:
     """A data folder with a run `r` that writes different captions for different pictures.
 
     All in float32, so that a picture's features do not depend on the others in its batch.
@@ -42,7 +42,7 @@ def data(prepared_scenes, look_closer, random_weights, tmp_path_factory) -> Path
     extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **options))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
     train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
-    look_closer(data)
+    amplify_image(data)
     return data
 
 

@@ -264,7 +264,7 @@ def test_prepare_runs_again_with_a_changed_tokenizer(scenes) -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "bert"])
 def test_run_with_pieces_generates_captions_without_markers(
-    scenes, scorers, look_closer, kind
+    scenes, scorers, amplify_image, kind
 ) -> None:
     from showtell.model import evaluate as evaluate_stage
     from showtell.model.runs.run import load_run
@@ -273,7 +273,7 @@ def test_run_with_pieces_generates_captions_without_markers(
     config = prepare_scenes(scenes, kind)
     sizes = {"hidden_size": 48, "embed_size": 48, "batch_size": 16, "epochs": 6, "dropout": 0.0}
     train(TrainConfig(data=scenes, dataset="scenes", run="r", learning_rate=2e-2, **sizes))
-    look_closer(scenes, 20.0)
+    amplify_image(scenes, 20.0)
     evaluate_stage.evaluate(EvalConfig(data=scenes, run="r", split="train", max_length=60))
     entries = json.loads((scenes / "runs/r/eval/train-beam3-max60/captions.json").read_text())
     captions = [entry["caption"] for entry in entries]
