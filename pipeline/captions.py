@@ -45,9 +45,6 @@ class ImageTable:
     file_names: list[str]
     splits: list[str]
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
     def select(self, split: str) -> Ints:
         """Return the ids of the images in `split`: (n,) int64; empty if there are none."""
         selected: Ints = self.image_ids[[name == split for name in self.splits]]
@@ -176,7 +173,7 @@ def read_references(
     if missing := [image_id for image_id, texts in references.items() if not texts]:
         raise MismatchError(
             f"{path} has no captions for {len(missing):,} of {len(wanted):,} images "
-            f"(image_id {missing[0]}). {_fix(path)}"
+            f"(image_id {missing[0]}). {_how_to_fix(path)}"
         )
     return references
 
@@ -193,12 +190,14 @@ def _read_table(path: Path, columns: list[str]) -> Any:
         table = pq.read_table(path, columns=columns, partitioning=None)
         return table.select(columns).combine_chunks()
     except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. {_fix(path)}") from None
+        raise MissingArtifactError(f"{path} does not exist. {_how_to_fix(path)}") from None
     except (pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise MismatchError(f"{path} cannot be read ({reason}). Delete it. {_fix(path)}") from None
+        raise MismatchError(
+            f"{path} cannot be read ({reason}). Delete it. {_how_to_fix(path)}"
+        ) from None
 
 
-def _fix(path: Path) -> str:
+def _how_to_fix(path: Path) -> str:
     """Return the sentence that names the command which writes `path`."""
     return f"Run 'showtell prepare --dataset {path.absolute().parent.parent.name}'."

@@ -72,8 +72,8 @@ def fetch(
         url: address of the archive.
         archive: expected size and checksum.
         target: path of the complete, verified file.
-        retries: number of consecutive attempts without a new byte, after the first failure, before
-            giving up.
+        retries: attempts after the first failed one, before giving up. An attempt that receives
+            bytes starts the count again.
         sleep: replaces `time.sleep` in tests.
 
     Raises:

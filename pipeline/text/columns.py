@@ -97,6 +97,7 @@ def tokenize_all(captions: pa.Array) -> TokenizedCaptions:
     all_words = [*(words or [] for words in words_of_chunk), *words_of_whole]
     index_of = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(all_words)))}
     rows = [[index_of[word] for word in words] for words in all_words]
+    # Join the chunks of each caption, then replace the captions that were tokenized whole.
     by_chunk = _take_rows(rows, chunks)
     by_caption = pa.ListArray.from_arrays(
         by_chunk.offsets.take(pa.array(chunk_offsets)), by_chunk.values

@@ -19,7 +19,7 @@ Known differences from pycocoevalcap:
 - A line break within a caption (\r, \v, \f, U+0085, U+2028, U+2029) is a space here. In Java it
   shifts every later caption by one line.
 - A URL whose host or path is a single character beyond U+FFFF is a URL in Java only.
-- Java accepts a long s and a Kelvin sign as s and k. Here compounds such as "x-U.S.-U.K." do not.
+- Java accepts a long s and a Kelvin sign as s and k everywhere; here not in "x-U.S.-U.K.".
 - Letters newer than Unicode 14 are letters here if Python knows them. Java deletes them.
 
 Source: Marcus et al. 1993, Penn Treebank; the rules of Stanford CoreNLP 3.4.1, PTBLexer.
@@ -313,7 +313,7 @@ def _lex(text: str, following: str = _NEXT_CAPTION) -> list[str]:
     """Split `text` into tokens by the rules.
 
     Args:
-        text: to be tokenized.
+        text: the text to tokenize.
         following: text after it, which serves as context only.
 
     Returns:

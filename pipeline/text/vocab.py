@@ -139,7 +139,7 @@ def build_vocab(
     min_count: int | None = None,
     vocab_size: int | None = None,
 ) -> Vocab:
-    """Build a vocabulary of the most frequent words, in order of frequency, then of the alphabet.
+    """Build a vocabulary of the most frequent words, ordered by frequency, then alphabetically.
 
     Args:
         counts: word → occurrences in the captions of the train split only.
