@@ -10,10 +10,9 @@ It writes `images.parquet` and `captions.parquet` (see `captions.py`), `vocab.js
     seconds       part of the stage → seconds
 """
 
-import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -84,7 +83,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
-    with locked(directory), garbage_collection_disabled():
+    with locked(directory):
         if done := up_to_date(config):
             print_note(f"prepare: {directory} is up to date")
             return done
@@ -102,18 +101,6 @@ def prepare(config: PrepareConfig) -> Manifest:
         manifest.write(directory)
     _print_summary(manifest, directory)
     return manifest
-
-
-@contextmanager
-def garbage_collection_disabled() -> Iterator[None]:
-    """Disable the garbage collector, which would traverse millions of strings repeatedly."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def up_to_date(config: PrepareConfig) -> Manifest | None:

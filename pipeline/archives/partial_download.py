@@ -13,8 +13,6 @@ from typing import Any
 
 from ..stage.files import file_size, write_json
 
-STATE_FIELDS = ("etag", "last_modified")
-
 
 class PartialDownload:
     """The bytes received so far, and the version of the server's file they belong to.
@@ -64,7 +62,7 @@ class PartialDownload:
     def restart(self, headers: Mapping[str, str]) -> None:
         """Delete the bytes, and record the version of the file that a response announces."""
         self.discard()
-        state = {name: headers.get(name.replace("_", "-")) for name in STATE_FIELDS}
+        state = {"etag": headers.get("etag"), "last_modified": headers.get("last-modified")}
         write_json(self.state_path, state)
 
     def discard(self) -> None:

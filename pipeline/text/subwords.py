@@ -56,7 +56,7 @@ class WordSplitter(dict[str, tuple[str, ...]]):
         return pieces
 
 
-def train_bpe(captions: Sequence[str], num_pieces: int = DEFAULT_NUM_PIECES) -> str:
+def train_bpe(captions: Sequence[str], num_pieces: int) -> str:
     """Train a byte-pair encoding that merges letters within words only.
 
     Args:
