@@ -13,7 +13,7 @@ import torch
 
 from ..model.config import TrainConfig
 from ..model.decoders.config import DecoderConfig
-from ..model.runs.run_log import METRICS_NAME
+from ..model.runs.layout import LOG_NAME
 from ..model.train import Trainer, train
 from ..model.training.data import load_training_data
 from .config import BenchConfig
@@ -116,7 +116,7 @@ def bench_epoch(config: BenchConfig) -> Figures:
 
 def read_validation_seconds(run_dir: Path) -> float:
     """Seconds that the last validation of a run took, by its log."""
-    last = (run_dir / METRICS_NAME).read_text("utf-8").splitlines()[-1]
+    last = (run_dir / LOG_NAME).read_text("utf-8").splitlines()[-1]
     return float(json.loads(last)["val_seconds"])
 
 

@@ -196,7 +196,7 @@ def test_folder_is_captioned_in_order_of_name(showtell, scenes, tmp_path) -> Non
     assert status == 0
     *captioned, aside = [line.split(": ")[0] for line in output.splitlines()]
     assert captioned == [str(folder / name) for name in ("a.jpg", "b.png", "c.png")]
-    assert aside == "the newest run is taken, scenes-gru; --run names another."
+    assert aside == "Using the newest run, scenes-gru; choose another with --run."
 
 
 def test_console_script_runs_from_any_folder(tmp_path) -> None:

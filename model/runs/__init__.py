@@ -1,1 +1,1 @@
-"""A training run on disk: its files, config, checkpoints and log."""
+"""A training run on disk: its folder, config, weights, checkpoint and log."""

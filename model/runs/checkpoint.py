@@ -1,10 +1,14 @@
-"""A run on disk: what it is, its weights, and where its training stands. No pickle anywhere.
+"""Save and load the weights of a run and the state of its training, without pickle.
 
-data/runs/<run>/config.json        `RunConfig`
-data/runs/<run>/vocab.json         the vocabulary it was trained with
-data/runs/<run>/best.safetensors   weights of the best epoch: name → float32 tensor
-data/runs/<run>/last.safetensors   `model.*`, `average.*`, `optimizer.<index>.*`, `rng.*`
-                                   tensors, and the `Progress` as JSON in the file's metadata
+best.safetensors
+    <name>                      weights of the best epoch, float32, named as in `state_dict`
+last.safetensors, what `showtell train --resume` continues from
+    model.<name>                weights, float32
+    average.<name>              running mean of the weights, with --ema
+    optimizer.<index>.<name>    state of the optimizer for each parameter, by the parameter's index
+    rng.cpu, rng.cuda           states of the random generators, uint8
+    metadata "progress"         the fields of `Progress`, as JSON
+    metadata "scaler"           state of the gradient scaler, as JSON
 """
 
 import json
@@ -23,15 +27,15 @@ from .run import read_tensors
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """How far training has come.
 
     Attributes:
-        epoch: epochs finished.
-        batch: batches finished in the epoch after them.
-        step: optimizer steps in all.
+        epoch: finished epochs.
+        batch: finished batches of the current epoch.
+        step: optimizer steps so far.
         best_score: best validation score so far.
-        best_epoch: the epoch that reached it, counted from 1.
-        seconds: wall time spent, before and after every stop.
+        best_epoch: the epoch of the best score, counted from 1.
+        seconds: wall time so far, including that before an interruption.
     """
 
     epoch: int = 0
@@ -43,9 +47,9 @@ class Progress:
 
 
 def save_weights(path: Path, decoder: Decoder) -> None:
-    """Write a decoder's weights, atomically."""
+    """Write a decoder's weights atomically."""
     with atomic_path(path) as partial:
-        save_file({k: v.contiguous() for k, v in decoder.state_dict().items()}, partial)
+        save_file(_contiguous(decoder.state_dict()), partial)
 
 
 def save_checkpoint(
@@ -56,7 +60,7 @@ def save_checkpoint(
     progress: Progress,
     average: torch.nn.Module | None = None,
 ) -> None:
-    """Write all that is needed to go on exactly, in one file, atomically."""
+    """Write everything that is needed to continue training exactly, atomically."""
     tensors = {f"model.{name}": value for name, value in decoder.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
@@ -71,7 +75,7 @@ def save_checkpoint(
             "progress": json.dumps(asdict(progress)),
             "scaler": json.dumps(scaler.state_dict()),
         }
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        save_file(_contiguous(tensors), partial, metadata)
 
 
 def load_checkpoint(
@@ -81,10 +85,10 @@ def load_checkpoint(
     scaler: torch.amp.GradScaler,
     average: torch.nn.Module | None = None,
 ) -> Progress:
-    """Bring decoder, optimizer, scaler and random generators to where `save_checkpoint` left them.
+    """Restore the state that `save_checkpoint` wrote; the arguments are updated in place.
 
     Raises:
-        MissingArtifactError: there is no checkpoint, or it is damaged.
+        MissingArtifactError: the checkpoint is missing, damaged or of another run.
     """
     tensors, metadata = read_tensors(path)
     expected = {f"model.{name}" for name in decoder.state_dict()} | {"rng.cpu"}
@@ -107,10 +111,20 @@ def load_checkpoint(
     device = next(decoder.parameters()).device
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    if scaler_state := json.loads(metadata["scaler"]):  # empty where nothing is scaled
+    if scaler_state := json.loads(metadata["scaler"]):  # empty if the scaler is disabled
         scaler.load_state_dict(scaler_state)
     return Progress(**json.loads(metadata["progress"]))
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors, as safetensors requires."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -1,4 +1,7 @@
-"""A trained run on disk: its `RunConfig`, and how to find and load it by name."""
+"""Find a run by name, and load its config, vocabulary, weights and features.
+
+`config.json` holds the fields of `RunConfig` as a JSON object.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,9 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...features.store import FeatureStore, find_features
-from ...pipeline.stage.console import (
-    print_aside,
-)
+from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
 from ...pipeline.stage.files import write_json
 from ...pipeline.stage.manifest import Manifest
@@ -28,14 +29,15 @@ from .renamed_tensors import with_current_names
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What a run is.
+    """The description of a run.
 
     Attributes:
         dataset: name of the dataset it was trained on.
-        features: folder name of its features, e.g. `resnet50-caffe`.
-        backbone: what made them: encoder, weights, image_size, weights_sha256, transform.
-        vocab_sha256: of its vocabulary's words.
-        decoder: what the decoder is made of.
+        features: folder name of the features it was trained on, such as `resnet50-caffe`.
+        backbone: the network that computed them: encoder, weights, image_size, weights_sha256,
+            transform.
+        vocab_sha256: hash of the vocabulary's words.
+        decoder: sizes and type of the decoder.
         train: the options of `showtell train`.
         inputs: name → sha256 of the files it was trained on.
     """
@@ -53,17 +55,17 @@ class RunConfig:
         write_json(run_dir / CONFIG_NAME, asdict(self))
 
     def train_config(self) -> TrainConfig:
-        """The options of `showtell train`.
+        """Return the options of `showtell train`.
 
         Raises:
-            MismatchError: another version of showtell had other options.
+            MismatchError: the run has options that this version of showtell does not have.
         """
         try:
             return TrainConfig(**self.train)
         except (TypeError, ConfigError) as error:
             raise MismatchError(
-                f"a run of {self.dataset} was begun by another version of showtell ({error}). "
-                f"Go on with that version, or train another run with --run NAME."
+                f"This run of {self.dataset} was started by another version of showtell ({error}). "
+                f"Continue it with that version, or train another run with --run NAME."
             ) from None
 
     @classmethod
@@ -71,7 +73,7 @@ class RunConfig:
         """Read `config.json`.
 
         Raises:
-            MissingArtifactError: there is none, or it cannot be understood.
+            MissingArtifactError: the file is missing or damaged.
         """
         path = run_dir / CONFIG_NAME
         try:
@@ -89,32 +91,42 @@ class RunConfig:
 
 
 def run_names(data: Path, dataset: str | None = None) -> list[str]:
-    """Names of the runs that have weights, of one dataset or of all; the newest last."""
-    found = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
-    runs = [path.parent for path in found]
+    """Return the names of the runs that have weights, oldest first.
+
+    Args:
+        data: root of all files.
+        dataset: if given, only its runs are considered.
+    """
+    weights = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
+    runs = [path.parent for path in weights]
     if dataset is not None:
         runs = [run for run in runs if RunConfig.read(run).dataset == dataset]
     return [run.name for run in runs]
 
 
 def choose_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
-    """As `find_run`; says which run was taken where none is named, and where one is unfinished."""
+    """Find a run as `find_run` does; print which one was chosen and whether it is unfinished."""
     run_dir = find_run(data, run, dataset)
     if run is None:
-        print_aside(f"the newest run is taken, {run_dir.name}; --run names another.")
+        print_aside(f"Using the newest run, {run_dir.name}; choose another with --run.")
     if Manifest.read(run_dir) is None:
         print_aside(
-            f"{run_dir.name} has not come to its end: this is its best epoch so far. 'showtell "
-            f"train --run {run_dir.name} --resume' goes on."
+            f"{run_dir.name} is not finished; using its best epoch so far. Continue it with "
+            f"'showtell train --run {run_dir.name} --resume'."
         )
     return run_dir
 
 
 def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
-    """Folder of a run by name, or of the newest one that has weights, of one dataset or of all.
+    """Find the folder of a run that has weights.
+
+    Args:
+        data: root of all files.
+        run: name of the run; None finds the newest one.
+        dataset: if given, only its runs are considered.
 
     Raises:
-        MissingArtifactError: no such run; the message names those there are.
+        MissingArtifactError: there is no such run; the message lists those there are.
     """
     runs = run_names(data, dataset)
     if run in runs or (run is None and runs):
@@ -122,23 +134,24 @@ def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
     run_dir = data / "runs" / (run or "")
     if (run_dir / LAST_NAME).exists() and not (run_dir / BEST_NAME).exists():
         raise MissingArtifactError(
-            f"{run_dir} was stopped before its first epoch had ended: it has no "
-            f"weights yet. Run 'showtell train --run {run} --resume' first."
+            f"{run_dir} has no weights yet because training stopped before the end of its first "
+            f"epoch. Run 'showtell train --run {run} --resume' first."
         )
-    what = "no run" if run is None else f"no run {run!r}"
-    what += "" if dataset is None else f" of {dataset}"
-    there = f"there are {', '.join(sorted(runs))}" if runs else "there is none"
+    wanted = "no run" if run is None else f"no run {run!r}"
+    wanted += "" if dataset is None else f" of {dataset}"
+    found = f"found: {', '.join(sorted(runs))}" if runs else "found none"
     raise MissingArtifactError(
-        f"{data / 'runs'} has {what} with weights ({there}). Run 'showtell train "
+        f"{data / 'runs'} has {wanted} with weights ({found}). Run 'showtell train "
         f"--dataset {dataset or 'NAME'}' first, or name another folder with --data."
     )
 
 
 def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Decoder]:
-    """Load what a run has learned.
+    """Load a run.
 
     Returns:
-        The run's config, its vocabulary, and its decoder in eval mode on `device`.
+        The run's config, its vocabulary, and its decoder with the weights of the best epoch, in
+        eval mode on `device`.
 
     Raises:
         MissingArtifactError: a file of the run is missing or damaged.
@@ -149,27 +162,32 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Dec
     vocab = Vocab.read(vocab_path)
     if vocab.sha256 != config.vocab_sha256 or len(vocab) != config.decoder.vocab_size:
         raise MismatchError(
-            f"{vocab_path} has {len(vocab):,} words and hash {vocab.sha256[:12]}, the run was "
+            f"{vocab_path} has {len(vocab):,} words and hash {vocab.sha256[:12]}, but the run was "
             f"trained with {config.decoder.vocab_size:,} and {config.vocab_sha256[:12]}. "
-            f"Put the run's own vocabulary back, or train again."
+            f"Restore the run's own vocabulary, or train the run again."
         )
-    with torch.device("meta"):  # no weights are drawn that the run's own replace
+    with torch.device("meta"):  # without random weights, which would be overwritten
         decoder = build_decoder(config.decoder)
     tensors, _ = read_tensors(run_dir / BEST_NAME)
-    expected = {name: value.shape for name, value in decoder.state_dict().items()}
-    got = {name: value.shape for name, value in tensors.items()}
-    if expected != got:
-        name = min(set(expected.items()) ^ set(got.items()))[0]
-        raise MismatchError(
-            f"{run_dir / BEST_NAME}: {name!r} is {got.get(name, 'missing')}, "
-            f"expected {expected.get(name, 'nothing')} by {CONFIG_NAME}. Train the run again."
-        )
+    _check_shapes(run_dir / BEST_NAME, tensors, decoder)
     decoder.load_state_dict(tensors, assign=True)
     return config, vocab, decoder.to(device).eval()
 
 
+def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> None:
+    """Check that the tensors of a weight file are those of the decoder."""
+    expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != got:
+        name = min(set(expected.items()) ^ set(got.items()))[0]
+        raise MismatchError(
+            f"{path}: the shape of {name!r} is {got.get(name, 'missing')}, but {CONFIG_NAME} "
+            f"requires {expected.get(name, 'no such tensor')}. Train the run again."
+        )
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors by name, and its metadata.
+    """Read a safetensors file: its tensors by their current names, and its metadata.
 
     Raises:
         MissingArtifactError: the file is missing or damaged.
@@ -192,16 +210,16 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
     """Load the features a run was trained on.
 
     Raises:
-        MissingArtifactError: they are not there.
-        MismatchError: they were made by another network or with another transform.
+        MissingArtifactError: the features are missing.
+        MismatchError: another network computed them, or another transform.
     """
     store = FeatureStore.load(find_features(data / run.dataset, run.features))
     for name in ("encoder", "weights_sha256", "transform"):
         expected = run.backbone[name]
         if store.backbone.get(name) != expected:
             raise MismatchError(
-                f"{store.directory} has {name} {store.backbone.get(name)!r}, the run was trained "
-                f"on {expected!r}. Run 'showtell features' with the run's options again, or train "
-                f"another run."
+                f"{store.directory} has {name} {store.backbone.get(name)!r}, but the run was "
+                f"trained on {expected!r}. Run 'showtell features' with the run's options again, "
+                f"or train another run."
             )
     return store

@@ -1,4 +1,4 @@
-"""Whether each stage, run and evaluation is done, stale, stopped or missing: `showtell status`."""
+"""The status command: whether each stage, run and evaluation is done, stale or missing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from .layout import BEST_NAME, LAST_NAME
 
 
 def show_status(data: Path) -> None:
-    """Print a line for each stage of each dataset and run under `data`."""
+    """Print one line per stage of each dataset, run and evaluation under `data`."""
     statuses = list(find_stages(data))
     if not statuses:
         print_note(f"{data} holds nothing yet. Begin with 'showtell prepare' or 'make demo'.")
@@ -31,7 +31,7 @@ def show_status(data: Path) -> None:
 
 
 def find_stages(data: Path) -> Iterator[StageStatus]:
-    """Yield the stages under `data` in the order in which data flows."""
+    """Yield the status of every stage under `data`, in the order of the pipeline."""
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
         if dataset.name not in RESERVED and holds_files(dataset):
             yield from dataset_stages(dataset)
@@ -44,28 +44,31 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
 
 
 def _run_status(data: Path, run: Path) -> StageStatus:
+    """Return the status of the training of a run."""
     manifest = Manifest.read(run)
     if is_locked(run):
         return StageStatus("train", run, "running", manifest)
     if manifest is None and (run / LAST_NAME).exists():
-        return StageStatus("train", run, "stopped: --resume goes on", None)
+        return StageStatus("train", run, "stopped: continue with --resume", None)
     return stage_status("train", run, _changed_captions(data, manifest, manifest))
 
 
 def eval_status(data: Path, evaluation: Path) -> StageStatus:
-    """Where one evaluation of a run, or of several together, stands."""
+    """Return the status of an evaluation; it is stale if captions or weights have changed."""
     manifest, changed = Manifest.read(evaluation), list[str]()
     for name, sha256 in manifest.inputs.items() if manifest else ():
-        run, _, file = name.rpartition("/")  # RUN/FILE of an ensemble's members
+        run, _, file = name.rpartition("/")  # RUN/best.safetensors for the members of an ensemble
         if file == BEST_NAME:
             run_dir = data / "runs" / run if run else evaluation.parents[1]
-            changed = changed or _changed_captions(data, manifest, Manifest.read(run_dir))
-            changed += [name] * (hash_if_present(run_dir / file) != sha256)
+            if not changed:
+                changed += _changed_captions(data, manifest, Manifest.read(run_dir))
+            if hash_if_present(run_dir / file) != sha256:
+                changed.append(name)
     return stage_status("eval", evaluation, changed)
 
 
 def _changed_captions(data: Path, manifest: Manifest | None, run: Manifest | None) -> list[str]:
-    """Files of the run's dataset that are no longer those of the manifest."""
+    """Return the files of the run's dataset that have changed since the manifest was written."""
     if manifest is None or run is None:
         return []
     captions = data / run.config["dataset"] / "captions"

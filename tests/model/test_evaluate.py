@@ -264,8 +264,8 @@ def test_run_that_was_not_named_or_has_not_ended_is_told(data, scorers, capsys) 
     (data / "runs/r/manifest.json").unlink()
     evaluate(EvalConfig(data=data))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "the newest run is taken, r; --run names another."
-    assert "'showtell train --run r --resume' goes on" in lines[1]
+    assert lines[0] == "Using the newest run, r; choose another with --run."
+    assert "Continue it with 'showtell train --run r --resume'" in lines[1]
 
 
 def test_newest_run_may_be_asked_for_of_a_dataset(data, scorers) -> None:
@@ -431,7 +431,12 @@ def change_features(data: Path, section: str, name: str, value: object) -> None:
     ("section", "name", "value", "named"),
     [
         ("inputs", "weights", "0" * 64, "has weights_sha256 '000"),
-        ("config", "encoder", "resnet34", "has encoder 'resnet34', the run was trained on 'res"),
+        (
+            "config",
+            "encoder",
+            "resnet34",
+            "has encoder 'resnet34', but the run was trained on",
+        ),
         ("details", "transform", {"crop_size": 64}, "has transform {'crop_size': 64}"),
     ],
 )
@@ -464,7 +469,7 @@ def test_unprepared_dataset_names_the_command(data, scorers) -> None:
 
 
 def test_unknown_run_is_refused(data, scorers) -> None:
-    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
+    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(found: r\)"):
         evaluate(EvalConfig(data=data, run="x"))
 
 

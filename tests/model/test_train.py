@@ -180,7 +180,7 @@ def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     assert "--init r was trained with --cell lstm, got gru. Leave out --cell" in output
     with pytest.raises(MismatchError, match="--init r was trained with --num-layers 1, got 2"):
         train(replace(tiny_config(scenes, init="r", num_layers=2), run="x"))
-    with pytest.raises(MissingArtifactError, match=r"no run 'nosuch' with weights \(there are r"):
+    with pytest.raises(MissingArtifactError, match=r"no run 'nosuch' with weights \(found: r"):
         train(replace(tiny_config(scenes, init="nosuch"), run="x"))
     assert not (scenes / "runs/x/config.json").exists()
 

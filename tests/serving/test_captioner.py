@@ -198,9 +198,9 @@ def test_run_that_uses_grids_needs_a_network_that_has_them(run_dir, monkeypatch)
 
 
 def test_unknown_run_is_refused(data, tmp_path) -> None:
-    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(there are r\)"):
+    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(found: r\)"):
         load("x", data=data)
-    with pytest.raises(MissingArtifactError, match="there is none"):
+    with pytest.raises(MissingArtifactError, match="found none"):
         load(data=tmp_path)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from showtell.model.runs.run_log import METRICS_NAME, RunLog
+from showtell.model.runs.layout import LOG_NAME
+from showtell.model.runs.run_log import RunLog
 
 
 def records_of(run_dir: Path) -> list[dict[str, float]]:
-    lines = (run_dir / METRICS_NAME).read_text("utf-8").splitlines()
+    lines = (run_dir / LOG_NAME).read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -41,7 +42,7 @@ def test_log_is_one_json_object_a_line(tmp_path) -> None:
         {"step": 50, "loss": 3.5, "lr": 1e-3},
         {"step": 57, "epoch": 1, "val_CIDEr": 0.25},
     ]
-    assert (tmp_path / METRICS_NAME).read_text("utf-8").endswith("}\n")
+    assert (tmp_path / LOG_NAME).read_text("utf-8").endswith("}\n")
 
 
 def test_record_can_be_read_while_the_training_goes_on(tmp_path) -> None:
@@ -69,14 +70,14 @@ def test_log_from_the_start_drops_all_there_was(tmp_path) -> None:
         log.write(1, loss=1.0)
     with RunLog(tmp_path, step=0):
         pass
-    assert (tmp_path / METRICS_NAME).read_bytes() == b""
+    assert (tmp_path / LOG_NAME).read_bytes() == b""
 
 
 @pytest.mark.parametrize("unfinished", ['{"st', '{"step": 2, "loss": 0.', '{"step": 2}', "{"])
 def test_line_that_a_power_cut_left_unfinished_is_dropped(tmp_path, unfinished: str) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(1, loss=1.0)
-    with (tmp_path / METRICS_NAME).open("a") as file:
+    with (tmp_path / LOG_NAME).open("a") as file:
         file.write(unfinished)
     with RunLog(tmp_path, step=5) as log:
         log.write(6, loss=6.0)

@@ -1,0 +1,224 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from showtell.model.decoders.base import Decoder
+from showtell.model.decoders.config import DecoderConfig
+from showtell.model.decoders.registry import create_decoder
+from showtell.model.runs.checkpoint import save_weights
+from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from showtell.model.runs.run import RunConfig, find_run, load_run, read_tensors
+from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
+from showtell.pipeline.text.vocab import SPECIALS, Vocab
+
+CPU = torch.device("cpu")
+VOCAB = Vocab((*SPECIALS, "a", "dog", "runs"))
+SMALL = {"feature_dim": 6, "vocab_size": len(VOCAB), "embed_size": 8, "hidden_size": 5}
+
+
+def make_decoder(**options: object) -> Decoder:
+    return create_decoder(DecoderConfig(**({"cell": "gru"} | SMALL | options)))
+
+
+def make_run(run_dir: Path, decoder: Decoder) -> RunConfig:
+    """Write the files that `load_run` needs, as `showtell train` does."""
+    run_dir.mkdir(parents=True)
+    VOCAB.write(run_dir / VOCAB_NAME)
+    save_weights(run_dir / BEST_NAME, decoder)
+    config = RunConfig(
+        dataset="scenes",
+        features="resnet18-random",
+        backbone={"encoder": "resnet18", "transform": {"mean": [0.5, 0.25, 0.125]}},
+        vocab_sha256=VOCAB.sha256,
+        decoder=decoder.config,
+        train={"epochs": 1},
+        inputs={"vocab.json": "ab12"},
+    )
+    config.write(run_dir)
+    return config
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_run_survives_a_round_trip(tmp_path, cell: str, tie_embeddings: bool) -> None:
+    decoder = make_decoder(cell=cell, tie_embeddings=tie_embeddings, num_layers=2)
+    written = make_run(tmp_path / "r", decoder)
+    config, vocab, loaded = load_run(tmp_path / "r", CPU)
+    assert config == written
+    assert vocab.words == VOCAB.words
+    assert not loaded.training
+    assert loaded.config == decoder.config
+    expected = decoder.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, expected[name]), name
+    features, inputs = torch.randn(3, 6), torch.randint(0, len(VOCAB), (3, 4))
+    assert torch.equal(loaded(features, inputs), decoder.eval()(features, inputs))
+
+
+@pytest.mark.parametrize("image_as", ["first-input", "initial-state"])
+def test_loaded_run_keeps_where_the_image_enters(tmp_path, image_as: str) -> None:
+    make_run(tmp_path / "r", make_decoder(cell="lstm", image_as=image_as))
+    assert load_run(tmp_path / "r", CPU)[2].config.image_as == image_as
+
+
+def test_damaged_weights_are_an_error_with_advice(tmp_path, damage: Callable[[Path], None]) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    path = tmp_path / "r" / BEST_NAME
+    damage(path)
+    with pytest.raises(MissingArtifactError) as caught:
+        load_run(tmp_path / "r", CPU)
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read (")
+    assert message.endswith("Delete it and train the run again.") and "\n" not in message
+
+
+def test_missing_files_are_an_error_with_the_command(tmp_path) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    fix = r"Run 'showtell train --run r' first\."
+    (tmp_path / "r" / BEST_NAME).unlink()
+    with pytest.raises(MissingArtifactError, match=rf"best\.safetensors does not exist\. {fix}"):
+        load_run(tmp_path / "r", CPU)
+    (tmp_path / "r" / VOCAB_NAME).unlink()
+    with pytest.raises(MissingArtifactError, match=r"vocab\.json does not exist"):
+        load_run(tmp_path / "r", CPU)
+    (tmp_path / "r" / CONFIG_NAME).unlink()
+    with pytest.raises(MissingArtifactError, match=rf"config\.json does not exist\. {fix}"):
+        load_run(tmp_path / "r", CPU)
+    with pytest.raises(MissingArtifactError, match=r"last\.safetensors does not exist"):
+        read_tensors(tmp_path / "r" / LAST_NAME)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"decoder": {}}', '{"decoder": {"cell": "gru", "nosuch": 1}}', "\xff"],
+)
+def test_damaged_config_is_an_error(tmp_path, content: str) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    (tmp_path / "r" / CONFIG_NAME).write_text(content, "latin-1")
+    with pytest.raises(MissingArtifactError, match=r"config\.json is not the config of a run"):
+        load_run(tmp_path / "r", CPU)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("a", "dog", "walks"), ("dog", "a", "runs"), ("a", "dog", "runs", "home"), ("a", "dog")],
+    ids=["other", "order", "more", "fewer"],
+)
+def test_vocabulary_of_another_run_is_an_error(tmp_path, words: tuple[str, ...]) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    path, other = tmp_path / "r" / VOCAB_NAME, Vocab(SPECIALS + words)
+    other.write(path)
+    with pytest.raises(MismatchError) as caught:
+        load_run(tmp_path / "r", CPU)
+    message = str(caught.value)
+    assert message.startswith(f"{path} has {len(other)} words and hash {other.sha256[:12]}")
+    assert f"trained with {len(VOCAB)} and {VOCAB.sha256[:12]}" in message
+
+
+def test_word_counts_may_differ(tmp_path) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    Vocab(VOCAB.words, (0, 0, 0, 0, 9, 8, 7)).write(tmp_path / "r" / VOCAB_NAME)
+    assert load_run(tmp_path / "r", CPU)[1].counts[4:] == (9, 8, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"hidden_size": 7}, r"the shape of .* is \(.*requires \("),
+        ({"cell": "lstm"}, r"the shape of .* is \(.*requires \("),
+        ({"num_layers": 2}, "requires no such tensor"),
+        ({"tie_embeddings": False}, r"'output_weight' is .*requires no such tensor|'output_proj"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_shape_are_an_error(tmp_path, options, named: str) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    save_weights(tmp_path / "r" / BEST_NAME, make_decoder(**options))
+    with pytest.raises(MismatchError, match=named) as caught:
+        load_run(tmp_path / "r", CPU)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'r' / BEST_NAME}: the shape of '")
+    assert message.endswith(". Train the run again.") and "\n" not in message
+
+
+def test_missing_tensor_is_an_error(tmp_path) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    path = tmp_path / "r" / BEST_NAME
+    tensors = load_file(path)
+    del tensors["output_bias"]
+    save_file(tensors, path)
+    with pytest.raises(MismatchError, match=r"'output_bias' is missing, but .* requires \("):
+        load_run(tmp_path / "r", CPU)
+
+
+def test_building_a_decoder_to_load_does_not_import_the_compiler() -> None:
+    """Drawing random weights on the meta device would import it, which takes a second."""
+    code = (
+        "import sys, torch\n"
+        "from showtell.model.decoders.config import DecoderConfig\n"
+        "from showtell.model.decoders.registry import build_decoder\n"
+        "with torch.device('meta'):\n"
+        "    build_decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def make_runs(data: Path, *names: str) -> None:
+    """Make empty weight files of runs, each newer than the one before."""
+    for age, name in enumerate(names):
+        path = data / "runs" / name / BEST_NAME
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        os.utime(path, (1_700_000_000 + age, 1_700_000_000 + age))
+
+
+def test_newest_run_is_that_with_the_newest_weights(tmp_path) -> None:
+    make_runs(tmp_path, "b", "c", "a")
+    (tmp_path / "runs" / "without-weights").mkdir()
+    assert find_run(tmp_path, None) == tmp_path / "runs" / "a"
+
+
+def test_run_is_found_by_name(tmp_path) -> None:
+    make_runs(tmp_path, "b", "c", "a")
+    assert find_run(tmp_path, "b") == tmp_path / "runs" / "b"
+
+
+def test_unknown_run_is_an_error_that_lists_the_runs(tmp_path) -> None:
+    make_runs(tmp_path, "b", "a")
+    (tmp_path / "runs" / "c").mkdir()
+    for name in ("c", "d"):
+        with pytest.raises(MissingArtifactError) as caught:
+            find_run(tmp_path, name)
+        assert str(caught.value) == (
+            f"{tmp_path / 'runs'} has no run '{name}' with weights (found: a, b). "
+            "Run 'showtell train --dataset NAME' first, or name another folder with --data."
+        )
+
+
+def test_run_stopped_in_its_first_epoch_is_an_error_with_the_command(tmp_path) -> None:
+    make_runs(tmp_path, "b")
+    (tmp_path / "runs/c").mkdir()
+    (tmp_path / "runs/c/last.safetensors").touch()
+    with pytest.raises(
+        MissingArtifactError, match=r"c has no weights yet .*train --run c --resume' first"
+    ):
+        find_run(tmp_path, "c")
+
+
+def test_missing_runs_are_an_error_with_the_command(tmp_path) -> None:
+    for name, what in ((None, "no run"), ("r", "no run 'r'")):
+        with pytest.raises(MissingArtifactError) as caught:
+            find_run(tmp_path / "nowhere", name)
+        assert f"has {what} with weights (found none)" in str(caught.value)
+        assert str(caught.value).endswith(
+            "'showtell train --dataset NAME' first, or name another folder with --data."
+        )
