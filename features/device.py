@@ -1,4 +1,4 @@
-"""Where the network runs and in which precision, and the allocator setting that CPUs need."""
+"""The hardware: choice of device and precision, CPU capabilities and the CPU's allocator."""
 
 import ctypes
 import platform
@@ -15,16 +15,16 @@ PRECISIONS = {
     "int8": torch.int8,
 }
 
-# mallopt's parameters, from glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 MAX_INT = 2**31 - 1
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, … into a device that is there.
+    """Return the device for `--device`: `auto`, `cpu`, `cuda`, `cuda:1`, ….
 
     Raises:
-        ConfigError: no such device, or it is not on this machine.
+        ConfigError: the name is unknown, or this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,20 +35,20 @@ def choose_device(name: str) -> torch.device:
     num_devices = _count_devices(device.type)
     if (device.index or 0) >= num_devices:
         raise ConfigError(
-            f"--device {name} is not on this machine: torch {torch.__version__} sees {num_devices} "
-            f"{device.type} devices. Use --device auto."
+            f"--device {name} is not available: torch {torch.__version__} finds {num_devices} "
+            f"{device.type} devices on this machine. Use --device auto."
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn `auto`, `fp32`, `bf16`, `fp16` or `int8` into the dtype that a network computes in.
+    """Return the dtype for `--precision`: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
 
-    `auto` is bf16 where the hardware multiplies it natively, else fp16 on a GPU, else fp32; never
-    int8, which changes the features by some per cent.
+    `auto` is bf16 if the hardware multiplies it natively, else fp16 on a GPU and fp32 on a CPU. It
+    is never int8, whose features differ by several percent.
 
     Raises:
-        ConfigError: an unknown name, fp16 on a CPU, or int8 where no hardware multiplies it.
+        ConfigError: the name is unknown, or this device does not support the precision.
     """
     if name == "auto":
         return _fastest_precision(device)
@@ -65,33 +65,32 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def require_int8(device: torch.device) -> None:
-    """Refuse a device that has no products of bytes, or none that torch knows.
+    """Check that the device can multiply int8 in hardware and that torch can use it.
 
     Raises:
-        ConfigError: saying why.
+        ConfigError: with the reason.
     """
     reason = None
     if device.type != "cpu":
         reason = f"is for CPUs, got --device {device}"
     elif not torch.backends.mkldnn.is_available():
-        reason = f"needs oneDNN, which torch {torch.__version__} here is built without"
+        reason = f"needs oneDNN, and torch {torch.__version__} was built without it"
     elif not cpu_multiplies_int8():
-        reason = "needs a CPU with AVX512-VNNI, AVX-VNNI or AMX, and none of them is seen here"
+        reason = "needs a CPU with AVX512-VNNI, AVX-VNNI or AMX, and this one has none of them"
     if reason:
         raise ConfigError(f"--precision int8 {reason}. Use --precision bf16 or fp32.")
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name that `choose_precision` takes for a dtype."""
+    """Return the `--precision` that stands for a dtype."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep the memory that tensors free, for the rest of this process.
+    """Make glibc reuse freed memory instead of returning it to the system, in this process.
 
-    By default every buffer above 32 MiB is mapped anew and given back when freed, and each use of
-    it starts with page faults: they cost a CPU network a third of its speed. Elsewhere than on
-    Linux with glibc nothing happens.
+    By default each buffer above 32 MiB is mapped again whenever it is allocated. The page faults
+    cost a network on the CPU a third of its speed. Without glibc this does nothing.
 
     Returns:
         Whether the setting took effect.
@@ -103,12 +102,12 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # musl has no mallopt
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MAX_INT, M_TOP_PAD: 256 * 2**20}
-    taken = [mallopt(parameter, value) for parameter, value in settings.items()]
-    return all(taken)
+    accepted = [mallopt(parameter, value) for parameter, value in settings.items()]
+    return all(accepted)
 
 
 def _count_devices(kind: str) -> int:
-    """Devices of this kind that torch can use here."""
+    """Return the number of devices of this kind that torch can use."""
     if kind == "cpu":
         return 1
     if kind == "cuda":
@@ -119,7 +118,7 @@ def _count_devices(kind: str) -> int:
 
 
 def _fastest_precision(device: torch.device) -> torch.dtype:
-    """The dtype that `auto` stands for on this device."""
+    """Return the dtype that `auto` stands for on this device."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if has_bf16 else torch.float16
@@ -129,21 +128,21 @@ def _fastest_precision(device: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 products in hardware: AVX512-BF16, AMX, or ARM's bf16."""
+    """Whether this CPU multiplies bf16 in hardware: AVX512-BF16, AMX, or ARM's bf16."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return _cpu_has(probes, {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def cpu_multiplies_int8() -> bool:
-    """Whether this CPU has products of bytes in hardware that oneDNN uses."""
+    """Whether this CPU multiplies int8 in hardware, with instructions that oneDNN uses."""
     probes = ("_is_vnni_supported", "_is_amx_tile_supported")
     return _cpu_has(probes, {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def _cpu_has(probes: tuple[str, ...], flags: set[str]) -> bool:
-    """Whether one of torch's probes, or a flag that Linux's kernel shows, says yes.
+    """Whether one of torch's probes returns True or Linux lists one of the CPU flags.
 
-    The probes are private and have been renamed before, so the kernel is asked too.
+    The probes are private functions that have been renamed before, so both sources are used.
     """
     if any(probe() for name in probes if (probe := getattr(torch.cpu, name, None))):
         return True

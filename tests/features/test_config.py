@@ -1,7 +1,6 @@
 import pytest
 
-from showtell.features.config import MAX_VIEWS, FeaturesConfig
-from showtell.features.reading.transform import VIEWS
+from showtell.features.config import FeaturesConfig
 from showtell.pipeline.stage.errors import ConfigError
 
 
@@ -34,7 +33,3 @@ def test_invalid_options_are_refused(options, message: str) -> None:
 def test_valid_options_are_kept(options) -> None:
     config = FeaturesConfig(**options)
     assert {name: getattr(config, name) for name in options} == options
-
-
-def test_maximum_of_views_is_the_number_that_the_transform_knows() -> None:
-    assert len(VIEWS) == MAX_VIEWS

@@ -24,14 +24,14 @@ def gpu(monkeypatch):
     return pretend
 
 
-def test_device_auto_takes_the_gpu_where_there_is_one(gpu, monkeypatch):
+def test_device_auto_uses_the_gpu_if_there_is_one(gpu, monkeypatch):
     gpu((8, 0))
     assert choose_device("auto").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU
 
 
-def test_device_takes_a_name(gpu):
+def test_device_accepts_a_name(gpu):
     gpu((8, 0))
     assert choose_device("cpu") == CPU
     assert choose_device("cuda:0") == torch.device("cuda:0")
@@ -43,19 +43,19 @@ def test_device_refuses_an_unknown_name(name):
         choose_device(name)
 
 
-def test_device_refuses_one_that_is_not_there(gpu, monkeypatch):
+def test_device_refuses_a_missing_one(gpu, monkeypatch):
     gpu((8, 0))
-    with pytest.raises(ConfigError, match=r"--device cuda:1 is not .* sees 1 cuda"):
+    with pytest.raises(ConfigError, match=r"--device cuda:1 is not .* finds 1 cuda"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"sees 0 cuda devices\. Use --device auto"):
+    with pytest.raises(ConfigError, match=r"finds 0 cuda devices .*\. Use --device auto"):
         choose_device("cuda")
-    with pytest.raises(ConfigError, match="sees 0 meta devices"):
+    with pytest.raises(ConfigError, match="finds 0 meta devices"):
         choose_device("meta")
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_precision_auto_on_a_cpu_is_bf16_only_where_fast(monkeypatch, has_bf16, expected):
+def test_precision_auto_on_a_cpu_is_bf16_only_if_native(monkeypatch, has_bf16, expected):
     monkeypatch.setattr(device_module, "cpu_multiplies_bf16", lambda: has_bf16)
     assert choose_precision("auto", CPU) is expected
 
@@ -68,7 +68,7 @@ def test_precision_auto_on_a_gpu_is_bf16_from_ampere_on(gpu, capability, expecte
     assert choose_precision("auto", gpu(capability)) is expected
 
 
-def test_precision_takes_a_name():
+def test_precision_accepts_a_name():
     assert choose_precision("fp32", CPU) is torch.float32
     assert choose_precision("bf16", CPU) is torch.bfloat16
     assert choose_precision("fp16", torch.device("cuda")) is torch.float16
@@ -84,7 +84,7 @@ def test_precision_refuses_an_unknown_name():
         choose_precision("fp8", CPU)
 
 
-def test_int8_is_for_cpus_that_multiply_it(monkeypatch):
+def test_int8_needs_a_cpu_that_multiplies_it(monkeypatch):
     with pytest.raises(ConfigError, match=r"int8 is for CPUs, got --device cuda\. Use"):
         choose_precision("int8", torch.device("cuda"))
     monkeypatch.setattr(device_module, "cpu_multiplies_int8", lambda: False)
@@ -98,25 +98,25 @@ def test_int8_is_for_cpus_that_multiply_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asks", "flag"),
+    ("probe", "flag"),
     [
         (device_module.cpu_multiplies_bf16, "avx512_bf16"),
         (device_module.cpu_multiplies_int8, "avx512_vnni"),
     ],
 )
-def test_probes_fall_back_to_the_kernel(monkeypatch, tmp_path, asks, flag):
+def test_probes_fall_back_to_cpuinfo(monkeypatch, tmp_path, probe, flag):
     for name in ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     cpuinfo = tmp_path / "cpuinfo"
     monkeypatch.setattr(device_module, "Path", lambda path: cpuinfo)
-    assert not asks()
+    assert not probe()
     cpuinfo.write_text(f"flags : fpu avx512f {flag} lm\n")
-    assert asks()
+    assert probe()
     cpuinfo.write_text("flags : fpu avx512f lm\n")
-    assert not asks()
+    assert not probe()
 
 
-def test_bf16_probe_agrees_with_torch_where_torch_can_tell():
+def test_bf16_probe_agrees_with_torch():
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     if probe is None or not probe():
         pytest.skip("this CPU has no AVX512-BF16, or torch cannot tell")
@@ -138,7 +138,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_freed_memory_is_kept():
+def test_freed_memory_is_reused():
     def count_faults(keep):
         code = COUNT_FAULTS.format(keep=keep)
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -150,7 +150,7 @@ def test_freed_memory_is_kept():
     assert kept * 10 < count_faults(keep=False)
 
 
-def test_freed_memory_setting_is_nothing_elsewhere(monkeypatch):
+def test_freed_memory_setting_does_nothing_without_glibc(monkeypatch):
     monkeypatch.setattr(device_module.platform, "system", lambda: "Darwin")
     assert keep_freed_memory() is False
     monkeypatch.setattr(device_module.platform, "system", lambda: "Linux")

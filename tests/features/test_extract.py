@@ -84,7 +84,7 @@ def fake_grid(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class StoppingBackbone(FakeBackbone):
-    """Ends the run, or the process, when it is called for the `stop_at`th time."""
+    """A backbone that raises `error`, or kills the process, in its call number `stop_at`."""
 
     def __init__(self, stop_at: int, error: BaseException | None) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def make_config(data: Path) -> FeaturesConfig:
         data=data,
         dataset="tiny",
         encoder="resnet18",
-        weights="IMAGENET1K_V1",  # a name that there is; the fake loads nothing
+        weights="IMAGENET1K_V1",  # a known name; the fake loads nothing
         shard_size=SHARD_SIZE,
         batch_size=BATCH_SIZE,
         num_workers=2,
@@ -131,8 +131,8 @@ def make_dataset(data: Path, count: int = NUM_IMAGES) -> FeaturesConfig:
     records = []
     for index in rng.permutation(count).tolist():
         file_name = f"images/{index:03}.png"
-        colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(colours).resize((16, 16)).save(source / file_name)
+        colors = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colors).resize((16, 16)).save(source / file_name)
         records.append(ImageRecord(index * 10, file_name, "train", ("an image",)))
     config = make_config(data)
     prepare(config, records)
@@ -207,7 +207,7 @@ def test_folder_is_named_after_encoder_and_weights(tmp_path):
     (tmp_path / "mine.pth").touch()
     named = replace(config, weights=str(tmp_path / "mine.pth"))
     assert features_dir(named).name == "resnet50-mine"
-    # Another size is another network to all that comes after: neither replaces the other.
+    # Features of another image size do not replace these.
     assert features_dir(replace(config, image_size=288)).name == "resnet50-caffe-288"
 
 
@@ -409,12 +409,12 @@ def test_images_with_other_ids_recompute_their_shard(tmp_path, network):
 
 
 def resume_and_compare(killed: FeaturesConfig, tmp_path: Path, network: FakeBackbone) -> int:
-    """Finish a run that was stopped; returns how many images that took."""
+    """Finish an interrupted run; returns the number of images that it computed."""
     assert Manifest.read(features_dir(killed)) is None
     network.num_images = 0
     extract(killed)
     num_images = network.num_images
-    # The files of both runs are the same, and so must their times be.
+    # Compare with a run over the same image files; their time stamps are part of the fingerprint.
     whole = replace(killed, dataset="whole")
     table_source = killed.data / "source"
     prepare(whole, list_records(killed), table_source)
@@ -443,8 +443,8 @@ def test_killed_extract_resumes_to_identical_shards_and_grids(tmp_path, network)
     assert len(shards) < 3
     for name in shards:
         read_shard(features_dir(config) / name)
-    redone = resume_and_compare(config, tmp_path, network)
-    assert redone == (NUM_IMAGES - SHARD_SIZE * len(shards)) * config.views
+    num_images = resume_and_compare(config, tmp_path, network)
+    assert num_images == (NUM_IMAGES - SHARD_SIZE * len(shards)) * config.views
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
@@ -454,8 +454,8 @@ def test_interrupted_extract_resumes_to_identical_shards(tmp_path, monkeypatch, 
     use(StoppingBackbone(stop_at, error), monkeypatch)
     with pytest.raises(type(error)):
         extract(config)
-    redone = resume_and_compare(config, tmp_path, use(FakeBackbone(), monkeypatch))
-    assert redone == {1: 22, 5: 14, 8: 6}[stop_at]
+    num_images = resume_and_compare(config, tmp_path, use(FakeBackbone(), monkeypatch))
+    assert num_images == {1: 22, 5: 14, 8: 6}[stop_at]
 
 
 def test_interrupted_recomputation_keeps_the_finished_features(tmp_path, network, monkeypatch):

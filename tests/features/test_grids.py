@@ -11,16 +11,16 @@ from showtell.features.grids import GridWriter, grid_name, open_grid
 from showtell.features.shards import FeatureShard
 from showtell.pipeline.stage.errors import BadShardError, ShowTellError
 
-V, R, D = 2, 4, 3
+V, P, D = 2, 4, 3
 
 
 def make_grids(num_images: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(num_images, V, R, D)).astype(np.float16)
+    return np.random.default_rng(0).normal(size=(num_images, V, P, D)).astype(np.float16)
 
 
 def write_grids(path: Path, grids: np.ndarray, batch_size: int = 2) -> FeatureShard:
-    """Write grids batch by batch; returns the shard that they lie beside."""
-    writer = GridWriter(path, (V, R, D))
+    """Write grids batch by batch; returns the shard they belong to."""
+    writer = GridWriter(path, (V, P, D))
     for start in range(0, len(grids), batch_size):
         writer.append(grids[start : start + batch_size])
     crcs = writer.publish()
@@ -33,7 +33,7 @@ def write_grids(path: Path, grids: np.ndarray, batch_size: int = 2) -> FeatureSh
 def test_grids_roundtrip_through_a_memory_map(tmp_path, num_images):
     path, grids = tmp_path / "part-00000.grid.npy", make_grids(num_images)
     shard = write_grids(path, grids)
-    mapped = open_grid(path, shard, R)
+    mapped = open_grid(path, shard, P)
     assert isinstance(mapped, np.memmap)
     assert mapped.tobytes() == grids.tobytes()
     assert not mapped.flags.writeable
@@ -41,7 +41,7 @@ def test_grids_roundtrip_through_a_memory_map(tmp_path, num_images):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_file_is_numpys_own(tmp_path):
+def test_file_equals_one_that_numpy_saves(tmp_path):
     grids = make_grids(5)
     write_grids(tmp_path / "written.npy", grids)
     np.save(tmp_path / "saved.npy", grids)
@@ -55,7 +55,7 @@ def test_grid_file_is_named_after_its_shard():
 
 def damage(path: Path, row: int) -> None:
     content = bytearray(path.read_bytes())
-    content[row * V * R * D * 2 + (0 if row < 0 else 128)] ^= 1
+    content[row * V * P * D * 2 + (0 if row < 0 else 128)] ^= 1
     path.write_bytes(content)
 
 
@@ -69,14 +69,14 @@ def damage(path: Path, row: int) -> None:
         (lambda path: damage(path, 0), "the grid of image 0 does not match"),
         (lambda path: damage(path, -1), "the grid of image 4 does not match"),
     ],
-    ids=["gone", "short", "other", "fewer", "first", "last"],
+    ids=["missing", "truncated", "not an array", "too few rows", "first row", "last row"],
 )
-def test_missing_damaged_or_foreign_file_is_refused(tmp_path, spoil, message):
+def test_missing_damaged_or_mismatched_file_is_refused(tmp_path, spoil, message):
     path = tmp_path / "part-00000.grid.npy"
     shard = write_grids(path, make_grids(5))
     spoil(path)
     with pytest.raises(BadShardError, match=re.escape(message)) as caught:
-        open_grid(path, shard, R)
+        open_grid(path, shard, P)
     assert "Delete it and run 'showtell features'" in str(caught.value)
 
 
@@ -84,10 +84,10 @@ def test_shard_without_checksums_is_refused(tmp_path):
     path = tmp_path / "part-00000.grid.npy"
     shard = write_grids(path, make_grids(2))
     with pytest.raises(BadShardError, match="does not match"):
-        open_grid(path, replace(shard, grid_crc32=None), R)
+        open_grid(path, replace(shard, grid_crc32=None), P)
 
 
-def test_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
+def test_full_disk_is_a_short_error_and_leaves_no_file(tmp_path):
     class FullDisk:
         def __init__(self, file):
             self.close = file.close
@@ -95,7 +95,7 @@ def test_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
         def write(self, content):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = GridWriter(tmp_path / "part-00000.grid.npy", (V, R, D))
+    writer = GridWriter(tmp_path / "part-00000.grid.npy", (V, P, D))
     writer.file = FullDisk(writer.file)
     with pytest.raises(ShowTellError, match=r"part-00000\.grid\.npy.*No space left.*are kept"):
         writer.append(make_grids(1))
@@ -103,8 +103,8 @@ def test_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_published_file_outlives_the_writers_end(tmp_path):
-    writer = GridWriter(tmp_path / "part-00000.grid.npy", (V, R, D))
+def test_discard_keeps_a_published_file(tmp_path):
+    writer = GridWriter(tmp_path / "part-00000.grid.npy", (V, P, D))
     writer.publish()
     writer.discard()
     assert [file.name for file in tmp_path.iterdir()] == ["part-00000.grid.npy"]

@@ -59,30 +59,30 @@ def write_features(
     return directory
 
 
-def add_extras(directory: Path, num_views: int = 3, num_places: int | None = 4) -> np.ndarray:
-    """Give written features more views, and grids whose mean all of them are.
+def add_extras(directory: Path, num_views: int = 3, num_cells: int | None = 4) -> np.ndarray:
+    """Add views and grid features to written features, which become the mean of the grid.
 
     Returns:
-        (N, V, R, D) float16, the grids.
+        (N, V, P, D) float16, the grid features.
     """
     manifest = Manifest.read(directory)
     rng, parts, outputs = np.random.default_rng(1), [], {}
     for name in sorted(manifest.outputs):
         shard = read_shard(directory / name)
-        shape = (len(shard.image_ids), num_views, num_places or 1, WIDTH)
+        shape = (len(shard.image_ids), num_views, num_cells or 1, WIDTH)
         parts.append(rng.normal(size=shape).astype(np.float16))
         pooled = parts[-1].astype(np.float32).mean(2).astype(np.float16)
         more = pooled[:, 1:] if num_views > 1 else None
         shard = replace(shard, features=pooled[:, 0], views=more)
-        if num_places:
+        if num_cells:
             writer = GridWriter(directory / grid_name(name), shape[1:])
             writer.append(parts[-1])
             shard = replace(shard, grid_crc32=writer.publish())
             outputs[grid_name(name)] = (directory / grid_name(name)).stat().st_size
         write_shard(directory / name, shard)
         outputs[name] = (directory / name).stat().st_size
-    counts = {"num_views": num_views} | ({"grid_places": num_places} if num_places else {})
-    config = {"views": num_views} | ({"grid": True} if num_places else {})
+    counts = {"num_views": num_views} | ({"grid_places": num_cells} if num_cells else {})
+    config = {"views": num_views} | ({"grid": True} if num_cells else {})
     replace(
         manifest,
         outputs=outputs,
@@ -93,7 +93,7 @@ def add_extras(directory: Path, num_views: int = 3, num_places: int | None = 4) 
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet"])
-def test_store_holds_every_shard_in_order(tmp_path, suffix):
+def test_store_contains_every_shard_in_order(tmp_path, suffix):
     directory = write_features(tmp_path, suffix=suffix)
     store = FeatureStore.load(directory)
     shards = [read_shard(path) for path in sorted(directory.glob("part-*"))]
@@ -136,26 +136,26 @@ def test_rows_equal_a_plain_lookup(tmp_path):
     assert store.has(asked).tolist() == [image_id in table for image_id in asked.tolist()]
 
 
-def test_rows_of_nothing_are_nothing(tmp_path):
+def test_rows_of_an_empty_list_are_empty(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     assert store.rows([]).shape == (0,)
     assert store.rows([]).dtype == torch.int64
     assert store.has([]).shape == (0,)
 
 
-def test_has_leaves_out_skipped_and_foreign_images(tmp_path):
+def test_has_is_false_for_skipped_and_unknown_images(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     asked = [3, 4, 9, 2**33 + 4, -1, 2**40]
     assert store.has(asked).tolist() == [True, False, False, True, False, False]
 
 
-def test_rows_of_a_skipped_image_tell_why(tmp_path):
+def test_rows_of_a_skipped_image_raise_its_reason(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     with pytest.raises(MismatchError, match=r"no features of 1 images, e\.g\. 4: the file is emp"):
         store.rows([3, 4])
 
 
-def test_rows_of_another_dataset_name_the_command(tmp_path):
+def test_rows_of_another_dataset_raise_with_the_command(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     message = (
         r"resnet50-caffe has no features of 2 images, e\.g\. 6.*belong to another dataset.*"
@@ -173,13 +173,13 @@ def test_features_of_another_image_list_are_refused(tmp_path):
         FeatureStore.load(directory)
 
 
-def test_features_load_without_their_captions(tmp_path):
+def test_features_load_without_captions(tmp_path):
     directory = write_features(tmp_path)
     (tmp_path / DATASET / "captions/images.parquet").unlink()
     assert len(FeatureStore.load(directory).image_ids) == 5
 
 
-def test_folder_without_a_manifest_names_the_command(tmp_path):
+def test_folder_without_a_manifest_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     (directory / "manifest.json").unlink()
     message = r"manifest\.json does not exist\. Run 'showtell features --dataset tiny' first"
@@ -187,7 +187,7 @@ def test_folder_without_a_manifest_names_the_command(tmp_path):
         FeatureStore.load(directory)
 
 
-def test_missing_shard_names_the_command(tmp_path):
+def test_missing_shard_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     (directory / "part-00001.h5").unlink()
     with pytest.raises(MissingArtifactError, match=r"part-00001\.h5 is missing.*showtell features"):
@@ -248,7 +248,7 @@ def test_newest_complete_features_are_found(tmp_path):
     assert find_features(root, "b-x") == root / "features/b-x"
 
 
-def test_features_of_an_unknown_name_list_those_there_are(tmp_path):
+def test_unknown_name_error_lists_the_available_features(tmp_path):
     for name in ("b-x", "a-x"):
         write_features(tmp_path, name)
     message = r"resnet50-caffe has no finished features. Available features: a-x, b-x\. Run"
@@ -256,13 +256,13 @@ def test_features_of_an_unknown_name_list_those_there_are(tmp_path):
         find_features(tmp_path / DATASET, "resnet50-caffe")
 
 
-def test_dataset_without_features_names_the_command(tmp_path):
+def test_dataset_without_features_is_an_error_with_the_command(tmp_path):
     message = r"no finished features\. Run 'showtell features --dataset tiny' first"
     with pytest.raises(MissingArtifactError, match=message):
         find_features(tmp_path / DATASET, None)
 
 
-def test_features_without_extras_are_one_view_without_a_copy(tmp_path):
+def test_features_without_extras_have_one_view_without_a_copy(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     assert store.num_views == 1
     assert store.views.shape == (5, 1, WIDTH)
@@ -276,9 +276,9 @@ def test_features_without_extras_are_one_view_without_a_copy(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet"])
-def test_store_holds_all_views(tmp_path, suffix):
+def test_store_contains_all_views(tmp_path, suffix):
     directory = write_features(tmp_path, suffix=suffix)
-    grids = add_extras(directory, num_places=None)
+    grids = add_extras(directory, num_cells=None)
     store = FeatureStore.load(directory)
     assert store.num_views == 3
     assert store.views.dtype == torch.float16
@@ -302,14 +302,14 @@ def test_grids_are_gathered_from_memory_maps_in_any_order(tmp_path):
     assert store.gather_grid(rows[:0]).shape == (0, 4, WIDTH)
 
 
-def test_grids_of_a_shard_without_rows_are_passed_over(tmp_path):
+def test_grids_of_a_shard_without_rows_are_empty(tmp_path):
     directory = write_features(tmp_path, ids=[3, 5, 8])  # the second shard is empty
     grids = add_extras(directory)
     store = FeatureStore.load(directory)
     np.testing.assert_array_equal(store.gather_grid(torch.tensor([2, 0])), grids[[2, 0], 0])
 
 
-def test_sha256_tells_views_and_grids_apart(tmp_path):
+def test_sha256_depends_on_views_and_grids(tmp_path):
     hashes = []
     for name, extras in {"a": (1, 4), "b": (3, None), "c": (3, 4), "d": (3, 4)}.items():
         directory = write_features(tmp_path, name)
@@ -320,7 +320,7 @@ def test_sha256_tells_views_and_grids_apart(tmp_path):
     assert hashes[2] == hashes[3]
 
 
-def test_missing_grid_names_the_command(tmp_path):
+def test_missing_grid_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     add_extras(directory)
     (directory / "part-00001.grid.npy").unlink()
@@ -339,7 +339,7 @@ def test_grid_of_another_shard_is_reported(tmp_path):
         FeatureStore.load(directory)
 
 
-def test_command_that_mends_brings_views_and_grids_back(tmp_path):
+def test_suggested_command_includes_views_and_grids(tmp_path):
     directory = write_features(tmp_path)
     add_extras(directory)
     write_table(tmp_path, [1, 2])

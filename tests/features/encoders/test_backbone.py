@@ -92,7 +92,7 @@ def test_normalization_uses_the_scale_of_the_weights():
 
 
 def test_running_statistics_never_change():
-    source = pretrained("densenet121", size=32)  # keeps normalisations that follow no convolution
+    source = pretrained("densenet121", size=32)  # has batch norms that follow no convolution
     backbone = Backbone(source, CPU, torch.float32)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     assert any("running_mean" in key for key in before)

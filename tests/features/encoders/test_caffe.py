@@ -78,7 +78,7 @@ def keras():
 
 
 def keras_convolution(inputs, keras, layer, stride=1, padding=0):
-    """Convolution with bias, then batch normalisation with epsilon 1e-3, written out."""
+    """Convolution with bias, then batch norm with epsilon 1e-3."""
     norm = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
     values = {
         name: torch.tensor(keras[f"{norm}/{name}"])[:, None, None]
@@ -155,7 +155,7 @@ def package(keras, tmp_path_factory):
 
 @pytest.fixture
 def npm(package, tmp_path, monkeypatch):
-    """An npm that brings `package`, which is taken for the real one; counts its calls."""
+    """A fake npm that downloads `package`, which passes for the real one; records its calls."""
     calls = tmp_path / "calls.txt"
     script = f"open({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
     fake_npm(tmp_path / "bin", monkeypatch, f"{script}shutil.copy({str(package)!r}, '.')")

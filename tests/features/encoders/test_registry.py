@@ -22,7 +22,7 @@ class MeanColors(EncoderFamily):
         return PretrainedNetwork(network, transform, f"{encoder}-{weights}", "0" * 64)
 
 
-def test_another_family_brings_its_encoders(monkeypatch):
+def test_another_family_adds_its_encoders(monkeypatch):
     monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES, MeanColors()])
     check_weights("mean-colors", "auto")
     with pytest.raises(ConfigError, match=r"'IMAGENET1K_V1' is not available .* one of default"):

@@ -20,7 +20,7 @@ def same(first, second):
 
 
 def refill(network):
-    """Other weights than the network has, under the same names."""
+    """Return other weights with the same names."""
     return {
         k: torch.full_like(v, 3) if v.is_floating_point() else v
         for k, v in network.state_dict().items()
@@ -49,7 +49,7 @@ def test_state_dict_is_read_from_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"\x80\x02X", b"<html>"])
-def test_damaged_file_is_one_line(tmp_path, content):
+def test_damaged_file_is_a_short_error(tmp_path, content):
     for name in ("bad.pth", "bad.safetensors"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=r"cannot be read as a state dict: .*torch\.save"):
@@ -65,7 +65,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, np.zeros(3)])
-def test_other_content_is_no_state_dict(tmp_path, content):
+def test_other_content_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"has no state dict|cannot be read as a state dict"):
         read_state_dict(tmp_path / "w.pth")
@@ -96,7 +96,7 @@ def test_differences_are_counted_and_the_first_is_named():
     assert "1 of another shape (first: bn1.weight (3,), expected (64,))" in message
 
 
-def test_other_encoders_weights_are_refused():
+def test_weights_of_another_encoder_are_refused():
     with pytest.raises(WeightsError, match=r"\d+ missing \(first: .*\d+ unexpected"):
         fit_state_dict(small(), models.vgg11(weights=None).state_dict(), "no")
 
@@ -121,7 +121,7 @@ def test_counters_may_be_absent():
         ("mnasnet0_5", ("", "")),
     ],
 )
-def test_names_of_older_files_are_understood(encoder, old):
+def test_names_of_older_files_are_converted(encoder, old):
     source = models.get_model(encoder, weights=None)
     network = models.get_model(encoder, weights=None)
     state = {k.replace(*old) if old[0] else k: v for k, v in source.state_dict().items()}
@@ -129,7 +129,7 @@ def test_names_of_older_files_are_understood(encoder, old):
     assert have_equal_parameters(network, source)
 
 
-def test_auxiliary_classifiers_are_left_out():
+def test_auxiliary_classifiers_are_ignored():
     options = {"weights": None, "init_weights": False}
     whole = models.googlenet(aux_logits=True, **options)
     network = models.googlenet(aux_logits=False, **options)
@@ -140,12 +140,17 @@ def test_auxiliary_classifiers_are_left_out():
 @pytest.mark.parametrize(
     ("encoder", "head", "kind"),
     [
-        ("resnet18", "fc", nn.Linear),
+        ("resnet50", "fc", nn.Linear),
         ("squeezenet1_1", "classifier.1", nn.Conv2d),
         ("mobilenet_v3_small", "classifier.3", nn.Linear),
+        ("efficientnet_b0", "classifier.1", nn.Linear),
+        ("densenet121", "classifier", nn.Linear),
+        ("convnext_tiny", "classifier.2", nn.Linear),
+        ("vgg11", "classifier.6", nn.Linear),
+        ("swin_t", "head", nn.Linear),
     ],
 )
-def test_head_is_the_layer_of_the_classes(encoder, head, kind):
+def test_head_is_the_classifier(encoder, head, kind):
     network = small(encoder=encoder)
     assert find_head(network) == head
     assert type(network.get_submodule(head)) is kind
