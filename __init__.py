@@ -1,6 +1,6 @@
-"""showtell: image captioning on features that are computed once.
+"""Image captioning on cached features, after Show and Tell (Vinyals et al. 2015).
 
-`showtell.load(run).caption([...])` captions photographs; the stages are on the command line.
+`showtell.load(run).caption([...])` captions images. The command line, `showtell`, runs the stages.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at first use: `showtell --help` must not wait for torch.
+    # Imported at first use, so that `showtell --help` does not wait for torch.
     if name in {"Captioner", "load"}:
         from .serving import captioner
 

@@ -1,146 +1,127 @@
 """The command line: options → config → one stage function.
 
-Stages are imported inside their commands, so that `showtell --help` loads no torch. The options of
-a command are the fields of its stage's config: names, types, defaults and help come from there.
+The options of a command are the fields of its config. Stages are imported inside their commands,
+so that `showtell --help` loads no torch.
 """
 
 import atexit
-import dataclasses
 import gc
-import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from functools import partial
+from typing import Annotated
 
 import typer
 
 from .bench.config import BenchConfig
+from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
-from .model.config import CompareConfig, EvalConfig, TrainConfig
-from .model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
+from .model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
-from .pipeline.stage.console import print_error
+from .pipeline.stage.console import print_error, print_json
 from .pipeline.stage.errors import ShowTellError
-from .pipeline.stage.options import StageConfig, options_of, spec_of
 from .serving.config import CaptionConfig
 
-Config = TypeVar("Config", bound=StageConfig)
+EPILOG = """
+Exit codes:
+  0    success
+  1    error, including invalid values of options
+  2    wrong usage: unknown command or option, or missing argument
+  3    pretrained weights cannot be downloaded from torchvision's hub
+  130  interrupted by Ctrl-C or SIGTERM
+
+Examples:
+  showtell prepare --dataset flickr8k --source path/to/flickr8k
+  showtell features --dataset flickr8k
+  showtell train --dataset flickr8k --run gru
+  showtell eval --run gru --beam 5
+  showtell caption photo.jpg --run gru
+"""
 
 app = typer.Typer(
-    help="Image captioning on features that are computed once: prepare, features, train, eval.",
+    cls=Group,
+    help="Image captioning on cached features: prepare, features, train, eval, caption.",
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
+stage = partial(config_command, app, panel="Stages")
+tool = partial(config_command, app, panel="Tools")
 
 
-def command(
-    config_class: type[Config], name: str
-) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
-    """Register a function of a config as a command with one option for each of its fields."""
-
-    def register(stage: Callable[[Config], None]) -> Callable[[Config], None]:
-        def run(context: typer.Context, **values: Any) -> None:
-            sources = {name: context.get_parameter_source(name) for name in values}
-            given = tuple(
-                name for name, source in sources.items() if source and source.name != "DEFAULT"
-            )
-            trains = issubclass(config_class, TrainConfig)
-            if values.get("preset") is not None:
-                presets = TRAIN_PRESETS if trains else DECODING_PRESETS
-                values = apply_preset(presets, values["preset"], values, given)
-            if trains:
-                values["given"] = given
-            with _interruptible():
-                stage(config_class(**values))
-
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-        parameters += [_option_of(field) for field in options_of(config_class)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__doc__ = stage.__doc__
-        app.command(name)(run)
-        return stage
-
-    return register
-
-
-def _option_of(field: "dataclasses.Field[Any]") -> inspect.Parameter:
-    """Turn a config field into a Typer option or argument; the field keeps the default."""
-    spec = spec_of(field)
-    if spec.positional:
-        missing = field.default is dataclasses.MISSING
-        return inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if missing else field.default,
-            annotation=Annotated[field.type, typer.Argument(help=spec.help, metavar=spec.metavar)],
-        )
-    metavar = f"[{'|'.join(spec.choices)}]" if spec.choices else spec.metavar
-    info = typer.Option(help=spec.help, envvar=spec.envvar, metavar=metavar)
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=field.default,
-        annotation=Annotated[field.type, info],
-    )
-
-
-@command(DownloadConfig, "download")
+@stage("download", DownloadConfig, examples=("--dataset coco2014", "--dataset scenes"))
 def download(config: DownloadConfig) -> None:
-    """Fetch a dataset's archives, resumed and verified (or draw the embedded one: scenes)."""
+    """Download a dataset, or draw the built-in one, scenes."""
     from .pipeline.download import download
 
-    download(config)
+    print_json(download(config))
 
 
-@command(PrepareConfig, "prepare")
+@stage(
+    "prepare",
+    PrepareConfig,
+    examples=(
+        "--dataset flickr8k --source path/to/flickr8k",
+        "--dataset holidays --table photos/captions.csv --min-count 1",
+        "--dataset karpathy --karpathy dataset_coco.json --source data/coco2014/raw",
+    ),
+)
 def prepare(config: PrepareConfig) -> None:
-    """Tokenize captions and count the vocabulary."""
+    """Tokenize the captions of a dataset and build its vocabulary."""
     from .pipeline.prepare import prepare
 
-    prepare(config)
+    print_json(prepare(config))
 
 
-@command(FeaturesConfig, "features")
+@stage(
+    "features",
+    FeaturesConfig,
+    examples=("--dataset flickr8k", "--dataset flickr8k --weights caffe --views 4 --grid"),
+)
 def features(config: FeaturesConfig) -> None:
-    """Run the frozen network over every image, once, and cache what it sees."""
+    """Compute the features of every image once, and cache them."""
     from .features.extract import extract
 
-    extract(config)
+    print_json(extract(config))
 
 
-@command(TrainConfig, "train")
+@stage(
+    "train",
+    TrainConfig,
+    examples=(
+        "--dataset flickr8k --run gru",
+        "--dataset flickr8k --run gru --resume",
+        "--dataset flickr8k --run soft --preset soft-attention",
+        "--run scst --preset self-critical --init soft",
+        "--config run.toml --seed 1",
+    ),
+)
 def train(config: TrainConfig) -> None:
     """Train a decoder on cached features."""
     from .model.train import train
 
-    train(config)
+    print_json(train(config))
 
 
-@command(EvalConfig, "eval")
+@stage(
+    "eval",
+    EvalConfig,
+    examples=("--run gru --beam 5", "--run soft --preset consensus", "--run a --run b --json"),
+)
 def evaluate(config: EvalConfig) -> None:
-    """Caption a split with a run or several, and score it with the official scorers."""
+    """Caption a split with one run or several, and score the captions."""
     from .model.evaluate import evaluate
 
     evaluate(config)
 
 
-@command(CompareConfig, "compare")
-def compare(config: CompareConfig) -> None:
-    """Tell whether two evaluations of the same images differ by more than chance."""
-    from .model.compare import compare
-
-    compare(config)
-
-
-@command(CaptionConfig, "caption")
+@tool(
+    "caption",
+    CaptionConfig,
+    examples=("photo.jpg --run gru", "photos/ --beam 5 --n-best 3 --json"),
+)
 def caption(config: CaptionConfig) -> None:
-    """Caption photographs: one line each, the path and the caption."""
+    """Caption images, one line each."""
     from .model.runs.run import choose_run
     from .serving.captioner import caption_files, load
 
@@ -150,40 +131,59 @@ def caption(config: CaptionConfig) -> None:
         raise typer.Exit(1)
 
 
-@command(BenchConfig, "bench")
+@tool("compare", CompareConfig, examples=("gru soft", "gru/val-beam3 gru/val-beam5"))
+def compare(config: CompareConfig) -> None:
+    """Test whether two evaluations of the same images differ significantly."""
+    from .model.compare import compare
+
+    compare(config)
+
+
+@tool(
+    "bench",
+    BenchConfig,
+    examples=("", "train decode --dataset flickr8k", "--coco-scale"),
+)
 def bench(config: BenchConfig) -> None:
-    """Measure how fast each stage is, beside what the machine allows."""
+    """Measure the throughput of each stage beside the hardware limit."""
     from .bench.run import bench
 
     bench(config)
 
 
-@app.command("status")
-def status(
-    data: Annotated[Path, typer.Option(help="Folder to look at.", envvar="SHOWTELL_DATA")] = Path(
-        "data"
-    ),
-) -> None:
-    """Show each stage: done, running, stopped, stale or missing, with counts, time and size."""
+@tool("status", StatusConfig, examples=("", "--json"))
+def status(config: StatusConfig) -> None:
+    """Show whether each stage, run and evaluation is up to date."""
     from .model.runs.status import show_status
 
-    show_status(data)
+    show_status(config.data)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Answer Ctrl-C with one line and exit status 130; Typer itself would say nothing."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_error("stopped. Run the same command again: finished work is kept.")
-        raise typer.Exit(130) from None
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"showtell {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
-    """Run the command line; a `ShowTellError` becomes one red line and its exit status."""
-    # Imports make a third of a million objects that can hold others, and none is garbage: to look
-    # through them for some takes 0.5 s by default, and at the end 0.8 s once more.
+    """Run the command line. A `ShowTellError` becomes one red line and its exit status."""
+    # Importing torch creates about 300,000 objects that live until the end. Python's garbage
+    # collector would scan them several times while they are created, and once more at exit: 1.3 s
+    # in total. So it runs rarely, and skips them at exit.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     try:
@@ -192,7 +192,7 @@ def main() -> None:
         print_error(str(error))
         sys.exit(error.exit_status)
     except OSError as error:
-        # A path of the user's that cannot be used; without a path it may be a bug of ours.
+        # With a path it is about the user's file. Without one it may be a bug: keep the traceback.
         if error.filename is None:
             raise
         print_error(f"{error.filename}: {error.strerror}.")

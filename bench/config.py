@@ -46,12 +46,19 @@ class BenchConfig(DatasetConfig):
         "Prepared dataset to use. auto picks the one with the most captions.",
         check=check_dataset_name,
         group="Input",
+        metavar="NAME",
     )
     features: str | None = option(
-        None, "Cached features to use, such as resnet50-caffe. Default: the newest.", group="Input"
+        None,
+        "Cached features to use, such as resnet50-caffe. Default: the newest.",
+        group="Input",
+        metavar="NAME",
     )
     run: str | None = option(
-        None, "Run to decode with. Default: the newest without attention.", group="Input"
+        None,
+        "Run to decode with. Default: the newest without attention.",
+        group="Input",
+        metavar="RUN",
     )
     seconds: float = option(
         10.0, "Approximate time to measure each stage, in seconds.", above=0, group="Measuring"

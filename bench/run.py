@@ -10,7 +10,14 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from ..pipeline.stage.console import format_bytes, print_note, print_table
+from ..pipeline.stage.console import (
+    format_bytes,
+    print_json,
+    print_note,
+    print_table,
+    print_warning,
+    worker_initializer,
+)
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import write_json
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
@@ -45,7 +52,7 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
         print_note(f"bench: {stage} …")
         result = run_alone(stage, config)
         if isinstance(result, str):
-            print_note(f"bench: {stage} is left out: {result}")
+            print_warning(f"bench: {stage} is left out: {result}")
         else:
             found[stage] = result
             known[prefix + stage] = {"dataset": config.dataset, **result.as_json()}
@@ -59,6 +66,8 @@ def bench(config: BenchConfig) -> dict[str, Figures]:
     rows = [describe(stage, figures) for stage, figures in found.items()]
     print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
     print_note(f"bench: {path}")
+    measured = {stage: figures.as_json() for stage, figures in found.items()}
+    print_json({"dataset": config.dataset, "stages": measured, "machine": describe_machine()})
     return found
 
 
@@ -105,7 +114,7 @@ def require_drawn(config: BenchConfig, stages: Sequence[str]) -> None:
 def run_alone(stage: str, config: BenchConfig) -> Figures | str:
     """Run a stage's benchmark in a new process; why it cannot run, where its data is absent."""
     context = multiprocessing.get_context("spawn")  # nothing is loaded or in memory yet
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, context, worker_initializer()) as pool:
         return pool.submit(measure, stage, config).result()
 
 

@@ -15,6 +15,7 @@ def device_option() -> str:
         "Where to compute: cpu, cuda, cuda:1, ... auto uses the GPU if there is one.",
         group="Hardware",
         affects_result=False,
+        metavar="DEVICE",
     )
 
 
@@ -33,7 +34,7 @@ class FeaturesConfig(DatasetConfig):
     """Options of `showtell features`."""
 
     encoder: str = option(
-        "resnet50", "Name of any torchvision classification network.", group="Model"
+        "resnet50", "Name of any torchvision classification network.", group="Model", metavar="NAME"
     )
     weights: str = option(
         "auto",
@@ -42,6 +43,7 @@ class FeaturesConfig(DatasetConfig):
         "prefers cached weights, then downloads IMAGENET1K_V1, or the Caffe weights for resnet50 "
         "if torchvision's hub cannot be reached.",
         group="Model",
+        metavar="NAME|FILE",
     )
     image_size: int | None = option(
         None,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..pipeline.layout import CAPTIONS_PARQUET
-from ..pipeline.stage.console import print_note, print_table
+from ..pipeline.stage.console import print_json, print_note, print_result, print_table
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.status import holds_files
@@ -161,7 +161,7 @@ def _require_same_images(folders: list[Path], a: ImageScores, b: ImageScores) ->
 def _show(
     folders: list[Path], num_images: int, differences: list[Difference], num_draws: int
 ) -> None:
-    """Print the differences as a table."""
+    """Print the differences as a table, or as JSON."""
     rows = [
         (
             difference.name,
@@ -174,7 +174,16 @@ def _show(
         for difference in differences
     ]
     for letter, folder in zip("AB", folders, strict=True):
-        print_note(f"{letter}: {folder}")
+        print_result(f"{letter}: {folder}")
     title = f"compare: {num_images:,} images, {num_draws:,} draws"
     print_table(title, rows, ("score", "A", "B", "B - A", "95 %", "p"))
     print_note(EXPLANATION)
+    print_json(
+        {
+            "eval_a": folders[0],
+            "eval_b": folders[1],
+            "num_images": num_images,
+            "num_draws": num_draws,
+            "scores": differences,
+        }
+    )

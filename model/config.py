@@ -38,6 +38,7 @@ class TrainConfig(DatasetConfig):
         "Cached features to train on, such as resnet50-caffe. Default: the newest.",
         group="Input",
         affects_result=False,
+        metavar="NAME",
     )
     views: int | None = option(
         None,
@@ -50,30 +51,13 @@ class TrainConfig(DatasetConfig):
         None,
         "Text file of GloVe or word2vec vectors to initialise the word embeddings.",
         group="Input",
+        metavar="FILE",
     )
     init: str | None = option(
-        None, "Run to start from; its weights, decoder and features are used.", group="Input"
-    )
-    run: str | None = option(
         None,
-        "Name of the run. Default: DATASET-CELL or DATASET-CELL-ATTENTION; with --init, "
-        "RUN-tuned or RUN-scst.",
-        check=check_run_name,
-        group="Output",
-        affects_result=False,
-    )
-    resume: bool = option(
-        False,
-        "Continue an interrupted run from its last checkpoint.",
-        group="Output",
-        affects_result=False,
-    )
-    save_every_s: float = option(
-        300.0,
-        "Seconds between checkpoints within an epoch.",
-        at_least=0,
-        group="Output",
-        affects_result=False,
+        "Run to start from; its weights, decoder and features are used.",
+        group="Input",
+        metavar="RUN",
     )
     cell: str = option("gru", "Recurrent cell.", choices=("gru", "lstm", "rnn"), group="Model")
     attention: str = option(
@@ -95,7 +79,9 @@ class TrainConfig(DatasetConfig):
         group="Model",
     )
     tie_embeddings: bool = option(
-        True, "Share the weights of the word embeddings and the output layer.", group="Model"
+        True,
+        "Use the word embeddings as the output layer too; --no-tie-embeddings learns both.",
+        group="Model",
     )
     preset: str | None = option(
         None,
@@ -153,6 +139,7 @@ class TrainConfig(DatasetConfig):
         at_least=0,
         at_most=MAX_SEED,
         group="Training",
+        metavar="INTEGER >= 0",
     )
     scst: bool = option(
         False,
@@ -195,6 +182,28 @@ class TrainConfig(DatasetConfig):
         5000, "Caption at most this many validation images.", at_least=1, group="Validation"
     )
     val_beam: int = option(1, "Beam size of the validation.", at_least=1, group="Validation")
+    run: str | None = option(
+        None,
+        "Name of the run. Default: DATASET-CELL or DATASET-CELL-ATTENTION; with --init, "
+        "RUN-tuned or RUN-scst.",
+        check=check_run_name,
+        group="Output",
+        affects_result=False,
+        metavar="RUN",
+    )
+    resume: bool = option(
+        False,
+        "Continue an interrupted run from its last checkpoint.",
+        group="Output",
+        affects_result=False,
+    )
+    save_every_s: float = option(
+        300.0,
+        "Seconds between checkpoints within an epoch.",
+        at_least=0,
+        group="Output",
+        affects_result=False,
+    )
     device: str = device_option()
     precision: str = precision_option()
     given: tuple[str, ...] = field(default=(), compare=False)
@@ -233,11 +242,13 @@ class EvalConfig(DecodingOptions, StageConfig):
         "Run to evaluate; repeat the option to average the predictions of several. Default: the "
         "newest.",
         group="Input",
+        metavar="RUN",
     )
     dataset: str | None = option(
         None,
         "Without --run, take the newest run of this dataset.",
         group="Input",
+        metavar="NAME",
         affects_result=False,
     )
     split: str | None = option(
@@ -263,6 +274,7 @@ class EvalConfig(DecodingOptions, StageConfig):
         group="Scoring",
         affects_result=False,
         envvar="SHOWTELL_CLIP",
+        metavar="DIR",
     )
     num_samples: int = option(
         5,
@@ -311,3 +323,8 @@ class CompareConfig(StageConfig):
         10_000, "Bootstrap samples of the images.", at_least=100, group="Statistics"
     )
     seed: int = option(0, "Random seed of the bootstrap.", at_least=0, group="Statistics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(StageConfig):
+    """Options of `showtell status`."""

@@ -34,7 +34,13 @@ import numpy as np
 from ..features.device import choose_device, keep_freed_memory
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
-from ..pipeline.stage.console import format_seconds, print_note, print_table
+from ..pipeline.stage.console import (
+    format_seconds,
+    print_json,
+    print_note,
+    print_result,
+    print_table,
+)
 from ..pipeline.stage.files import locked, write_json
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -177,7 +183,9 @@ def _show_scores(evaluation: Evaluation) -> None:
         ("scoring", format_seconds(metrics["score_seconds"])),
         ("path", str(folder)),
     ]
-    print_table(f"eval {folder.parents[1].name} {folder.name}", rows)
+    run = folder.parents[1].name
+    print_table(f"eval {run} {folder.name}", rows)
+    print_json({"run": run, "evaluation": folder.name, "path": folder, **metrics})
     if evaluation.split == "val":
         print_note("The val images also selected the best epoch; report scores on a test split.")
 
@@ -194,7 +202,7 @@ def _show_samples(evaluation: Evaluation) -> None:
     for sample in samples:
         image_id, caption = sample["image_id"], sample["caption"]
         texts = references[image_id]
-        print_note(
+        print_result(
             f"{file_names[image_id]}\n  {caption}\n  (one of {len(texts)} references: "
             f"{texts[0].strip()})"
         )

@@ -32,16 +32,19 @@ class PrepareConfig(DatasetConfig):
         None,
         "Folder of the dataset in its published layout. Default: DATA/DATASET/raw.",
         group="Input",
+        metavar="DIR",
     )
     karpathy: Path | None = option(
         None,
         "Karpathy split file, such as dataset_coco.json, with images, captions and splits.",
         group="Input",
+        metavar="FILE",
     )
     table: Path | None = option(
         None,
         "CSV, JSONL or Parquet table with columns file_name, caption and, optionally, split.",
         group="Input",
+        metavar="FILE",
     )
     seed: int = option(0, "Seed for drawing the splits that the dataset lacks.", group="Input")
     vocab: str = option(

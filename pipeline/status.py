@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .layout import IMAGES_INPUT, IMAGES_PARQUET
 from .stage.console import format_bytes, format_seconds
@@ -100,6 +101,19 @@ def describe_stage(status: StageStatus) -> tuple[str, str, str]:
     ]
     size = format_bytes(sum(status.manifest.outputs.values()))
     return ", ".join(counts), format_seconds(status.manifest.seconds), size
+
+
+def stage_json(status: StageStatus) -> dict[str, Any]:
+    """Return the status as JSON values: counts, seconds and size are null for unfinished stages."""
+    manifest = status.manifest
+    return {
+        "stage": status.stage,
+        "path": str(status.path),
+        "state": status.state,
+        "counts": manifest and manifest.counts,
+        "seconds": manifest and manifest.seconds,
+        "size_bytes": manifest and sum(manifest.outputs.values()),
+    }
 
 
 @cache

@@ -26,7 +26,7 @@ from ..model.generation.options import DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.runs.layout import CONFIG_NAME
 from ..model.runs.run import RunConfig, find_run, load_run, load_run_features, run_names
-from ..pipeline.stage.console import print_error, print_note
+from ..pipeline.stage.console import print_error, print_json, print_result
 from ..pipeline.stage.errors import DatasetError, MismatchError
 from ..pipeline.text.vocab import Vocab
 
@@ -217,43 +217,53 @@ def load(
 
 
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:
-    """Print `path: caption` for each image, in order; an unreadable one gets a red line.
+    """Caption image files and print the captions; print an error for each unreadable image.
 
-    With `n_best` above 1 the path has a line of its own, and each caption one below it, after its
-    log-probability.
+    A line is `path: caption`. With `n_best` above 1, the path is followed by one line for each
+    caption, with its log-probability. With `--json`, it is a list of
+    `{"path": str, "captions": [{"caption": str, "log_prob": float, "score": float}, ...]}`, best
+    caption first; an unreadable image has no captions and the reason as "error".
 
     Args:
         captioner: from `load`.
-        paths: image files, and folders whose images are taken in order of name.
+        paths: image files, and folders whose images are captioned in the order of their names.
         options: how to decode.
 
     Returns:
-        How many images could not be read.
+        The number of images that could not be read.
     """
-    images, num_unreadable = list(find_images(paths)), 0
+    results: list[dict[str, Any]] = [{"path": p, "captions": []} for p in find_images(paths)]
     generator = torch.Generator().manual_seed(options.seed)
-    for start in range(0, len(images), BATCH_SIZE):
-        readable: list[tuple[Path, NDArray[np.uint8]]] = []
-        for path in images[start : start + BATCH_SIZE]:
+    for start in range(0, len(results), BATCH_SIZE):
+        readable: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
+        for result in results[start : start + BATCH_SIZE]:
             try:
-                readable.append((path, captioner.pixels(path, options.views)))
+                readable.append((result, captioner.pixels(result["path"], options.views)))
             except DatasetError as error:
                 print_error(str(error))
-                num_unreadable += 1
+                result["error"] = str(error)
         found = captioner.decode_pixels([pixels for _, pixels in readable], options, generator)
-        for (path, _), hypotheses in zip(readable, found, strict=True):
-            print_note(_describe(path, hypotheses, captioner.vocab, options))
-    return num_unreadable
+        for (result, _), hypotheses in zip(readable, found, strict=True):
+            result["captions"] = [
+                {
+                    "caption": captioner.vocab.decode(hypothesis.token_ids),
+                    "log_prob": hypothesis.log_prob,
+                    "score": hypothesis.score,
+                }
+                for hypothesis in hypotheses
+            ]
+            print_result(_describe(result, options.n_best))
+    print_json(results)
+    return sum("error" in result for result in results)
 
 
-def _describe(
-    path: Path, hypotheses: list[Hypothesis], vocab: Vocab, options: DecodingOptions
-) -> str:
-    captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
-    if options.n_best == 1:
-        return f"{path}: {captions[0]}"
-    pairs = zip(hypotheses, captions, strict=True)
-    return "\n".join([f"{path}:", *(f"  {h.log_prob:7.2f}  {caption}" for h, caption in pairs)])
+def _describe(result: dict[str, Any], n_best: int) -> str:
+    """Return the lines for one image."""
+    path, captions = result["path"], result["captions"]
+    if n_best == 1:
+        return f"{path}: {captions[0]['caption']}"
+    lines = (f"  {found['log_prob']:7.2f}  {found['caption']}" for found in captions)
+    return "\n".join([f"{path}:", *lines])
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:

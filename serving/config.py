@@ -14,9 +14,15 @@ class CaptionConfig(DecodingOptions, StageConfig):
 
     images: list[Path] = argument("Image files, or folders of images.", metavar="IMAGE")
     run: str | None = option(
-        None, "Run to caption with, by name or folder. Default: the newest.", group="Input"
+        None,
+        "Run to caption with, by name or folder. Default: the newest.",
+        group="Input",
+        metavar="RUN",
     )
     weights: str | None = option(
-        None, "File with the encoder's weights, if it was moved after training.", group="Input"
+        None,
+        "File with the encoder's weights, if it was moved after training.",
+        group="Input",
+        metavar="FILE",
     )
     device: str = device_option()

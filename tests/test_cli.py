@@ -1,5 +1,9 @@
 import dataclasses
+import json
+import math
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,23 +14,30 @@ import pytest
 from rich.console import Console
 
 from showtell import cli
+from showtell.bench.config import BenchConfig
 from showtell.features.config import FeaturesConfig
-from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig
 from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline import prepare as prepare_module
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.stage import console
 from showtell.pipeline.stage.errors import DatasetError, ShowTellError
-from showtell.pipeline.stage.options import options_of, spec_of
+from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.stage.options import metavar_of, options_of, spec_of, typed_name
+from showtell.serving.config import CaptionConfig
 
-STAGES = {
+CONFIGS = {
     "download": DownloadConfig,
     "prepare": PrepareConfig,
     "features": FeaturesConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "caption": CaptionConfig,
+    "compare": CompareConfig,
+    "bench": BenchConfig,
+    "status": StatusConfig,
 }
-COMMANDS = (*STAGES, "caption", "status")
+GENERAL = ("--config", "--print-config", "--json", "--quiet", "--help")
 
 Run = Callable[..., tuple[int, str]]
 
@@ -34,8 +45,9 @@ Run = Callable[..., tuple[int, str]]
 @pytest.fixture(autouse=True)
 def same_everywhere(monkeypatch) -> None:
     """Neither the environment nor the terminal of the tests shows in the output."""
-    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("SHOWTELL_DATA", "SHOWTELL_CLIP", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(console, "error_console", Console(stderr=True, force_terminal=False))
 
 
@@ -47,60 +59,155 @@ def prepared(monkeypatch) -> list[PrepareConfig]:
     return seen
 
 
+@pytest.fixture
+def trained(monkeypatch) -> list[TrainConfig]:
+    """The configs that `showtell train` has been run with; nothing is trained."""
+    from showtell.model import train as train_module
+
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(train_module, "train", seen.append)
+    return seen
+
+
+def help_panels(text: str) -> dict[str, str]:
+    """Panel title → its content, each of its entries on one line."""
+    panels: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if title := re.match(r"╭─ (.*?) ─", line):
+            content = panels.setdefault(title[1], [])
+        elif line.startswith("│"):
+            cell = line.strip("│ ")
+            if re.match(r"│ {1,3}\S", line) or not content:
+                content.append(cell)
+            else:
+                content[-1] += f" {cell}"
+    return {title: "\n".join(lines) for title, lines in panels.items()}
+
+
 def help_entries(text: str) -> dict[str, str]:
-    """Option → all that the help says of it, on one line: `--name TYPE  text  [default: …]`."""
-    entries: list[list[str]] = []
-    for line in text.partition("Options:")[2].splitlines():
-        if re.match(r" {2}-", line):
-            entries.append([])
-        if entries:
-            entries[-1].append(line.strip())
-    joined = [" ".join(" ".join(entry).split()) for entry in entries]
-    return {entry.split()[0]: entry for entry in joined}
+    """Option or argument → everything that the help shows about it, without spaces."""
+    lines = "\n".join(help_panels(text).values()).splitlines()
+    return {line.lstrip("* ").split()[0]: line.replace(" ", "") for line in lines}
 
 
 def shown_default(field: "dataclasses.Field[Any]") -> str | None:
     if isinstance(field.default, bool):
         return ("" if field.default else "no-") + field.name.replace("_", "-")
-    return None if field.default is None else str(field.default)
+    return None if field.default in (None, dataclasses.MISSING) else str(field.default)
 
 
-@pytest.mark.parametrize("command", STAGES)
-def test_every_option_of_a_config_is_in_the_help_of_its_command(showtell: Run, command) -> None:
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_shows_every_option_with_its_values_and_default(showtell: Run, command) -> None:
     status, output = showtell(command, "--help")
     entries = help_entries(output)
-    fields = options_of(STAGES[command])
+    fields = {typed_name(field): field for field in options_of(CONFIGS[command])}
     assert status == 0
-    assert list(entries) == [*(f"--{f.name.replace('_', '-')}" for f in fields), "--help"]
-    for field in fields:
-        entry = entries[f"--{field.name.replace('_', '-')}"]
-        assert spec_of(field).help.replace(" ", "") in entry.replace(" ", "")
+    assert set(entries) == {*fields, *GENERAL}
+    for name, field in fields.items():
+        entry, spec = entries[name], spec_of(field)
+        assert spec.help.replace(" ", "") in entry
+        assert (metavar_of(field) or "").replace(" ", "") in entry
+        assert f"[envvar:{spec.envvar}]" in entry or spec.envvar is None
         default = shown_default(field)
         if default is None:
             assert "[default" not in entry
         else:
-            assert f"default:{default}]" in entry.replace(" ", "")
+            assert f"[default:{default}]" in entry
 
 
-def test_help_names_every_command_with_a_line(showtell: Run) -> None:
+def test_help_groups_the_options_in_panels(showtell: Run) -> None:
+    panels = help_panels(showtell("train", "--help")[1])
+    assert list(panels) == [
+        *("Input", "Model", "Training", "Self-critical training", "Validation"),
+        *("Output", "Hardware", "General"),
+    ]
+    assert "[gru|lstm|rnn]" in panels["Model"] and "INTEGER >= 1" in panels["Model"]
+    assert "0 <= FLOAT < 1" in panels["Training"]
+    assert "--help" in panels["General"] and "--quiet" in panels["General"]
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_ends_with_examples_that_the_command_accepts(
+    showtell: Run, command: str, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text("[train]\nepochs = 3\n")
+    text = showtell(command, "--help")[1]
+    examples = re.findall(r"showtell (.+?)\s*$", text.partition("Examples:")[2], re.MULTILINE)
+    assert examples and all(example.startswith(command) for example in examples)
+    for example in examples:
+        status, output = showtell(*shlex.split(example), "--print-config")
+        assert status == 0, output
+
+
+def test_help_lists_every_command_the_exit_codes_and_examples(showtell: Run) -> None:
     status, output = showtell("--help")
+    panels = help_panels(output)
     assert status == 0
-    for command in COMMANDS:
-        assert re.search(rf"^\s*{command} +[A-Z]\w+ ", output, re.MULTILINE), command
+    listed = {*panels["Stages"].splitlines(), *panels["Tools"].splitlines()}
+    assert {line.split()[0] for line in listed} == set(CONFIGS)
+    assert all(re.match(r"\w+ +[A-Z]\w+ .*\.$", line) for line in listed)
+    assert re.search(r"Exit codes:\s+0 +success\s+1 +error.*\s+2 +wrong usage", output)
+    assert re.search(r"\n +3 +pretrained weights.*\s+130 +interrupted", output)
+    for example in re.findall(r"showtell (\w+) .+", output.partition("Examples:")[2]):
+        assert example in CONFIGS
 
 
-def test_command_without_arguments_shows_the_help(showtell: Run) -> None:
+def test_no_command_shows_the_help(showtell: Run) -> None:
     status, output = showtell()
     assert status in (0, 2)
-    assert "Usage:" in output and all(command in output for command in COMMANDS)
+    assert "Usage:" in output and all(command in output for command in CONFIGS)
 
 
-@pytest.mark.parametrize("command", ["caption", "status"])
-def test_commands_without_a_config_explain_their_options(showtell: Run, command: str) -> None:
-    status, output = showtell(command, "--help")
-    assert status == 0
-    entry = help_entries(output)["--data"]
-    assert "SHOWTELL_DATA" in entry and "default: data]" in entry
+def test_version_is_that_of_the_package(showtell: Run) -> None:
+    import showtell as package
+
+    assert showtell("--version") == (0, f"showtell {package.__version__}\n")
+
+
+def run_module(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m showtell` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "showtell", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_package_runs_as_a_module() -> None:
+    done = run_module("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"showtell \d+\.\d+.*\n", done.stdout)
+
+
+def test_help_has_colour_only_where_it_is_wanted() -> None:
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-9]")
+    forced = {"FORCE_COLOR": "1", "TERM": "xterm"}
+    assert colour.search(run_module("status", "--help", **forced).stdout)
+    assert not colour.search(run_module("status", "--help", **forced, NO_COLOR="1").stdout)
+    assert "\x1b" not in run_module("status", "--help", FORCE_COLOR="", TERM="xterm").stdout
+    error = run_module("train", "--epochs", "0", **forced)
+    assert colour.search(error.stderr) and error.returncode == 1
+    error = run_module("train", "--epochs", "0", **forced, NO_COLOR="1")
+    assert not colour.search(error.stderr) and "--epochs must be at least 1" in error.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("showtell fea", ["features"]),
+        ("showtell train --att", ["--attention", "--attention-size"]),
+        ("showtell train --cell l", ["lstm"]),
+    ],
+)
+def test_shell_completes_commands_options_and_choices(words: str, expected: list[str]) -> None:
+    done = run_module(
+        _SHOWTELL_COMPLETE="complete_bash",
+        COMP_WORDS=words,
+        COMP_CWORD=str(len(words.split()) - 1),
+    )
+    assert done.stdout.split() == expected
 
 
 HELP_OF_ALL = """
@@ -118,9 +225,9 @@ print(sorted({"torch", "torchvision", "pyarrow", "h5py", "PIL"} & set(sys.module
 
 def test_help_of_every_command_loads_no_torch() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HELP_OF_ALL, *COMMANDS], capture_output=True, text=True, check=True
+        [sys.executable, "-c", HELP_OF_ALL, *CONFIGS], capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("Usage:") == len(COMMANDS)
+    assert done.stdout.count("Usage:") == len(CONFIGS)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -140,14 +247,10 @@ def test_options_arrive_in_the_config_with_their_types(showtell: Run, prepared) 
     ]
 
 
-def test_flags_can_be_switched_on_and_off(showtell: Run, monkeypatch) -> None:
-    from showtell.model import train as train_module
-
-    seen: list[TrainConfig] = []
-    monkeypatch.setattr(train_module, "train", seen.append)
+def test_flags_can_be_switched_on_and_off(showtell: Run, trained) -> None:
     assert showtell("train", "--no-tie-embeddings", "--resume", "--dropout", 0.25)[0] == 0
-    assert seen == [TrainConfig(tie_embeddings=False, resume=True, dropout=0.25)]
-    assert set(seen[0].given) == {"tie_embeddings", "resume", "dropout"}
+    assert trained == [TrainConfig(tie_embeddings=False, resume=True, dropout=0.25)]
+    assert set(trained[0].given) == {"tie_embeddings", "resume", "dropout"}
 
 
 def test_environment_names_the_data_folder(showtell: Run, prepared, monkeypatch, tmp_path) -> None:
@@ -241,6 +344,186 @@ def test_misused_command_line_gets_the_usage_and_exit_status_2(showtell: Run, ar
     status, output = showtell(*arguments)
     assert status == 2
     assert "Usage: showtell" in output and "Traceback" not in output
+
+
+def json_of(capsys, monkeypatch, *arguments: object) -> tuple[int, Any, str]:
+    """Exit status, the JSON document on stdout, and stderr of a command with `--json`."""
+    monkeypatch.setattr(sys, "argv", ["showtell", *map(str, arguments), "--json"])
+    capsys.readouterr()
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out) if captured.out else None, captured.err
+
+
+def test_json_is_all_that_stdout_gets(capsys, monkeypatch) -> None:
+    def prepare(config: PrepareConfig) -> Manifest:
+        print("another library")
+        console.print_note("a note")
+        console.print_table("title", [("name", "value")])
+        console.print_result("a line of results")
+        console.print_warning("careful")
+        return Manifest("prepare", 1, config.as_json(), {}, {"a": 1}, details={"bad": math.nan})
+
+    monkeypatch.setattr(prepare_module, "prepare", prepare)
+    status, document, errors = json_of(capsys, monkeypatch, "prepare", "--dataset", "own")
+    assert status == 0
+    assert document["stage"] == "prepare" and document["config"]["dataset"] == "own"
+    assert document["outputs"] == {"a": 1} and document["details"] == {"bad": None}
+    assert errors == "another library\na note\nwarning: careful\n"
+
+
+def test_json_of_a_failed_command_is_empty(capsys, monkeypatch, tmp_path) -> None:
+    status, document, errors = json_of(capsys, monkeypatch, "eval", "--data", tmp_path)
+    assert (status, document) == (1, None)
+    assert errors.startswith("error: ")
+
+
+def test_json_of_status_lists_the_stages(capsys, monkeypatch, tmp_path) -> None:
+    assert json_of(capsys, monkeypatch, "status", "--data", tmp_path)[:2] == (0, [])
+    manifest = Manifest("prepare", 1, {}, {}, {}, {"num_images": 3}, seconds=1.5)
+    manifest.write(tmp_path / "own" / "captions")
+    _, stages, _ = json_of(capsys, monkeypatch, "status", "--data", tmp_path)
+    assert stages[0] == {
+        "stage": "prepare",
+        "path": str(tmp_path / "own" / "captions"),
+        "state": "done",
+        "counts": {"num_images": 3},
+        "seconds": 1.5,
+        "size_bytes": 0,
+    }
+    assert stages[1]["state"] == "missing" and stages[1]["counts"] is None
+
+
+def test_quiet_hides_progress_and_notes_but_not_results_and_warnings(
+    showtell: Run, monkeypatch
+) -> None:
+    def prepare(config: PrepareConfig) -> None:
+        console.print_note("a note")
+        console.print_aside("an aside")
+        with console.ProgressLine("work", 10, "img") as line:
+            line.printed -= 60
+            line.advance(1)
+        console.print_table("title", [("name", "value")])
+        console.print_result("a line of results")
+        console.print_warning("careful")
+
+    monkeypatch.setattr(prepare_module, "prepare", prepare)
+    for option in ("--quiet", "-q"):
+        status, output = showtell("prepare", option)
+        assert status == 0
+        assert output.split() == [
+            *("title", "name", "value"),
+            *("a", "line", "of", "results"),
+            *("warning:", "careful"),
+        ]
+    assert "a note" in showtell("prepare")[1]  # nothing is left of the option before
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Callable[[str], Path]:
+    """Write a config file and return its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "run.toml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+def test_command_line_beats_environment_beats_config_file_beats_preset_beats_default(
+    showtell: Run, trained, config_file, monkeypatch
+) -> None:
+    path = config_file('data = "file"\npreset = "views"\nema = 0.5\nepochs = 2\nseed = 3\n')
+    monkeypatch.setenv("SHOWTELL_DATA", "environment")
+    assert showtell("train", "--config", path, "--epochs", 5)[0] == 0
+    assert trained == [
+        TrainConfig(data="environment", preset="views", views=4, ema=0.5, epochs=5, seed=3)
+    ]
+    assert set(trained[0].given) == {"data", "preset", "ema", "epochs", "seed"}
+    assert showtell("train", "--config", path, "--data", "here", "--ema", 0.9)[0] == 0
+    assert (trained[1].data, trained[1].ema) == (Path("here"), 0.9)
+
+
+def test_config_file_can_give_arguments_lists_and_flags(
+    showtell: Run, config_file, monkeypatch
+) -> None:
+    from showtell.model import compare as compare_module
+    from showtell.model import evaluate as evaluate_module
+
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluate_module, "evaluate", seen.append)
+    monkeypatch.setattr(compare_module, "compare", seen.append)
+    path = config_file(
+        'data = "d"\n[eval]\nrun = ["a", "b"]\npool = true\nconsensus = 9\n'
+        '[compare]\neval_a = "a"\neval-b = "b"\n'
+    )
+    assert showtell("eval", "--config", path) == (0, "")
+    assert showtell("eval", "--config", path, "--no-pool", "--run", "c") == (0, "")
+    assert showtell("compare", "--config", path) == (0, "")
+    assert seen == [
+        EvalConfig(data="d", run=["a", "b"], pool=True, consensus=9),
+        EvalConfig(data="d", run=["c"], consensus=9),
+        CompareConfig(data="d", eval_a="a", eval_b="b"),
+    ]
+
+
+def test_mistake_in_a_config_file_is_an_error_that_names_it(showtell: Run, config_file) -> None:
+    path = config_file("[train]\nbatch-sise = 64\n")
+    status, output = showtell("train", "--config", path)
+    assert status == 1
+    assert output == (
+        f"error: {path}: [train]: 'batch-sise' is not an option of 'showtell train'. "
+        "Did you mean 'batch-size'?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", ("--preset", "soft-attention", "--ema", 0, "--seed", 0, "--run", 'a "b" é')),
+        ("train", ("--learning-rate", 1e-5, "--no-tie-embeddings", "--word-vectors", "v.txt")),
+        ("eval", ("--run", "a", "--run", "b", "--beam", 5, "--spice", "--data", "d")),
+        ("caption", ("a.jpg", "folder", "--preset", "consensus", "--views", 2)),
+        ("bench", ("train", "decode", "--seconds", 3)),
+        ("prepare", ("--table", "t.csv", "--min-count", 1)),
+    ],
+)
+def test_printed_config_gives_the_same_options_again(
+    showtell: Run, config_file, command: str, arguments: tuple[object, ...]
+) -> None:
+    status, printed = showtell(command, *arguments, "--print-config")
+    assert status == 0 and printed.startswith(f"[{command}]\n")
+    assert showtell(command, "--config", config_file(printed), "--print-config") == (0, printed)
+    names = [declared.name.replace("_", "-") for declared in options_of(CONFIGS[command])]
+    assert re.findall(r"^(?:# )?([\w-]+) =", printed, re.MULTILINE) == names
+
+
+def test_printed_config_trains_the_same_run(showtell: Run, trained, config_file) -> None:
+    arguments = ("train", "--preset", "self-critical", "--init", "r", "--xe-weight", 0)
+    assert showtell(*arguments) == (0, "")
+    path = config_file(showtell(*arguments, "--print-config")[1])
+    assert showtell("train", "--config", path) == (0, "")
+    assert trained[0] == trained[1]
+
+
+def test_printing_an_invalid_config_is_an_error(showtell: Run) -> None:
+    status, output = showtell("train", "--epochs", 0, "--print-config")
+    assert (status, output) == (1, "error: --epochs must be at least 1, got 0.\n")
+
+
+def test_interrupted_command_exits_with_130(showtell: Run, monkeypatch) -> None:
+    def prepare(config: PrepareConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "prepare", prepare)
+    status, output = showtell("prepare")
+    assert status == 130
+    assert output == "error: interrupted. Run the same command again: finished work is kept.\n"
 
 
 def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> None:

@@ -16,7 +16,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("bench", "features", "model", "pipeline", "serving")
 FOLDERS = (*PACKAGES, ".ci", "docs", "tests")
 FILES = (
-    *("__init__.py", "cli.py", "py.typed", "pyproject.toml", "setup.py", "MANIFEST.in"),
+    *(
+        "__init__.py",
+        "cli.py",
+        "cli_command.py",
+        "py.typed",
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+    ),
     *("Makefile", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"),
     *(".gitignore", "data/README.md"),
 )

@@ -97,7 +97,12 @@ class DecodingOptions(Options):
         group="Sampling",
     )
     seed: int = option(
-        0, "Random seed for sampling.", at_least=0, at_most=MAX_SEED, group="Sampling"
+        0,
+        "Random seed for sampling.",
+        at_least=0,
+        at_most=MAX_SEED,
+        group="Sampling",
+        metavar="INTEGER >= 0",
     )
     consensus: int = option(
         0,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
-from ...pipeline.stage.console import print_note, print_table
+from ...pipeline.stage.console import print_json, print_result, print_table
 from ...pipeline.stage.files import is_locked
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.stage.options import RESERVED
@@ -14,6 +14,7 @@ from ...pipeline.status import (
     describe_stage,
     hash_if_present,
     holds_files,
+    stage_json,
     stage_status,
 )
 from .layout import BEST_NAME, LAST_NAME
@@ -22,8 +23,9 @@ from .layout import BEST_NAME, LAST_NAME
 def show_status(data: Path) -> None:
     """Print one line per stage of each dataset, run and evaluation under `data`."""
     statuses = list(find_stages(data))
+    print_json([stage_json(status) for status in statuses])
     if not statuses:
-        print_note(f"{data} holds nothing yet. Begin with 'showtell prepare' or 'make demo'.")
+        print_result(f"{data} holds nothing yet. Begin with 'showtell prepare' or 'make demo'.")
         return
     header = ("stage", "folder", "state", "counts", "time", "size")
     rows = [(s.stage, str(s.path.relative_to(data)), s.state, *describe_stage(s)) for s in statuses]

@@ -1,17 +1,33 @@
-"""What the user sees while a stage works and when it ends: progress and summary tables (rich)."""
+"""Everything showtell prints: progress, notes, result tables, JSON, warnings and errors.
 
+| function | shows | stream | `--quiet` | `--json` |
+|---|---|---|---|---|
+| `print_table`, `print_result` | results for people | stdout | shown | hidden |
+| `print_json` | results for programs | stdout | shown | shown, and only then |
+| `print_note`, `ProgressLine` | what a stage is doing | stdout | hidden | stderr |
+| `print_aside` | notes beside results that programs may read | stderr | hidden | stderr |
+| `print_warning`, `print_error` | problems | stderr | shown | stderr |
+"""
+
+import json
+import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console, JustifyMethod
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-# Off a terminal nothing is folded at 80 columns: paths stay whole for other programs.
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+# If the output is not a terminal, long paths must stay on one line for other programs.
 WIDTH = None if sys.stdout.isatty() else 200
 
 console = Console(highlight=False, emoji=False, width=WIDTH)
@@ -20,10 +36,58 @@ error_console = Console(stderr=True, highlight=False, emoji=False)
 PLAIN_INTERVAL_S = 10.0
 
 
-class ProgressLine:
-    """One line that tells how far a stage is.
+@dataclass
+class _OutputMode:
+    """What `--quiet` and `--json` ask for.
 
-    On a terminal a bar that is redrawn; elsewhere a plain line every ten seconds.
+    Attributes:
+        quiet: whether progress and notes are hidden.
+        json: the stream for the JSON document; None without `--json`.
+    """
+
+    quiet: bool = False
+    json: TextIO | None = None
+
+
+_mode = _OutputMode()
+
+
+@contextmanager
+def output_mode(*, quiet: bool = False, json: bool = False) -> Iterator[None]:
+    """Apply `--quiet` and `--json` to everything printed in the `with` block.
+
+    With `json`, only `print_json` writes to stdout. Other libraries that print there write to
+    stderr instead.
+    """
+    previous = _mode.quiet, _mode.json
+    _mode.quiet, _mode.json = quiet, sys.stdout if json else None
+    try:
+        with redirect_stdout(sys.stderr if json else sys.stdout):
+            yield
+    finally:
+        _mode.quiet, _mode.json = previous
+
+
+def worker_initializer() -> Callable[[], None] | None:
+    """Return what a worker process calls first to respect `--quiet` and `--json`."""
+    return _silence_worker if _mode.quiet or _mode.json is not None else None
+
+
+def _silence_worker() -> None:
+    _mode.quiet = True
+    sys.stdout = sys.stderr
+
+
+class ProgressLine:
+    """One line that shows how far a stage is.
+
+    On a terminal it is a bar that is redrawn; elsewhere a plain line every ten seconds.
+
+    Args:
+        label: what is in progress.
+        total: number of units to process.
+        unit: name of a unit, such as "img".
+        start: number of units processed earlier; they do not count as speed.
 
     Example:
         with ProgressLine("features", total=83_000, unit="img") as progress:
@@ -36,20 +100,27 @@ class ProgressLine:
         self.start = self.done = start
         self.started = self.printed = time.monotonic()
         self.bar: Progress | None = None
-        self.task = TaskID(0)
+        self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if console.is_terminal:
-            columns = (
-                TextColumn(self.label),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.bar = Progress(*columns, console=console, transient=True)
-            self.task = self.bar.add_task("", total=self.total, completed=self.start, text="")
-            self.bar.start()
+        if not _mode.quiet and _note_console().is_terminal:
+            self._start_bar()
         return self
+
+    def _start_bar(self) -> None:
+        # Imported here: `showtell --help` need not wait for it.
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.bar = Progress(
+            TextColumn(self.label),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=_note_console(),
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=self.total, completed=self.start, text="")
+        self.bar.start()
 
     def __exit__(
         self,
@@ -62,21 +133,21 @@ class ProgressLine:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(
         self, count: int, shares: Mapping[str, float] | None = None, text: str | None = None
     ) -> None:
-        """Count `count` more units as done.
+        """Count `count` more units as done, and show it.
 
         Args:
             count: units finished since the last call.
-            shares: part → share of the time it took, to show the bottleneck.
-            text: replaces the default rate, shares and eta.
+            shares: part of the work → its share of the time, to show the bottleneck.
+            text: shown instead of the rate, the shares and the remaining time.
         """
         self.done += count
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, text=text or self._describe(shares))
         elif time.monotonic() - self.printed >= PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
@@ -92,7 +163,7 @@ class ProgressLine:
 
 
 def format_seconds(seconds: float) -> str:
-    """`42.1s`, `3:05` or `2:03:05`."""
+    """Return `42.1s`, `3:05` or `2:03:05`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -101,7 +172,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """`512 B`, `3.1 MB`, `12.5 GB`, in powers of 1000."""
+    """Return `512 B`, `3.1 MB` or `12.5 GB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -110,7 +181,9 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
-    """Print rows of cells as a small table; with a header, numbers align right."""
+    """Print results as a small table. With a header, columns of numbers align right."""
+    if _mode.json is not None:
+        return
     table = Table(title=Text(title), title_justify="left", show_header=bool(header), box=None)
     table.title_style = "bold"
     listed = list(rows)
@@ -119,27 +192,64 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, 
         justify: JustifyMethod = "right" if is_number else "left"
         table.add_column(header[index] if header else "", justify=justify, overflow="fold")
     for row in listed:
-        table.add_row(*map(Text, row))  # paths may look like markup
+        table.add_row(*map(Text, row))  # as Text: rich would read "[...]" in a path as markup
     console.print(table)
 
 
+def print_result(text: str) -> None:
+    """Print a line of results for people."""
+    if _mode.json is None:
+        console.print(text, soft_wrap=True, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """Print the results as one JSON document if `--json` was given, else nothing.
+
+    Args:
+        value: JSON values, dataclasses, paths, or containers of these. Numbers that JSON lacks
+            (NaN, infinity) become null.
+    """
+    if _mode.json is not None:
+        text = json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+        print(text, file=_mode.json, flush=True)
+
+
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _to_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _note_console() -> Console:
+    """Return where notes and progress go: stdout, but stderr if stdout is for JSON."""
+    return console if _mode.json is None else error_console
+
+
 def print_note(text: str) -> None:
-    """Print one line that the user should see but need not act on."""
-    console.print(text, soft_wrap=True, markup=False)
+    """Print a line about what a stage is doing."""
+    if not _mode.quiet:
+        _note_console().print(text, soft_wrap=True, markup=False)
 
 
 def print_aside(text: str) -> None:
-    """Print one line beside the output, which other programs may read."""
-    error_console.print(text, soft_wrap=True, markup=False)
+    """Print a note to stderr, because the command's stdout may be read by other programs."""
+    if not _mode.quiet:
+        error_console.print(text, soft_wrap=True, markup=False)
 
 
 def print_warning(text: str) -> None:
-    """Print one yellow line: the stage goes on, but the user should know."""
+    """Print one yellow line about a problem that does not end the stage."""
     text = " ".join(text.splitlines())
     error_console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
 
 def print_error(text: str) -> None:
-    """Print one red line: the stage could not go on."""
+    """Print one red line about the problem that ends the stage."""
     text = " ".join(text.splitlines())
     error_console.print(f"error: {text}", style="bold red", soft_wrap=True, markup=False)

@@ -32,6 +32,8 @@ TYPE_NAMES = {
     Path: "a path",
 }
 
+METAVARS = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
 # Takes a value; returns None if it is allowed, else what it must be: "be a plain name".
 Check = Callable[[Any], str | None]
 
@@ -144,6 +146,28 @@ def value_type(declared: "Field[Any]") -> tuple[Any, bool]:
         assert len(kinds) == 1, f"{declared.name} has several types"
         return kinds[0], True
     return declared.type, False
+
+
+def metavar_of(declared: "Field[Any]") -> str | None:
+    """Return how help shows the value of an option: `[gru|lstm|rnn]`, `INTEGER >= 1`, `FILE`.
+
+    It is None for flags, which take no value.
+    """
+    spec, (kind, _) = spec_of(declared), value_type(declared)
+    if spec.metavar is not None or kind is bool:
+        return spec.metavar
+    if spec.choices:
+        return f"[{'|'.join(spec.choices)}]"
+    metavar = METAVARS[get_args(kind)[0] if get_origin(kind) is list else kind]
+    has_lower = spec.at_least is not None or spec.above is not None
+    if spec.at_most is not None or spec.below is not None:
+        less = f"<= {spec.at_most}" if spec.at_most is not None else f"< {spec.below}"
+        lower = f"{spec.at_least} <= " if spec.at_least is not None else f"{spec.above} < "
+        return f"{lower if has_lower else ''}{metavar} {less}"
+    if has_lower:
+        more = f">= {spec.at_least}" if spec.at_least is not None else f"> {spec.above}"
+        return f"{metavar} {more}"
+    return metavar
 
 
 def require(condition: bool, message: str) -> None:
@@ -305,6 +329,7 @@ class StageConfig(Options):
         "Folder with all datasets, features and runs.",
         group="Input",
         envvar="SHOWTELL_DATA",
+        metavar="DIR",
     )
 
     def as_json(self) -> dict[str, Any]:
@@ -337,6 +362,7 @@ class DatasetConfig(StageConfig):
         "Dataset: coco2014, coco2017, flickr8k, flickr30k, scenes, or a name for your own.",
         check=check_dataset_name,
         group="Input",
+        metavar="NAME",
     )
 
     @property

@@ -34,9 +34,9 @@ def test_unknown_preset_is_refused_with_the_names_there_are() -> None:
     ("stage", "presets"),
     [("train", TRAIN_PRESETS), ("eval", DECODING_PRESETS), ("caption", DECODING_PRESETS)],
 )
-def test_help_names_every_preset(showtell, stage: str, presets) -> None:
-    _, text = showtell(stage, "--help")
-    shown = "".join(text.split())
+def test_help_names_every_preset(showtell, monkeypatch, stage: str, presets) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = showtell(stage, "--help")[1]
     assert f"[{'|'.join(presets)}]" in shown
 
 

@@ -1,5 +1,8 @@
 import io
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,11 +12,24 @@ from showtell.pipeline.stage.console import (
     ProgressLine,
     format_bytes,
     format_seconds,
+    output_mode,
+    print_aside,
     print_error,
+    print_json,
     print_note,
+    print_result,
     print_table,
     print_warning,
+    worker_initializer,
 )
+
+
+@dataclass
+class Score:
+    """Something that `print_json` shows as an object."""
+
+    name: str
+    value: float
 
 
 @dataclass
@@ -189,6 +205,72 @@ def test_off_a_terminal_errors_and_warnings_are_plain_text_on_stderr(monkeypatch
 def test_note_is_one_line_as_it_is(plain) -> None:
     print_note(LONG)
     assert plain.getvalue() == f"{LONG}\n"
+
+
+def test_result_is_one_line_as_it_is(plain) -> None:
+    print_result(LONG)
+    assert plain.getvalue() == f"{LONG}\n"
+
+
+def test_quiet_mode_hides_progress_and_notes(clock, plain, capsys) -> None:
+    with output_mode(quiet=True), ProgressLine("decode", total=10, unit="img") as progress:
+        clock.now += 60
+        progress.advance(1)
+        print_note("note")
+        print_aside("aside")
+        print_result("result")
+        print_table("title", [("a", "b")])
+        print_warning("careful")
+        print_error("broken")
+    captured = capsys.readouterr()
+    assert plain.getvalue().split() == ["result", "title", "a", "b"]
+    assert captured.err == "warning: careful\nerror: broken\n"
+    print_note("after")
+    assert plain.getvalue().endswith("after\n")
+
+
+def test_quiet_mode_shows_no_bar_on_a_terminal(terminal) -> None:
+    with output_mode(quiet=True), ProgressLine("decode", total=10, unit="img") as progress:
+        progress.advance(1)
+    assert progress.bar is None and terminal.getvalue() == ""
+
+
+def test_json_mode_moves_notes_to_stderr_and_replaces_tables(plain, capsys) -> None:
+    with output_mode(json=True):
+        print_note("note")
+        print("another library")
+        print_result("result")
+        print_table("title", [("a", "b")])
+        print_json({"path": Path("a/b"), "scores": [Score("CIDEr", math.nan), Score("x", 0.5)]})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "path": str(Path("a/b")),
+        "scores": [{"name": "CIDEr", "value": None}, {"name": "x", "value": 0.5}],
+    }
+    assert captured.err == "note\nanother library\n"
+    assert plain.getvalue() == ""
+
+
+def test_json_is_printed_only_when_asked_for(plain, capsys) -> None:
+    print_json([1])
+    with output_mode(quiet=True):
+        print_json([1])
+    assert capsys.readouterr().out == plain.getvalue() == ""
+
+
+def test_json_keeps_unicode_and_replaces_infinity(capsys) -> None:
+    with output_mode(json=True):
+        print_json({"text": "日本", "values": (math.inf, -math.inf, 1e300, True, None)})
+    shown = capsys.readouterr().out
+    assert "日本" in shown
+    assert json.loads(shown)["values"] == [None, None, 1e300, True, None]
+
+
+def test_worker_processes_respect_the_mode() -> None:
+    assert worker_initializer() is None
+    for mode in ({"quiet": True}, {"json": True}):
+        with output_mode(**mode):
+            assert worker_initializer() is not None
 
 
 def test_table_has_a_title_and_a_row_for_each_row(plain) -> None:
