@@ -17,8 +17,8 @@ from .runs.layout import run_folder
 from .runs.status import eval_status
 
 EXPLANATION = (
-    "If p is below 0.05, so large a difference is unlikely to come from the choice of images "
-    "alone. Differences between training seeds are not accounted for."
+    "If p is below 0.05, the choice of images alone is unlikely to cause so large a difference. "
+    "The difference that another training seed would make is not included."
 )
 
 
@@ -27,9 +27,9 @@ class Difference:
     """The difference of one score between two evaluations A and B, as fractions.
 
     Attributes:
-        name: of the score.
-        score_a: of A.
-        score_b: of B.
+        name: name of the score.
+        score_a: score of A.
+        score_b: score of B.
         low: lower end of the 95 % confidence interval of score_b - score_a.
         high: upper end.
         p_value: two-sided, of the hypothesis "there is no difference".
@@ -112,7 +112,7 @@ def require_evaluation(folder: Path) -> Manifest:
     """Read the manifest of an evaluation that must be finished and up to date.
 
     Raises:
-        MissingArtifactError: it is not.
+        MissingArtifactError: the evaluation is unfinished or out of date.
     """
     run_dir = folder.absolute().parents[1]
     status = eval_status(run_dir.parents[1], folder.absolute())

@@ -30,9 +30,9 @@ def decode_split(
     """Decode the images of a split.
 
     Args:
-        evaluation: the runs and options.
+        evaluation: the runs and their options.
         image_ids: (N,) int64, images that have features.
-        precision: of the arithmetic, and the device.
+        precision: the number format and device to compute in.
 
     Returns:
         The vocabulary, and image_id → at most `n_best` captions, best first.

@@ -16,8 +16,8 @@ class Member:
     """A run that takes part in decoding.
 
     Attributes:
-        run_dir: its folder.
-        run: its config.
+        run_dir: folder of the run.
+        run: config of the run.
         store: the features that it was trained on.
     """
 
@@ -38,7 +38,7 @@ def load_members(
 
     Args:
         data: root of all files.
-        names: of the runs; None takes the newest one.
+        names: names of the runs; None selects the newest run.
         dataset: if given, only its runs are considered.
         num_views: views of each image that the features must have.
 

@@ -33,15 +33,15 @@ class Evaluation:
     """The runs, images and metrics of an evaluation.
 
     Attributes:
-        config: the options.
-        members: the runs.
-        captions_dir: output of `showtell prepare`.
-        split: to caption.
-        image_ids: (N,) int64, the images of the split.
-        metrics: the optional ones.
-        folder: of the results.
-        inputs: name → fingerprint of everything that the results depend on but the metrics.
-        metric_inputs: name of a metric → what its scores depend on.
+        config: options of `showtell eval`.
+        members: the runs that decode together.
+        captions_dir: output folder of `showtell prepare`.
+        split: name of the split to caption.
+        image_ids: (N,) int64, all images of the split.
+        metrics: the optional metrics to compute.
+        folder: where the results are written.
+        inputs: name → fingerprint of the captions, weights and features.
+        metric_inputs: name of a metric → the fingerprints of its own inputs.
     """
 
     config: EvalConfig
@@ -56,18 +56,18 @@ class Evaluation:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the results depend on, for the manifest."""
+        """The options that determine the results, for the manifest."""
         run = self.folder.parents[1].name
         return self.config.result_options() | {"run": run, "split": self.split}
 
     def inputs_with(self, metrics: Iterable[str]) -> dict[str, str]:
-        """Return what the results depend on if these optional metrics are among them."""
+        """Return all inputs of an evaluation that computes these optional metrics."""
         return self.inputs | dict(
             chain.from_iterable(self.metric_inputs[name].items() for name in metrics)
         )
 
     def is_finished(self, manifest: Manifest) -> bool:
-        """Return whether this manifest records the same evaluation."""
+        """Return whether a manifest shows that this evaluation is finished and up to date."""
         inputs = self.inputs_with(self.metric_inputs)
         return manifest.matches(self.folder, VERSION, self.options, inputs)
 
@@ -131,7 +131,7 @@ def select_images(evaluation: Evaluation) -> ImageIds:
     """Return the images for which every run has features, with a warning about the others.
 
     Raises:
-        MissingArtifactError: there is none.
+        MissingArtifactError: no image of the split has features.
     """
     image_ids, stores = evaluation.image_ids, [member.store for member in evaluation.members]
     has_features = torch.stack([store.has(image_ids) for store in stores]).all(0).numpy()

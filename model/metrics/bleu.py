@@ -1,7 +1,7 @@
 """BLEU-1 to BLEU-4 in NumPy: the score of validation, and the counts behind intervals.
 
-The results equal those of pycocoevalcap, whose own code computes the BLEU that `showtell eval`
-reports (`official.py`).
+The results equal those of pycocoevalcap. `showtell eval` reports the BLEU of pycocoevalcap's own
+code, see `official.py`.
 
 Source: Papineni et al. 2002, ACL P02-1040.
 """
@@ -76,13 +76,13 @@ def count_matches(references: ReferenceNgrams, matches: Matches) -> BleuCounts:
 def weighted_precision(
     references: ReferenceNgrams, words: Words, rows: Ints, weights: Floats
 ) -> Floats:
-    """Return the weighted sum, over images, of each candidate's n-gram precision with the image.
+    """Return the weighted sum of each candidate's n-gram precision with several images.
 
     The precision is the mean of BLEU's clipped precisions of n-grams of 1 to 4 words.
 
     Args:
-        references: of the images.
-        words: of K candidates.
+        references: n-grams of the references of all images.
+        words: word ids of K candidates.
         rows: (n,) int64, rows of the images.
         weights: (n,) float64 of the images, of any sign.
 

@@ -25,7 +25,7 @@ class CaptionScores:
 
     Attributes:
         image_ids: (N,) int64.
-        bleu: counts of each caption.
+        bleu: BLEU's counts of each caption.
         rouge_l: (N,) float64, 0 to 1.
         cider: (N,) float64, 0 to 10.
     """
@@ -111,7 +111,7 @@ class CaptionScorer:
     def weighted_cider_d(
         self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
     ) -> Floats:
-        """Return each caption's CIDEr-D with each of the images, summed under the images' weights.
+        """Return the weighted sum of each caption's CIDEr-D with several images.
 
         Equal to `weights @ cider_d(…)` and much faster.
 
@@ -129,7 +129,10 @@ class CaptionScorer:
     def weighted_precision(
         self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
     ) -> Floats:
-        """Return BLEU's n-gram precision in place of CIDEr-D; otherwise as `weighted_cider_d`."""
+        """Return the weighted sum of each caption's n-gram precision with several images.
+
+        The precision is BLEU's, averaged over orders; see `weighted_cider_d` for the arguments.
+        """
         words, rows = self.ngrams.read(captions), self._find_rows(image_ids)
         return weighted_precision(self.ngrams, words, rows, weights)
 

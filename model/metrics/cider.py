@@ -1,7 +1,11 @@
 """CIDEr-D in NumPy: the reward of SCST, the score of validation and the measure of consensus.
 
-The results equal those of pycocoevalcap, which calls CIDEr-D "CIDEr" and whose own code computes
-the CIDEr that `showtell eval` reports (`official.py`).
+CIDEr-D compares the tf-idf vectors of n-grams of 1 to 4 words. For a candidate and one reference it
+is 10 × length penalty × the mean over orders of the cosine, with the candidate's weights clipped to
+the reference's. The score of a candidate is the mean over the references of its image.
+
+The results equal those of pycocoevalcap, which calls CIDEr-D simply CIDEr. `showtell eval` reports
+the CIDEr of pycocoevalcap's own code, see `official.py`.
 
 Source: Vedantam et al. 2015, arXiv:1411.5726, section 4 and CIDEr-D.
 """
@@ -24,11 +28,7 @@ class CiderD:
         self.orders = [TfIdf(order, len(references.words)) for order in references.orders]
 
     def score(self, matches: Matches) -> Floats:
-        """Return CIDEr-D of each candidate, averaged over its references: (K,) float64, 0 to 10.
-
-        N-gram weights are clipped to the reference's, a Gaussian penalizes the difference in
-        length, and the result is multiplied by 10.
-        """
+        """Return CIDEr-D of each candidate, (K,) float64, 0 to 10."""
         pairs = matches.pairs
         lengths, reference_lengths = map(_num_bigrams, (matches.words, self.references.words))
         gaps = lengths[pairs.candidates] - reference_lengths[pairs.references]
@@ -46,13 +46,13 @@ class CiderD:
         return sums / np.diff(pairs.offsets)
 
     def weighted_sum(self, words: Words, rows: Ints, weights: Floats) -> Floats:
-        """Return the weighted sum, over images, of each candidate's CIDEr-D with the image.
+        """Return the weighted sum of each candidate's CIDEr-D with several images.
 
-        It is much faster than scoring each candidate with each image: the references are summed
-        first.
+        Summing the references first makes this much faster than scoring each candidate with each
+        image.
 
         Args:
-            words: of K candidates.
+            words: word ids of K candidates.
             rows: (n,) int64, rows of the images.
             weights: (n,) float64 of the images, of any sign.
 
@@ -62,7 +62,7 @@ class CiderD:
         lengths, reference_lengths = map(_num_bigrams, (words, self.references.words))
         gaps = lengths[:, None] - np.arange(reference_lengths.max() + 1)
         penalty = _length_penalty(gaps)
-        weights = weights / np.diff(self.references.image_offsets)[rows]  # of each reference
+        weights = weights / np.diff(self.references.image_offsets)[rows]  # per reference
         sums: Floats = np.array(
             [
                 tf_idf.weighted_cosines(ngrams, rows, weights, reference_lengths, penalty)
@@ -76,7 +76,7 @@ class TfIdf:
     """The tf-idf vectors of the references for n-grams of one order.
 
     Attributes:
-        counts: of the n-grams.
+        counts: n-gram counts of the references.
         idf: (n-grams + 1,) float64, natural logarithm; the last is that of any unseen n-gram.
         weights: (E,) float64, tf-idf of each entry of `counts`.
         norms: (M,) float64, Euclidean norm of each reference's vector.
@@ -95,9 +95,9 @@ class TfIdf:
         """Return the clipped cosine of each pair's tf-idf vectors, (P,) float64.
 
         Args:
-            ngrams: of K candidates.
+            ngrams: n-grams of K candidates.
             groups: (G,) int64, see `Matches`.
-            pairs: of candidates and references.
+            pairs: the candidates paired with their references.
         """
         counts, own_weights = self.counts, self.weigh(ngrams)
         known = np.flatnonzero(groups >= 0)
@@ -121,7 +121,7 @@ class TfIdf:
         """Sum penalty × weight × clipped cosine over all references of some images.
 
         Args:
-            ngrams: of K candidates.
+            ngrams: n-grams of K candidates.
             rows: (n,) int64, rows of the images.
             weights: (n,) float64, of each reference of each image.
             lengths: (M,) int64, length of every reference, below L.

@@ -38,7 +38,7 @@ class ClipScore(Metric):
     """CLIPScore of each caption, 0 to 2.5.
 
     Args:
-        folder: of the saved model.
+        folder: where the model is saved.
     """
 
     name = "CLIPScore"

@@ -8,7 +8,7 @@
     bleu_lengths             (N,) int64      words in the caption
     bleu_reference_lengths   (N,) int64      words in the reference of the closest length
     meteor_counts            (N, 23) float64 see `meteor.read_meteor_counts`
-    ROUGE_L, CIDEr, …        (N,) float64    scores whose mean is the score of a set
+    ROUGE_L, CIDEr, …        (N,) float64    scores that are averaged over images
 """
 
 import zipfile
@@ -37,9 +37,9 @@ class ImageScores:
 
     Attributes:
         image_ids: (N,) int64.
-        bleu: counts of each caption.
-        meteor: (N, 23) float64, counts of each caption.
-        means: name → (N,) float64, the scores whose mean is the score of a set.
+        bleu: BLEU's counts of each caption.
+        meteor: (N, 23) float64, METEOR's counts of each caption.
+        means: name → (N,) float64, the scores that are averaged over images.
     """
 
     image_ids: Ints
@@ -51,7 +51,7 @@ class ImageScores:
         return len(self.image_ids)
 
     def with_means(self, means: dict[str, Floats]) -> "ImageScores":
-        """Return a copy with additional scores whose mean is the score of a set."""
+        """Return a copy with additional scores that are averaged over images."""
         return replace(self, means=self.means | means)
 
     def select(self, rows: Ints) -> "ImageScores":

@@ -41,8 +41,8 @@ class JavaProcess:
         """Describe the program; it starts with the `with` block.
 
         Args:
-            name: of the program in error messages.
-            arguments: of `java`.
+            name: what error messages call the program.
+            arguments: command-line arguments of `java`.
             timeout_s: how long to wait for one answer.
         """
         self.name, self.arguments, self.timeout_s = name, arguments, timeout_s
@@ -113,8 +113,8 @@ def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float
     """Run a Java program on a text and return its stdout.
 
     Args:
-        name: of the program in error messages.
-        arguments: of `java`.
+        name: what error messages call the program.
+        arguments: command-line arguments of `java`.
         text: its stdin.
         timeout_s: how long it may take.
 

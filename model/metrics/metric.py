@@ -24,7 +24,7 @@ class CaptionSet:
         hypotheses: image_id → generated caption.
         tokenized_hypotheses: image_id → generated caption, as PTB words joined by single spaces.
         tokenized_references: image_id → reference captions, as PTB words joined by single spaces.
-        captions_dir: output folder of `showtell prepare`, which knows where the images are.
+        captions_dir: output folder of `showtell prepare`; its manifest names the images' folder.
     """
 
     hypotheses: dict[int, str]
@@ -34,10 +34,10 @@ class CaptionSet:
 
 
 class Metric(ABC):
-    """A score of each caption whose mean is the score of the split.
+    """A score of each caption; the score of a split is the mean.
 
     Attributes:
-        name: key in `metrics.json`; it begins with a capital letter.
+        name: key in `metrics.json`; it must begin with a capital letter.
     """
 
     name: ClassVar[str]
@@ -45,8 +45,8 @@ class Metric(ABC):
     def inputs(self) -> dict[str, str]:
         """Return what the scores depend on, for the manifest: name → fingerprint.
 
-        If a fingerprint changes, `showtell eval` scores again. Override it to include files, such
-        as weights, or change the value when the formula changes.
+        If a fingerprint changes, `showtell eval` scores again. Override this method if the scores
+        depend on files, such as weights, or return another value after changing the formula.
 
         Raises:
             ShowTellError: the metric cannot be computed here, e.g. a file is missing.

@@ -112,11 +112,11 @@ class Matches:
     """Candidates beside the references of their images.
 
     Attributes:
-        words: of the K candidates.
-        pairs: of candidates and references.
-        ngrams: for each order, the n-grams of the candidates.
-        groups: for each order, (G,) int64, the group of `ReferenceCounts` that holds the same
-            n-gram for the candidate's image, or -1.
+        words: word ids of the K candidates.
+        pairs: the candidates paired with their references.
+        ngrams: n-grams of the candidates, order by order.
+        groups: order by order, (G,) int64: the group of `ReferenceCounts` with the same image and
+            n-gram, or -1 if no reference of the image has the n-gram.
     """
 
     words: Words
@@ -143,7 +143,7 @@ class ReferenceCounts:
         """Group the n-grams of (M,) references by image.
 
         Args:
-            ngrams: of the references.
+            ngrams: n-grams of the references.
             image_rows: (M,) int64, the row of each reference's image.
             num_images: N.
         """
@@ -171,7 +171,7 @@ class ReferenceCounts:
         """Return the group of each n-gram of the candidates, -1 where there is none: (G,) int64.
 
         Args:
-            ngrams: of K candidates.
+            ngrams: n-grams of K candidates.
             rows: (K,) int64, the row of each candidate's image.
         """
         keys = join(rows[ngrams.captions], ngrams.ngrams)
@@ -203,9 +203,9 @@ class ReferenceNgrams:
     """The n-grams of all references, counted once.
 
     Attributes:
-        words: of the M references.
+        words: word ids of the M references.
         image_offsets: (N + 1,) int64; image i has the references offsets[i] to offsets[i + 1].
-        orders: the counts of each order, 1 to 4.
+        orders: n-gram counts of each order, 1 to 4.
     """
 
     def __init__(self, captions: Sequence[str], image_offsets: Ints) -> None:
@@ -264,7 +264,7 @@ def _count_ngrams(words: Words, number: Callable[[int, Ints], Ints]) -> Iterator
     """Yield the n-grams of each order, 1 to 4.
 
     Args:
-        words: of the captions.
+        words: word ids of the captions.
         number: (order - 1, keys of n-grams) → numbers of the n-grams, below 2**31. The key of an
             n-gram joins the number of its first n - 1 words and the id of its last word.
     """

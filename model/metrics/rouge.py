@@ -1,7 +1,7 @@
 """ROUGE_L in Python: the score of validation.
 
-The results equal those of pycocoevalcap, whose own code computes the ROUGE_L that `showtell eval`
-reports (`official.py`).
+The results equal those of pycocoevalcap. `showtell eval` reports the ROUGE_L of pycocoevalcap's own
+code, see `official.py`.
 
 Source: Lin 2004, ACL W04-1013.
 """
@@ -47,7 +47,7 @@ class RougeL:
 def common_lengths(words: Words, references: Words, pairs: Pairs) -> Ints:
     """Return the length of each pair's longest common subsequence, (P,) int64.
 
-    A column of the usual dynamic programming table is one integer, whose cleared bits are the rows
+    Each column of the dynamic programming table is stored as one integer; a cleared bit marks a row
     at which the length grows by one.
 
     Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".

@@ -28,7 +28,7 @@ class Spice(Metric):
     """SPICE of each caption, 0 to 1.
 
     Args:
-        folder: of the jar.
+        folder: where the jar is.
         timeout_s: how long Java may take.
     """
 

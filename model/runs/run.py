@@ -180,9 +180,10 @@ def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> N
     got = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != got:
         name = min(set(expected.items()) ^ set(got.items()))[0]
+        found = f"has shape {got[name]}" if name in got else "is missing"
+        wanted = f"shape {expected[name]}" if name in expected else "no such tensor"
         raise MismatchError(
-            f"{path}: the shape of {name!r} is {got.get(name, 'missing')}, but {CONFIG_NAME} "
-            f"requires {expected.get(name, 'no such tensor')}. Train the run again."
+            f"{path}: {name!r} {found}, but {CONFIG_NAME} requires {wanted}. Train the run again."
         )
 
 

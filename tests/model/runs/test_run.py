@@ -131,10 +131,10 @@ def test_word_counts_may_differ(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"hidden_size": 7}, r"the shape of .* is \(.*requires \("),
-        ({"cell": "lstm"}, r"the shape of .* is \(.*requires \("),
+        ({"hidden_size": 7}, r"has shape \(.*requires shape \("),
+        ({"cell": "lstm"}, r"has shape \(.*requires shape \("),
         ({"num_layers": 2}, "requires no such tensor"),
-        ({"tie_embeddings": False}, r"'output_weight' is .*requires no such tensor|'output_proj"),
+        ({"tie_embeddings": False}, r"'output_weight' has .*requires no such tensor|'output_proj"),
     ],
     ids=str,
 )
@@ -144,7 +144,7 @@ def test_weights_of_another_shape_are_an_error(tmp_path, options, named: str) ->
     with pytest.raises(MismatchError, match=named) as caught:
         load_run(tmp_path / "r", CPU)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'r' / BEST_NAME}: the shape of '")
+    assert message.startswith(f"{tmp_path / 'r' / BEST_NAME}: '")
     assert message.endswith(". Train the run again.") and "\n" not in message
 
 
@@ -154,7 +154,7 @@ def test_missing_tensor_is_an_error(tmp_path) -> None:
     tensors = load_file(path)
     del tensors["output_bias"]
     save_file(tensors, path)
-    with pytest.raises(MismatchError, match=r"'output_bias' is missing, but .* requires \("):
+    with pytest.raises(MismatchError, match=r"'output_bias' is missing, but .* requires shape \("):
         load_run(tmp_path / "r", CPU)
 
 
