@@ -1,10 +1,12 @@
 """The documentation is true: links resolve, options exist, and the examples run."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,7 +133,7 @@ def test_commands_of_the_guide_run(
     assert {*names} >= {"prepare", "features", "train", "eval", "caption", "compare", "status"}
 
 
-def load_example(name: str, folder: Path) -> None:
+def load_example(name: str, folder: Path, monkeypatch) -> Path:
     """Save the file `name` of extending.md in a folder, and import it."""
     (code,) = (
         block
@@ -140,9 +142,10 @@ def load_example(name: str, folder: Path) -> None:
     )
     path = folder / name
     path.write_text(code, "utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    importlib.import_module(path.stem)
+    return path
 
 
 def test_example_of_a_dataset_runs(showtell: Run, tmp_path: Path, monkeypatch) -> None:
@@ -155,12 +158,29 @@ def test_example_of_a_dataset_runs(showtell: Run, tmp_path: Path, monkeypatch) -
     for image in tmp_path.glob("photos/images/*.jpg"):
         image.with_suffix(".txt").write_text("A dog runs.\nA dog on the grass.\n", "utf-8")
     monkeypatch.setitem(READERS, "diary", None)  # restored after the test
-    load_example("text_files.py", tmp_path)
+    load_example("text_files.py", tmp_path, monkeypatch)
     data = ("--data", tmp_path / "data", "--dataset", "diary", "--min-count", 1)
     status, output = showtell("prepare", "--source", tmp_path / "photos", *data)
     assert status == 0, output
     images = read_images(tmp_path / "data/diary/captions/images.parquet")
     assert len(images) == 10 and {*images.splits} == {"train", "val", "test"}
+
+
+def test_example_of_a_decoder_trains_and_captions(
+    showtell: Run, scenes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from showtell.model.decoders.registry import DECODERS
+
+    monkeypatch.setitem(DECODERS, "transformer", "")  # restored after the test
+    example = load_example("transformer.py", tmp_path, monkeypatch)
+    sizes = ("--hidden-size", 64, "--embed-size", 64, "--epochs", 2, "--batch-size", 16)
+    options = ("--data", scenes, "--dataset", "scenes", "--run", "r", "--device", "cpu", *sizes)
+    # In a process of its own: --attention takes its choices when the command line is imported.
+    command = [sys.executable, example, "train", "--attention", "transformer", *options]
+    subprocess.run([*map(str, command)], check=True)
+    image = next(scenes.glob("scenes/raw/images/*.jpg"))
+    status, output = showtell("caption", "--data", scenes, "--run", "r", "--beam", 3, image)
+    assert status == 0 and f"{image}: " in output
 
 
 def test_example_of_a_metric_runs(
@@ -169,7 +189,7 @@ def test_example_of_a_metric_runs(
     from showtell.model.metrics import registry
 
     monkeypatch.setattr(registry, "DEFAULT_METRICS", ())  # restored after the test
-    load_example("distinct_words.py", tmp_path)
+    load_example("distinct_words.py", tmp_path, monkeypatch)
     sizes = ("--epochs", 1, "--hidden-size", 8, "--embed-size", 8, "--device", "cpu")
     showtell("train", "--data", scenes, "--dataset", "scenes", "--run", "r", *sizes)
     status, output = showtell("eval", "--data", scenes, "--run", "r")
