@@ -14,6 +14,8 @@ import pytest
 from typer.main import get_command
 
 from showtell.cli import app
+from showtell.cli_command import configs
+from showtell.pipeline.stage.config_file import read_config_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
@@ -105,6 +107,15 @@ def test_python_blocks_compile(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_config_files_have_options_that_exist(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        path = tmp_path / "run.toml"
+        path.write_text(block, "utf-8")
+        for command in ("train", "eval"):
+            assert read_config_file(path, command, configs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_make_targets_exist(page: Path) -> None:
     text = prose(page) + "".join(blocks(page, "bash"))
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -164,6 +175,20 @@ def test_example_of_a_dataset_runs(showtell: Run, tmp_path: Path, monkeypatch) -
     assert status == 0, output
     images = read_images(tmp_path / "data/diary/captions/images.parquet")
     assert len(images) == 10 and {*images.splits} == {"train", "val", "test"}
+
+
+def test_example_of_an_encoder_computes_features(
+    showtell: Run, scenes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from showtell.features.encoders import registry
+
+    monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES])  # restored after the test
+    load_example("pixels.py", tmp_path, monkeypatch)
+    options = ("--data", scenes, "--dataset", "scenes", "--encoder", "pixels", "--device", "cpu")
+    status, output = showtell("features", *options)
+    assert status == 0, output
+    manifest = json.loads((scenes / "scenes/features/pixels-default/manifest.json").read_text())
+    assert manifest["counts"]["feature_dim"] == 3 * 8 * 8
 
 
 def test_example_of_a_decoder_trains_and_captions(
