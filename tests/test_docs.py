@@ -49,7 +49,7 @@ def anchors(page: Path) -> set[str]:
 def commands(page: Path) -> list[list[str]]:
     """The arguments of each `showtell` command in the bash blocks of a page."""
     lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    words = (shlex.split(line, comments=True) for line in lines)
+    words = (shlex.split(line.partition(" > ")[0], comments=True) for line in lines)
     return [arguments[1:] for arguments in words if arguments[:1] == ["showtell"]]
 
 
