@@ -214,8 +214,8 @@ def test_all_cached_views_are_used_by_default(grid_scenes) -> None:
     one, two = (weights_of(grid_scenes, run, "best") for run in ("one", "two"))
     assert torch.equal(
         one["feature_mean"], two["feature_mean"]
-    )  # computed from the plain view in both
-    assert not torch.equal(one["image.weight"], two["image.weight"])
+    )  # of the plain view
+    assert not torch.equal(one["image_proj.weight"], two["image_proj.weight"])
 
 
 def test_word_vectors_initialise_the_embedding(scenes, capsys) -> None:
