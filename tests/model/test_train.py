@@ -198,12 +198,12 @@ def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
     command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
     for options, what, views in (
         ({"attention": "soft"}, "has no grids, which --attention soft needs", 1),
-        ({"views": 2}, "holds 1 views of each image, --views .* asks for 2", 2),
+        ({"views": 2}, "has 1 views of each image, --views .* needs 2", 2),
     ):
         wanted = command.format(views) if "attention" in options else command[:-14].format(views)
         with pytest.raises(MissingArtifactError, match=f"{what}. {wanted}"):
             train(tiny_config(scenes, **options))
-    with pytest.raises(MissingArtifactError, match=f"asks for 3. {command.format(3)}"):
+    with pytest.raises(MissingArtifactError, match=f"needs 3. {command.format(3)}"):
         train(tiny_config(grid_scenes, views=3))
 
 
@@ -228,7 +228,7 @@ def test_word_vectors_initialise_the_embedding(scenes, capsys) -> None:
     path.write_text("\n".join(lines))
     options = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0}
     train(tiny_config(scenes, word_vectors=path, **options))
-    assert f"vectors for 4 of {len(vocab)} words" in capsys.readouterr().out
+    assert f"train: 4 of {len(vocab)} words start from" in capsys.readouterr().out
     put, centred = weights_of(scenes, "r", "best")["embedding.weight"][4:8], given - given.mean(0)
     factor = (put * centred).sum() / centred.square().sum()
     torch.testing.assert_close(put, factor * centred, rtol=1e-3, atol=1e-4)
@@ -314,7 +314,7 @@ def test_run_is_never_overwritten_by_another(scenes) -> None:
     before = (scenes / "runs" / "r" / "best.safetensors").read_bytes()
     with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
-    with pytest.raises(MismatchError, match=r"started with dropout 0\.5, got 0\.1"):
+    with pytest.raises(MismatchError, match=r"started with --dropout 0\.5, got 0\.1"):
         train(tiny_config(scenes, epochs=1, dropout=0.1, resume=True))
     assert (scenes / "runs" / "r" / "best.safetensors").read_bytes() == before
 
@@ -328,7 +328,7 @@ def test_finished_run_needs_its_weights_but_no_checkpoint(scenes, capsys) -> Non
     with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
     (run_dir / "best.safetensors").unlink()
-    with pytest.raises(MissingArtifactError, match=r"best\.safetensors of a finished run is gone"):
+    with pytest.raises(MissingArtifactError, match=r"best\.safetensors is missing or has changed"):
         train(tiny_config(scenes, epochs=1))
 
 
@@ -337,7 +337,7 @@ def test_resume_checks_options_given_at_their_default(showtell, scenes) -> None:
     common = ("train", "--dataset", "scenes", "--run", "r", "--resume", "--data", scenes)
     assert showtell(*common)[0] == 0
     status, output = showtell(*common, "--cell", "gru")
-    assert status == 1 and "started with cell lstm, got gru" in output
+    assert status == 1 and "started with --cell lstm, got gru" in output
 
 
 def test_missing_train_features_are_counted_or_refused(scenes, monkeypatch, capsys) -> None:
@@ -353,7 +353,7 @@ def test_missing_train_features_are_counted_or_refused(scenes, monkeypatch, caps
 
     monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(2, self, ids))
     train(tiny_config(scenes, epochs=1))
-    assert "warning: 10 train captions are unused" in capsys.readouterr().err
+    assert "warning: 10 train captions are ignored" in capsys.readouterr().err
     monkeypatch.setattr(FeatureStore, "has", lambda self, ids: has_all_but(10**9, self, ids))
     with pytest.raises(MissingArtifactError, match="has no features of train images"):
         train(replace(tiny_config(scenes), run="other"))
@@ -380,13 +380,13 @@ def test_latest_weights_are_kept_while_every_score_is_0(scenes, monkeypatch, cap
     monkeypatch.setattr(Trainer, "decode_validation", lambda self: ["a"] * 10)
     manifest = train(tiny_config(scenes, epochs=4, patience=2))
     assert manifest.counts["num_epochs"] == manifest.counts["best_epoch"] == 4
-    assert "no val caption has scored in CIDEr" in capsys.readouterr().err
+    assert "no val caption has a CIDEr above 0" in capsys.readouterr().err
 
 
 def test_short_run_warns_and_shows_no_loss_before_the_first(scenes, capsys) -> None:
     train(tiny_config(scenes, epochs=1))
     captured = capsys.readouterr()
-    assert "warning: 13 steps in all are few. A smaller --batch-size" in captured.err
+    assert "warning: the run has only 13 steps. A smaller --batch-size" in captured.err
     assert "nan" not in captured.out
 
 
@@ -400,7 +400,7 @@ def test_single_val_image_is_monitored_by_bleu(scenes, capsys) -> None:
     manifest = train(tiny_config(scenes, epochs=3, val_images=1, learning_rate=1e-2))
     scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
     assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
-    assert "one val image" in " ".join(capsys.readouterr().err.split())
+    assert "only one val image" in " ".join(capsys.readouterr().err.split())
 
 
 def test_gradients_are_clipped_after_the_backward_pass(scenes, monkeypatch) -> None:
@@ -444,7 +444,7 @@ def test_missing_checkpoint_names_what_to_do(scenes) -> None:
     train(tiny_config(scenes))
     for name in ("last.safetensors", "manifest.json"):
         (scenes / "runs/r" / name).unlink()
-    with pytest.raises(MissingArtifactError, match=r"Delete .*/r to train it anew, or .* --run"):
+    with pytest.raises(MissingArtifactError, match=r"Delete .*/r to train it from scratch, or .* --run"):
         train(tiny_config(scenes, resume=True))
 
 
