@@ -173,7 +173,7 @@ def test_example_of_a_dataset_runs(showtell: Run, tmp_path: Path, monkeypatch) -
     for image in tmp_path.glob("photos/images/*.jpg"):
         image.with_suffix(".txt").write_text("A dog runs.\nA dog on the grass.\n", "utf-8")
     monkeypatch.setitem(READERS, "diary", None)  # restored after the test
-    load_example("text_files.py", tmp_path, monkeypatch)
+    load_example("caption_files.py", tmp_path, monkeypatch)
     data = ("--data", tmp_path / "data", "--dataset", "diary", "--min-count", 1)
     status, output = showtell("prepare", "--source", tmp_path / "photos", *data)
     assert status == 0, output
