@@ -20,7 +20,6 @@ and after every epoch:
 
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tensorboardX import SummaryWriter
@@ -62,11 +61,6 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.file.close()
         self.board.close()

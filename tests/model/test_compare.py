@@ -19,7 +19,7 @@ NUM_IMAGES = 40
 
 
 def make_images(seed: int, better: float = 0.0, num_images: int = NUM_IMAGES) -> ImageScores:
-    """Captions of drawn words; CIDEr of image i is noise about the same for every seed."""
+    """Score captions of drawn words; CIDEr of an image differs little between seeds."""
     rng = np.random.default_rng(seed)
     words = lambda: " ".join(rng.choice(list("abcdefgh"), 9))  # noqa: E731
     references = {image_id: [words(), words()] for image_id in range(num_images)}
@@ -31,7 +31,7 @@ def make_images(seed: int, better: float = 0.0, num_images: int = NUM_IMAGES) ->
 
 
 def write_evaluation(data: Path, run: str, images: ImageScores, split: str = "val") -> Path:
-    """What train and eval leave of a run, as far as `compare` looks at it."""
+    """Write the files of train and eval that `compare` reads."""
     run_dir, captions = data / "runs" / run, data / "scenes" / "captions"
     eval_dir = run_dir / "eval" / f"{split}-beam3"
     eval_dir.mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_evaluation(data: Path, run: str, images: ImageScores, split: str = "va
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A data folder with one evaluation each of the runs `a` and `b`, of which `b` is better."""
+    """A data folder with one evaluation of run `a` and a better one of run `b`."""
     (tmp_path / "scenes/captions").mkdir(parents=True)
     for name in CAPTIONS:
         (tmp_path / "scenes/captions" / name).write_text(name)
@@ -58,7 +58,7 @@ def data(tmp_path) -> Path:
 
 
 def write_ensemble(data: Path, images: ImageScores) -> Path:
-    """An evaluation of the runs `a` and `b` together."""
+    """Write an evaluation of the ensemble of runs `a` and `b`."""
     captions = data / "scenes" / "captions"
     eval_dir = data / "ensembles/a+b/eval/val-beam3"
     eval_dir.mkdir(parents=True)
@@ -90,14 +90,14 @@ def test_differences_are_paired_by_image() -> None:
     assert found.score_b - found.score_a == pytest.approx(differences.mean())
     assert found.low == pytest.approx(differences.mean() - 1.96 * error, abs=0.3 * error)
     assert found.high == pytest.approx(differences.mean() + 1.96 * error, abs=0.3 * error)
-    # Unpaired, each score alone swings far more than the two differ.
+    # Without pairing, the uncertainty of each score hides the difference.
     assert a.means["CIDEr"].std() / np.sqrt(NUM_IMAGES) > 5 * error
 
 
-def test_order_of_the_images_makes_no_difference() -> None:
+def test_order_of_images_does_not_matter() -> None:
     a, b = make_images(0), make_images(1)
-    turned = b.select(np.arange(NUM_IMAGES)[::-1])
-    assert find_differences(a, turned, 200, seed=0) == find_differences(a, b, 200, seed=0)
+    reversed_b = b.select(np.arange(NUM_IMAGES)[::-1])
+    assert find_differences(a, reversed_b, 200, seed=0) == find_differences(a, b, 200, seed=0)
 
 
 def test_evaluation_does_not_differ_from_itself() -> None:
@@ -105,7 +105,7 @@ def test_evaluation_does_not_differ_from_itself() -> None:
         assert (found.low, found.high, found.p_value) == (0, 0, 1)
 
 
-def test_only_scores_that_both_have_are_compared() -> None:
+def test_only_common_scores_are_compared() -> None:
     a = make_images(0).with_means({"SPICE": np.ones(NUM_IMAGES)})
     names = [found.name for found in find_differences(a, make_images(1), 200, seed=0)]
     assert names == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "CIDEr"]
@@ -114,7 +114,7 @@ def test_only_scores_that_both_have_are_compared() -> None:
 # --- the command -------------------------------------------------------------------------------
 
 
-def test_command_shows_scores_difference_interval_and_p(data, showtell) -> None:
+def test_command_prints_scores_difference_interval_and_p(data, showtell) -> None:
     status, shown = showtell("compare", "a", "b/val-beam3", "--data", data)
     assert status == 0
     found = compare(CompareConfig(data=data, eval_a="a", eval_b="b"))[-1]
@@ -129,7 +129,7 @@ def test_command_shows_scores_difference_interval_and_p(data, showtell) -> None:
     assert "40 images" in shown and "p is below 0.05" in shown
 
 
-def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
+def test_evaluation_is_found_by_folder_or_name(data) -> None:
     folder = data / "runs/a/eval/val-beam3"
     for name in ("a", "a/val-beam3", str(folder), f"{folder}/"):
         assert find_evaluation(data, name) == folder
@@ -146,7 +146,7 @@ def test_evaluation_is_found_by_folder_run_or_both(data) -> None:
             find_evaluation(data, name)
 
 
-def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showtell) -> None:
+def test_ensemble_is_found_by_its_runs_and_compared_with_one(data, showtell) -> None:
     folder = write_ensemble(data, make_images(2, better=0.4))
     for name in ("a+b", "b+a", "b+a/val-beam3", str(folder)):
         assert find_evaluation(data, name) == folder
@@ -161,7 +161,7 @@ def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showt
         find_evaluation(data, "x+y")
 
 
-# --- refusals ----------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_ensemble_is_found_by_its_runs_and_compared_with_one_of_them(data, showt
         ("config", "split", "test", r"different splits \(val and test\)"),
     ],
 )
-def test_other_references_are_refused(data, section, name, value, named) -> None:
+def test_different_datasets_or_splits_are_an_error(data, section, name, value, named) -> None:
     change_manifest(data, "b", section, name, value)
     with pytest.raises(MismatchError, match=named):
         compare(CompareConfig(data=data, eval_a="a", eval_b="b"))
 
 
-def test_captions_prepared_otherwise_are_refused(data, tmp_path) -> None:
+def test_different_captions_are_an_error(data, tmp_path) -> None:
     other = tmp_path / "other"
     shutil.copytree(data / "scenes", other / "scenes")
     (other / "scenes/captions/captions.parquet").write_text("other captions")
@@ -186,7 +186,7 @@ def test_captions_prepared_otherwise_are_refused(data, tmp_path) -> None:
         compare(CompareConfig(data=data, eval_a="a", eval_b=str(folder)))
 
 
-def test_other_images_are_refused(data) -> None:
+def test_different_images_are_an_error(data) -> None:
     write_evaluation(data, "c", make_images(1, num_images=NUM_IMAGES - 1))
     with pytest.raises(
         MismatchError, match=r"\(40 images\) and .* \(39 images\) .* image 39 is in only one"
@@ -194,7 +194,7 @@ def test_other_images_are_refused(data) -> None:
         compare(CompareConfig(data=data, eval_a="a", eval_b="c"))
 
 
-def test_stale_or_unfinished_evaluations_are_refused(data, showtell) -> None:
+def test_stale_or_unfinished_evaluations_are_an_error(data, showtell) -> None:
     (data / "runs/b/best.safetensors").write_text("trained again")
     status, shown = showtell("compare", "a", "b", "--data", data)
     assert status == 1
@@ -204,7 +204,7 @@ def test_stale_or_unfinished_evaluations_are_refused(data, showtell) -> None:
         compare(CompareConfig(data=data, eval_a="a", eval_b="a"))
 
 
-def test_evaluation_of_an_older_showtell_is_refused(data) -> None:
+def test_evaluation_without_scores_of_each_image_is_an_error(data) -> None:
     folder = data / "runs/a/eval/val-beam3"
     (folder / "scores.npz").unlink()
     path = folder / "manifest.json"

@@ -40,7 +40,7 @@ TABLE = "scenes/raw/captions.csv"
 
 @pytest.fixture(scope="module")
 def trained(prepared_scenes, amplify_image, tmp_path_factory) -> Path:
-    """A data folder with a run `r` that writes different captions for different pictures."""
+    """A data folder with a run `r` that writes different captions for different images."""
     data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("trained") / "data"))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
     train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
@@ -50,7 +50,7 @@ def trained(prepared_scenes, amplify_image, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory) -> Path:
-    """The same after `showtell eval` with the scorers there really are; for reading only."""
+    """The same folder after `showtell eval` with the real scorers; read-only."""
     data = Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "data"))
     evaluate(EvalConfig(data=data, run="r", num_samples=2))
     return data
@@ -71,7 +71,7 @@ def ids_of(data: Path, split: str) -> list[int]:
 
 
 def prepare_again(data: Path, random_weights: Path, keep=lambda row: True) -> None:
-    """Prepare and extract from the copy's own pictures, and from the rows that are kept."""
+    """Run prepare and features again on the copy, with the rows that `keep` accepts."""
     head, *rows = (data / TABLE).read_text("utf-8").splitlines(keepends=True)
     (data / TABLE).write_text(head + "".join(filter(keep, rows)), "utf-8")
     prepare(PrepareConfig(data=data, dataset="scenes", min_count=1))
@@ -79,18 +79,18 @@ def prepare_again(data: Path, random_weights: Path, keep=lambda row: True) -> No
     extract(FeaturesConfig(data=data, dataset="scenes", shard_size=25, **options))
 
 
-def test_metrics_have_the_official_names_as_fractions(evaluated) -> None:
+def test_metrics_have_official_names_and_are_fractions(evaluated) -> None:
     metrics = written(evaluated, "test-beam3", "metrics")
     assert list(metrics)[:7] == NAMES
     assert all(0 <= metrics[name] <= 1 for name in NAMES if name != "CIDEr")
     assert 0 <= metrics["CIDEr"] <= 10
-    assert 0.1 < metrics["Bleu_1"] < 1  # there are few words for drawn scenes
+    assert 0.1 < metrics["Bleu_1"] < 1  # the scenes need few words
     assert metrics["Bleu_1"] >= metrics["Bleu_2"] >= metrics["Bleu_3"] >= metrics["Bleu_4"]
     assert metrics["num_images"] == 10
     assert all(metrics[name] > 0 for name in ("images_per_second", "decode_seconds"))
 
 
-def test_every_score_has_an_interval_around_it_and_is_kept_by_image(evaluated, capsys) -> None:
+def test_every_score_has_an_interval_and_is_stored_by_image(evaluated, capsys) -> None:
     metrics = written(evaluated, "test-beam3", "metrics")
     assert list(metrics["intervals"]) == NAMES
     assert all(low <= metrics[name] <= high for name, (low, high) in metrics["intervals"].items())
@@ -126,6 +126,22 @@ def test_spice_is_added_to_the_scores_and_the_manifest(data, scorers, monkeypatc
     assert "spice" in written(data, "test-beam3", "manifest")["inputs"]
 
 
+def test_optional_metric_that_fails_is_left_out_and_tried_again(
+    data, scorers, monkeypatch, capsys
+) -> None:
+    def fail(self: Spice, captions: object) -> None:
+        raise ScorerError("no memory")
+
+    monkeypatch.setattr(Spice, "explain_absence", lambda self: "")
+    monkeypatch.setattr(Spice, "score", fail)
+    evaluate(EvalConfig(data=data, run="r", spice=True))
+    assert "warning: SPICE is left out: no memory" in capsys.readouterr().err
+    assert "SPICE" not in written(data, "test-beam3", "metrics")
+    monkeypatch.setattr(Spice, "score", lambda self, captions: np.full(10, 0.25))
+    evaluate(EvalConfig(data=data, run="r", spice=True))
+    assert written(data, "test-beam3", "metrics")["SPICE"] == 0.25
+
+
 def test_optional_metric_that_cannot_run_is_an_error_that_says_how_to_install_it(
     data, scorers, monkeypatch
 ) -> None:
@@ -147,12 +163,12 @@ def test_captions_are_in_cocos_result_format(evaluated) -> None:
     assert len(set(texts)) > 1
 
 
-def test_scores_are_those_of_the_official_scorers_on_what_was_written(evaluated) -> None:
+def test_scores_are_the_official_scores_of_the_written_captions(evaluated) -> None:
     hypotheses = {e["image_id"]: e["caption"] for e in written(evaluated, "test-beam3")}
     references = read_references(
         evaluated / "scenes/captions/captions.parquet", "caption", list(hypotheses)
     )
-    # As people wrote them: with capitals and full stops, which the scorers' tokenizer removes.
+    # The references are as people wrote them, with capitals and full stops.
     assert any(text.endswith(".") or text[0].isupper() for t in references.values() for text in t)
     metrics = written(evaluated, "test-beam3", "metrics")
     with OfficialScorer(references) as scorer:
@@ -160,7 +176,7 @@ def test_scores_are_those_of_the_official_scorers_on_what_was_written(evaluated)
     assert {name: metrics[name] for name in NAMES} == pytest.approx(official, rel=1e-12)
 
 
-def test_manifest_tells_what_was_evaluated(evaluated) -> None:
+def test_manifest_records_the_evaluation(evaluated) -> None:
     manifest = written(evaluated, "test-beam3", "manifest")
     assert manifest["stage"] == "eval"
     assert manifest["config"]["run"] == "r" and manifest["config"]["split"] == "test"
@@ -170,11 +186,11 @@ def test_manifest_tells_what_was_evaluated(evaluated) -> None:
     assert "best.safetensors" in manifest["inputs"]
 
 
-def test_second_eval_is_up_to_date_and_shows_the_scores_again(data, scorers, capsys) -> None:
+def test_second_eval_is_up_to_date_and_prints_the_scores_again(data, scorers, capsys) -> None:
     first = evaluate(EvalConfig(data=data, run="r"))
     before = (data / "runs/r/eval/test-beam3/captions.json").stat().st_mtime_ns
     capsys.readouterr()
-    # Options that choose no other captions make no other evaluation.
+    # These options do not change the captions.
     assert evaluate(EvalConfig(data=data, num_samples=1, batch_size=3, device="cpu")) == first
     shown = capsys.readouterr().out
     assert "up to date" in shown and "CIDEr" in shown and "50.0" in shown
@@ -182,7 +198,7 @@ def test_second_eval_is_up_to_date_and_shows_the_scores_again(data, scorers, cap
     assert len(scorers) == 1
 
 
-def test_other_beam_or_split_makes_another_folder(data, scorers) -> None:
+def test_each_beam_size_and_split_has_its_own_folder(data, scorers) -> None:
     for options in ({}, {"beam": 1}, {"beam": 5}, {"split": "val"}, {"split": "train"}):
         evaluate(EvalConfig(data=data, run="r", **options))
     folders = sorted(path.name for path in (data / "runs/r/eval").iterdir())
@@ -192,7 +208,7 @@ def test_other_beam_or_split_makes_another_folder(data, scorers) -> None:
     assert list(scorers[-1].references) == ids_of(data, "train")
 
 
-def test_other_decoding_leaves_what_was_decoded_before(data, scorers) -> None:
+def test_other_decoding_options_do_not_overwrite_results(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r"))
     before = written(data, "test-beam3")
     for options in (
@@ -217,7 +233,7 @@ def test_other_decoding_leaves_what_was_decoded_before(data, scorers) -> None:
 
 
 @pytest.mark.parametrize("options", [{"beam": 5}, {"sample": True, "temperature": 2.0}], ids=str)
-def test_nbest_lists_the_captions_best_first(data, scorers, options: dict[str, object]) -> None:
+def test_nbest_lists_captions_best_first(data, scorers, options: dict[str, object]) -> None:
     config = EvalConfig(data=data, run="r", n_best=4, length_penalty=0.0, **options)
     manifest = evaluate(config)
     folder = f"test-{config.decoding_name}"
@@ -236,7 +252,7 @@ def test_nbest_lists_the_captions_best_first(data, scorers, options: dict[str, o
 
 @pytest.fixture(scope="module")
 def several(trained, tmp_path_factory) -> Path:
-    """`trained` with an LSTM `s` beside run `r`; for reading only."""
+    """`trained` with a second run `s`, an LSTM; read-only."""
     data = Path(shutil.copytree(trained, tmp_path_factory.mktemp("several") / "data"))
     sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 32, "epochs": 1}
     train(TrainConfig(data=data, dataset="scenes", run="s", cell="lstm", **sizes))
@@ -248,7 +264,7 @@ def ensemble_captions(data: Path, names: str, folder: str = "test-beam3"):
     return json.loads(path.read_text("utf-8"))
 
 
-def test_wide_beams_are_decoded_a_few_images_at_a_time(data, scorers, monkeypatch) -> None:
+def test_wide_beams_decode_fewer_images_together(data, scorers, monkeypatch) -> None:
     sizes, look = [], ShowTell.init_state
     monkeypatch.setattr(
         ShowTell, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
@@ -258,7 +274,7 @@ def test_wide_beams_are_decoded_a_few_images_at_a_time(data, scorers, monkeypatc
     assert sizes == [3, 3, 3, 1]
 
 
-def test_run_that_was_not_named_or_has_not_ended_is_told(data, scorers, capsys) -> None:
+def test_eval_prints_which_run_it_chose_and_whether_it_is_unfinished(data, scorers, capsys) -> None:
     evaluate(EvalConfig(data=data, run="r"))
     assert capsys.readouterr().err == ""
     (data / "runs/r/manifest.json").unlink()
@@ -268,25 +284,25 @@ def test_run_that_was_not_named_or_has_not_ended_is_told(data, scorers, capsys) 
     assert "Continue it with 'showtell train --run r --resume'" in lines[1]
 
 
-def test_newest_run_may_be_asked_for_of_a_dataset(data, scorers) -> None:
+def test_newest_run_of_a_dataset_is_evaluated(data, scorers) -> None:
     assert evaluate(EvalConfig(data=data, dataset="scenes")).config["run"] == "r"
     with pytest.raises(MissingArtifactError, match=r"no run of flickr8k with weights"):
         evaluate(EvalConfig(data=data, dataset="flickr8k"))
 
 
-def test_run_of_another_dataset_than_named_is_refused(data, scorers) -> None:
+def test_run_of_another_dataset_is_an_error(data, scorers) -> None:
     with pytest.raises(MissingArtifactError, match="no run 'r' of nonsense with weights"):
         evaluate(EvalConfig(data=data, run="r", dataset="nonsense"))
 
 
-def test_ensemble_of_a_run_with_itself_is_the_run(data, scorers) -> None:
+def test_ensemble_of_a_run_with_itself_equals_the_run(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r", precision="fp32"))
     shutil.copytree(data / "runs/r", data / "runs/same")
     evaluate(EvalConfig(data=data, run=["same", "r"], precision="fp32"))
     assert ensemble_captions(data, "r+same") == written(data, "test-beam3")
 
 
-def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
+def test_ensemble_of_different_cells_has_its_own_folder(
     several, tmp_path, scorers, showtell
 ) -> None:
     data = Path(shutil.copytree(several, tmp_path / "data"))
@@ -297,7 +313,7 @@ def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
     assert [entry["image_id"] for entry in captions] == ids_of(data, "test")
     assert "up to date" in showtell(*args)[1] and len(scorers) == 1
     assert not (data / "runs/r/eval").exists()
-    # It is listed, is no run, and is stale once a member has changed.
+    # Status lists it; it is not a run; it is stale when a member has changed.
     line = r"eval +ensembles/r\+s/eval/test-beam3 +"
     assert re.search(line + "done", showtell("status", "--data", data)[1])
     assert sorted(run_names(data)) == ["r", "s"]
@@ -308,7 +324,7 @@ def test_ensemble_of_different_cells_is_evaluated_beside_the_runs(
     )
 
 
-def test_run_with_attention_is_evaluated_alone_and_beside_a_pooled_one(
+def test_run_with_attention_is_evaluated_alone_and_in_an_ensemble(
     grid_scenes, scorers, showtell
 ) -> None:
     sizes = {"hidden_size": 16, "embed_size": 16, "batch_size": 64, "epochs": 1, "views": 2}
@@ -328,7 +344,7 @@ def test_run_with_attention_is_evaluated_alone_and_beside_a_pooled_one(
     ("name", "value", "what"),
     [("vocab_sha256", "0" * 64, "vocabulary"), ("dataset", "other", "dataset")],
 )
-def test_runs_that_share_too_little_are_refused(
+def test_runs_with_different_datasets_or_vocabularies_are_an_error(
     several, tmp_path, scorers, monkeypatch, name: str, value: str, what: str
 ) -> None:
     data = Path(shutil.copytree(several, tmp_path / "data"))
@@ -341,7 +357,7 @@ def test_runs_that_share_too_little_are_refused(
     assert not (data / "ensembles").exists() and not scorers
 
 
-def test_other_weights_are_evaluated_anew(data, scorers) -> None:
+def test_other_weights_are_evaluated_again(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r"))
     path = data / "runs/r/best.safetensors"
     tensors = load_file(path)
@@ -414,13 +430,13 @@ def test_captions_are_kept_when_scoring_fails(data, scorers, monkeypatch) -> Non
             evaluate(EvalConfig(data=data, run="r"))
     assert len(written(data, "test-beam3")) == 10
     assert not (data / "runs/r/eval/test-beam3/metrics.json").exists()
-    # It is not taken for done.
+    # It does not count as finished.
     evaluate(EvalConfig(data=data, run="r"))
     assert written(data, "test-beam3", "metrics")["num_images"] == 10
 
 
 def change_features(data: Path, section: str, name: str, value: object) -> None:
-    """Let the manifest of the features say something else."""
+    """Change a value in the manifest of the features."""
     path = next(data.glob("scenes/features/*/manifest.json"))
     manifest = json.loads(path.read_text("utf-8"))
     manifest[section][name] = value
@@ -440,7 +456,7 @@ def change_features(data: Path, section: str, name: str, value: object) -> None:
         ("details", "transform", {"crop_size": 64}, "has transform {'crop_size': 64}"),
     ],
 )
-def test_features_of_another_network_are_refused(
+def test_features_of_another_network_are_an_error(
     data, scorers, section: str, name: str, value: object, named: str
 ) -> None:
     change_features(data, section, name, value)
@@ -450,31 +466,31 @@ def test_features_of_another_network_are_refused(
     assert not scorers
 
 
-def test_missing_features_name_the_command(data, scorers) -> None:
+def test_missing_features_are_an_error_with_the_command(data, scorers) -> None:
     shutil.rmtree(data / "scenes/features")
     with pytest.raises(MissingArtifactError, match="Run 'showtell features --dataset scenes"):
         evaluate(EvalConfig(data=data, run="r"))
 
 
-def test_captions_of_another_vocabulary_are_refused(data, scorers) -> None:
+def test_another_vocabulary_is_an_error(data, scorers) -> None:
     prepare(PrepareConfig(data=data, dataset="scenes", vocab_size=10))
     with pytest.raises(MismatchError, match=r"the run r was trained with .*showtell prepare"):
         evaluate(EvalConfig(data=data, run="r"))
 
 
-def test_unprepared_dataset_names_the_command(data, scorers) -> None:
+def test_unprepared_dataset_is_an_error_with_the_command(data, scorers) -> None:
     shutil.rmtree(data / "scenes/captions")
     with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset scenes'"):
         evaluate(EvalConfig(data=data, run="r"))
 
 
-def test_unknown_run_is_refused(data, scorers) -> None:
+def test_unknown_run_is_an_error(data, scorers) -> None:
     with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(found: r\)"):
         evaluate(EvalConfig(data=data, run="x"))
 
 
 @pytest.mark.parametrize("options", [{"beam": 4}, {"sample": True, "n_best": 4}], ids=str)
-def test_consensus_chooses_among_the_captions_that_were_found(
+def test_consensus_chooses_among_the_decoded_captions(
     data, scorers, options: dict[str, object]
 ) -> None:
     evaluate(EvalConfig(data=data, run="r", **(options | {"n_best": 4})))
@@ -487,9 +503,7 @@ def test_consensus_chooses_among_the_captions_that_were_found(
     assert any(entry["caption"] != plain[entry["image_id"]] for entry in captions)
 
 
-def test_pooled_runs_search_alone_and_consensus_chooses_among_all_their_captions(
-    several, tmp_path, scorers
-) -> None:
+def test_pooled_runs_search_separately_and_share_the_consensus(several, tmp_path, scorers) -> None:
     data = Path(shutil.copytree(several, tmp_path / "data"))
     options = {"data": data, "split": "test", "beam": 3, "n_best": 3, "precision": "fp32"}
     alone: dict[int, dict[str, float]] = defaultdict(dict)
@@ -501,7 +515,7 @@ def test_pooled_runs_search_alone_and_consensus_chooses_among_all_their_captions
                 alone[entry["image_id"]][found["caption"]] = max(known, found["log_prob"])
     pooled = EvalConfig(run=["r", "s"], consensus=8, pool=True, **options)
     assert pooled.decoding_name == "beam3-nbest3-consensus8-pool"
-    evaluate(replace(pooled, batch_size=7))  # of which no number of images is a multiple
+    evaluate(replace(pooled, batch_size=7))  # does not divide the number of images
     path = data / "ensembles/r+s/eval" / f"test-{pooled.decoding_name}" / "nbest.json"
     listed = json.loads(path.read_text("utf-8"))
     assert [entry["image_id"] for entry in listed] == ids_of(data, "test")
@@ -521,13 +535,13 @@ def nbest_of(data: Path, config: EvalConfig) -> dict[int, list[str]]:
     }
 
 
-def test_consensus_on_the_train_split_leaves_no_image_out(data, scorers) -> None:
+def test_consensus_works_on_the_train_split(data, scorers) -> None:
     evaluate(EvalConfig(data=data, run="r", split="train", beam=4, consensus=39, n_best=4))
     listed = written(data, "train-beam4-nbest4-consensus39", "nbest")
     assert [entry["image_id"] for entry in listed] == ids_of(data, "train")
 
 
-def test_views_are_averaged_as_members_of_an_ensemble(
+def test_views_are_averaged_like_the_members_of_an_ensemble(
     prepared_scenes, random_weights, scorers, tmp_path
 ) -> None:
     data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
@@ -557,8 +571,6 @@ def test_views_are_averaged_as_members_of_an_ensemble(
         ]
 
 
-def test_more_views_than_are_cached_name_the_command(data, scorers) -> None:
-    with pytest.raises(
-        MissingArtifactError, match=r"holds 1 views.*'showtell features .*--views 3"
-    ):
+def test_missing_views_are_an_error_with_the_command(data, scorers) -> None:
+    with pytest.raises(MissingArtifactError, match=r"has 1 views.*'showtell features .*--views 3"):
         evaluate(EvalConfig(data=data, run="r", views=3))

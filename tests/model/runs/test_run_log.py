@@ -16,7 +16,7 @@ def records_of(run_dir: Path) -> list[dict[str, float]]:
 
 
 def events_of(run_dir: Path) -> Iterator[Event]:
-    """What TensorBoard reads: (length uint64, crc uint32, event, crc uint32), file by file."""
+    """Yield the events of TensorBoard files, whose records are (length, crc, event, crc)."""
     for path in sorted((run_dir / "tensorboard").iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):
@@ -34,7 +34,7 @@ def scalars_of(run_dir: Path) -> list[tuple[int, str, float]]:
     ]
 
 
-def test_log_is_one_json_object_a_line(tmp_path) -> None:
+def test_log_has_one_json_object_per_line(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(50, loss=3.5, lr=1e-3)
         log.write(57, epoch=1, val_CIDEr=0.25)
@@ -45,13 +45,13 @@ def test_log_is_one_json_object_a_line(tmp_path) -> None:
     assert (tmp_path / LOG_NAME).read_text("utf-8").endswith("}\n")
 
 
-def test_record_can_be_read_while_the_training_goes_on(tmp_path) -> None:
+def test_records_can_be_read_during_training(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(1, loss=3.5)
         assert records_of(tmp_path) == [{"step": 1, "loss": 3.5}]
 
 
-def test_resumed_log_drops_the_records_after_its_checkpoint(tmp_path) -> None:
+def test_resumed_log_drops_records_after_the_checkpoint(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         for step in (1, 2, 3, 4):
             log.write(step, loss=float(step))
@@ -65,7 +65,7 @@ def test_resumed_log_drops_the_records_after_its_checkpoint(tmp_path) -> None:
     ]
 
 
-def test_log_from_the_start_drops_all_there_was(tmp_path) -> None:
+def test_log_from_step_0_drops_all_records(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(1, loss=1.0)
     with RunLog(tmp_path, step=0):
@@ -74,7 +74,7 @@ def test_log_from_the_start_drops_all_there_was(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("unfinished", ['{"st', '{"step": 2, "loss": 0.', '{"step": 2}', "{"])
-def test_line_that_a_power_cut_left_unfinished_is_dropped(tmp_path, unfinished: str) -> None:
+def test_incomplete_line_is_dropped(tmp_path, unfinished: str) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(1, loss=1.0)
     with (tmp_path / LOG_NAME).open("a") as file:
@@ -96,7 +96,7 @@ def test_tensorboard_holds_the_same_scalars(tmp_path) -> None:
     ]
 
 
-def test_resumed_log_tells_tensorboard_from_where_on_to_forget(tmp_path) -> None:
+def test_resumed_log_purges_later_steps_in_tensorboard(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(3, loss=3.0)
     with RunLog(tmp_path, step=2) as log:

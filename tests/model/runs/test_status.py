@@ -10,7 +10,7 @@ from showtell.pipeline.stage.files import locked
 
 @pytest.fixture(autouse=True)
 def forget_hashes() -> None:
-    """Within one command no file changes; between two, all may."""
+    """Clear the cached hashes, because these tests change files between commands."""
     status.hash_if_present.cache_clear()
 
 
@@ -19,12 +19,12 @@ def states_of(data: Path) -> dict[str, str]:
     return {stage.stage: stage.state for stage in find_stages(data)}
 
 
-def test_status_of_nothing_says_where_to_begin(tmp_path, capsys) -> None:
+def test_status_of_an_empty_folder_suggests_the_first_command(tmp_path, capsys) -> None:
     show_status(tmp_path)
     assert "holds nothing yet" in capsys.readouterr().out
 
 
-def test_finished_stages_are_done_and_absent_ones_missing(scenes, capsys) -> None:
+def test_stages_are_done_or_missing(scenes, capsys) -> None:
     assert states_of(scenes) == {"download": "missing", "prepare": "done", "features": "done"}
     show_status(scenes)
     shown = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_finished_stages_are_done_and_absent_ones_missing(scenes, capsys) -> Non
 def test_changed_source_makes_prepare_stale(scenes) -> None:
     table = scenes / "scenes/raw/captions.csv"
     table.write_text(table.read_text() + "images/000001.jpg,one more caption,train\n")
-    # The copy still names the table it was prepared from, so that it is prepared anew first.
+    # Prepare the copy again first: its manifest still names the table of the original.
     from showtell.pipeline.prepare import prepare
 
     prepare(PrepareConfig(data=scenes, dataset="scenes", min_count=1))
@@ -43,7 +43,7 @@ def test_changed_source_makes_prepare_stale(scenes) -> None:
     assert states_of(scenes)["prepare"] == "stale: captions.csv changed"
 
 
-def test_other_images_make_features_stale(scenes) -> None:
+def test_changed_images_make_features_stale(scenes) -> None:
     from showtell.pipeline.prepare import prepare
 
     table = scenes / "scenes/raw/captions.csv"
@@ -58,7 +58,7 @@ def test_deleted_shard_makes_features_stale(scenes) -> None:
     assert states_of(scenes)["features"] == "stale: part-00000.h5 is missing"
 
 
-def test_run_without_an_end_is_stopped(scenes) -> None:
+def test_unfinished_run_is_stopped_or_running(scenes) -> None:
     run = scenes / "runs" / "half"
     run.mkdir(parents=True)
     (run / "config.json").write_text("{}")
@@ -70,7 +70,7 @@ def test_run_without_an_end_is_stopped(scenes) -> None:
     assert states_of(scenes)["train"].startswith("stopped")
 
 
-def test_folder_of_a_stage_that_wrote_nothing_is_no_stage(scenes) -> None:
+def test_folders_that_hold_only_a_lock_are_not_listed(scenes) -> None:
     (scenes / "runs/half").mkdir(parents=True)
     (scenes / "runs/half/config.json").write_text("{}")
     folders = (
