@@ -1,4 +1,4 @@
-"""Image files → sentences, with a run's own weights, transform and vocabulary."""
+"""Caption image files with a trained run: its weights, transform and vocabulary."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,19 +36,19 @@ BATCH_SIZE = 32  # images in memory at once
 
 @dataclass
 class Captioner:
-    """A trained model with all that it needs to caption photographs.
+    """A trained model with everything it needs to caption images.
 
     Example:
         captioner = showtell.load("data/runs/flickr8k-gru")
         captioner.caption(["dog.jpg", "beach.jpg"])  # ["a dog runs …", "two people …"]
 
     Attributes:
-        backbone: the frozen network and its transform.
+        backbone: the frozen encoder and its transform.
         decoder: in eval mode.
-        vocab: the decoder's.
-        precision: arithmetic and device of the decoding.
-        run: what was trained.
-        data: root of all files, where `consensus` finds the training images' features and captions.
+        vocab: the decoder's vocabulary.
+        precision: arithmetic and device of the decoder.
+        run: config of the run.
+        data: the data folder, where `consensus` finds features and captions of the training images.
     """
 
     backbone: Backbone
@@ -67,13 +67,16 @@ class Captioner:
         """Caption images.
 
         Args:
-            images: paths, or PIL images in any mode; one alone gives a list of one caption.
-            options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), which
-                `showtell caption --help` explains; `preset` fills in those that are not given.
+            images: paths, or PIL images in any mode. A single image is allowed too.
+            options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), as
+                explained by `showtell caption --help`. A `preset` sets those that are not given.
+
+        Returns:
+            One caption per image.
 
         Raises:
-            DatasetError: a file that is missing or cannot be read as an image.
-            ConfigError: options that cannot be.
+            DatasetError: a file is missing or is not a readable image.
+            ConfigError: an option is invalid.
         """
         if preset := options.get("preset"):
             options = apply_preset(DECODING_PRESETS, preset, options, tuple(options))
@@ -95,41 +98,43 @@ class Captioner:
         options: DecodingOptions,
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        """Caption images that have been through the transform: (V, 3, H, W) uint8 each.
+        """Caption a batch of transformed images.
 
         Args:
-            pixels: of one batch.
+            pixels: V views of each image, (V, 3, H, W) uint8 each.
             options: how to decode.
-            generator: of a draw that goes on from batch to batch; default a new one.
+            generator: for sampling across several batches; default a new one.
 
         Returns:
-            For each image at least one and at most `n_best` captions, best first.
+            For each image its captions, best first: at least one, at most `n_best`.
 
         Raises:
-            MissingArtifactError: `consensus` is asked for where the training images are not.
+            MissingArtifactError: features or captions that `consensus` needs are missing.
         """
         if not pixels:
             return []
         consensus = self.consensus(options)
         batch = torch.from_numpy(np.concatenate(pixels)).to(self.precision.device)  # (N·V, 3, H, W)
-        looks = self.decoder.uses_grid
-        features = self.backbone.grid(batch) if looks else self.backbone(batch)
-        features = features.half()  # as those it was trained on were cached
+        uses_grid = self.decoder.uses_grid
+        features = self.backbone.grid(batch) if uses_grid else self.backbone(batch)
+        features = features.half()  # like the cached features that the decoder was trained on
         views = features.unflatten(0, (len(pixels), options.views)).unbind(1)
         model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
-        shown = views[0] if options.views == 1 else views
+        inputs = views[0] if options.views == 1 else views
         limited = options.for_unit(self.vocab.unit)
-        (found,) = decode(model, [shown], self.precision, limited, generator)
+        (found,) = decode(model, [inputs], self.precision, limited, generator)
         if consensus is not None:
-            pooled = [view.float().mean(1) if looks else view.float() for view in views]
+            pooled = [view.float().mean(1) if uses_grid else view.float() for view in views]
             found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)
         return [hypotheses[: options.n_best] for hypotheses in found]
 
     def consensus(self, options: DecodingOptions) -> Consensus | None:
-        """What captions are compared with, where the options ask for it; read once.
+        """Return the training images to compare with, or None without `options.consensus`.
+
+        They are loaded once and kept.
 
         Raises:
-            MissingArtifactError: the training images' features or captions are not there.
+            MissingArtifactError: features or captions of the training images are missing.
         """
         if not options.consensus:
             return None
@@ -142,18 +147,22 @@ class Captioner:
         return self._consensus[1]
 
     def pixels(self, image: str | Path | Image.Image, num_views: int = 1) -> NDArray[np.uint8]:
-        """Read an image and bring its views to the size the network wants: (V, 3, H, W) uint8.
+        """Read an image and apply the encoder's transform: (V, 3, H, W) uint8.
+
+        Args:
+            image: a path or a PIL image.
+            num_views: V.
 
         Raises:
-            DatasetError: it is missing, or cannot be read as an image.
+            DatasetError: the file is missing or is not a readable image.
         """
         transform = self.backbone.transform
         try:
             if isinstance(image, Image.Image):
-                picture = to_upright_rgb(image.copy())
+                decoded = to_upright_rgb(image.copy())
             else:
-                picture = decode_image(Path(image).read_bytes(), transform)
-            return np.stack([transform(picture, view) for view in VIEWS[:num_views]])
+                decoded = decode_image(Path(image).read_bytes(), transform)
+            return np.stack([transform(decoded, view) for view in VIEWS[:num_views]])
         except OSError as error:
             raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None
         except UnreadableImageError as error:
@@ -171,18 +180,18 @@ def load(
     """Load a run to caption with.
 
     Args:
-        run: folder of a run, or a name under `data/runs`; None is the newest.
-        data: root of all files, where `run` is no folder but a name.
-        weights: where the encoder's weights file is now; default where it was in training.
-        device: cpu, cuda, …; auto takes the GPU where there is one.
-        precision: auto, fp32, bf16 or fp16; or int8, which only the encoder computes in. auto is
-            int8 for it where the run was trained on such features and the CPU has it.
+        run: folder of a run, or the name of one under `data/runs`; None takes the newest.
+        data: the data folder; used if `run` is not a folder.
+        weights: path of the encoder's weights, if the file has moved since the features were made.
+        device: cpu, cuda, …; auto uses a GPU if there is one.
+        precision: auto, fp32, bf16 or fp16; or int8, which applies to the encoder only. auto uses
+            int8 for the encoder if the run was trained on int8 features and the CPU supports it.
 
     Raises:
-        MissingArtifactError: no such run.
-        WeightsError: the encoder's weights cannot be had.
-        MismatchError: they are not those that the run was trained with, or it looks at grids and
-            they have none.
+        MissingArtifactError: there is no such run.
+        WeightsError: the encoder's weights are not available.
+        MismatchError: the run was trained with other weights, or needs grids that the encoder does
+            not have.
     """
     keep_freed_memory()
     if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
@@ -205,13 +214,14 @@ def load(
     )
     if backbone.weights_sha256 != made["weights_sha256"]:
         raise MismatchError(
-            f"{made['encoder']} {made['weights']} has sha256 {backbone.weights_sha256[:12]}, the "
-            f"run {run_dir} was trained with {made['weights_sha256'][:12]}. Put those back."
+            f"the weights {made['weights']} of {made['encoder']} have sha256 "
+            f"{backbone.weights_sha256[:12]}, but the run {run_dir} was trained with "
+            f"{made['weights_sha256'][:12]}. Name the original file with --weights."
         )
     if decoder.uses_grid and not backbone.has_grid:
         raise MismatchError(
-            f"the run {run_dir} looks at grids, which {backbone.name} at --image-size "
-            f"{made['image_size']} does not have. Put back the {CONFIG_NAME} of the run."
+            f"the run {run_dir} needs grid features, which {backbone.name} at --image-size "
+            f"{made['image_size']} does not have. Restore the original {CONFIG_NAME} of the run."
         )
     return Captioner(backbone, decoder, vocab, used, config, Path(data))
 
@@ -267,21 +277,23 @@ def _describe(result: dict[str, Any], n_best: int) -> str:
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the given files, and the images of the given folders by name.
+    """Yield the given files, and the images inside the given folders sorted by name.
 
     Raises:
-        DatasetError: a folder without images.
+        DatasetError: a folder contains no images.
     """
     for path in paths:
         if path.is_dir():
             found = sorted(p for p in path.rglob("[!.]*") if is_image_file(p))
             if not found:
-                raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+                raise DatasetError(
+                    f"{path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})."
+                )
             yield from found
         else:
             yield path
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a path is a file with a suffix of images."""
+    """Return whether a path is a file with an image suffix."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

@@ -33,9 +33,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @pytest.fixture(scope="module")
 def data(prepared_scenes, amplify_image, random_weights, tmp_path_factory) -> Path:
-    """A data folder with a run `r` that writes different captions for different pictures.
+    """A data folder with a run `r` that writes different captions for different images.
 
-    All in float32, so that a picture's features do not depend on the others in its batch.
+    All in float32, so that the features of an image do not depend on the rest of its batch.
     """
     data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("captioner") / "data"))
     options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
@@ -52,19 +52,19 @@ def captioner(data) -> Captioner:
 
 
 @pytest.fixture(scope="module")
-def pictures(prepared_scenes) -> list[Path]:
+def image_paths(prepared_scenes) -> list[Path]:
     """The drawn scenes, of all splits."""
     return sorted((prepared_scenes / "scenes/raw/images").iterdir())
 
 
 @pytest.fixture
-def folder(pictures, tmp_path) -> Path:
-    """Pictures in a folder of a folder, beside what is no picture."""
+def folder(image_paths, tmp_path) -> Path:
+    """A folder with images, a subfolder and a text file."""
     folder = tmp_path / "mine"
     (folder / "a").mkdir(parents=True)
-    for path, name in zip(pictures, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
+    for path, name in zip(image_paths, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
         Image.open(path).save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -75,7 +75,7 @@ def run_dir(data, tmp_path) -> Path:
 
 
 def written_of(data: Path, folder: str) -> tuple[list[dict[str, str]], list[Path]]:
-    """What `eval` wrote of run `r`, and the pictures in the same order."""
+    """Captions that `eval` wrote for run `r`, and the images in the same order."""
     written = json.loads((data / "runs/r/eval" / folder / "captions.json").read_text("utf-8"))
     images = read_images(data / "scenes/captions/images.parquet")
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
@@ -83,7 +83,7 @@ def written_of(data: Path, folder: str) -> tuple[list[dict[str, str]], list[Path
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers, beam: int) -> None:
+def test_caption_equals_what_eval_wrote_for_the_image(data, captioner, scorers, beam: int) -> None:
     evaluate(
         EvalConfig(data=data, run="r", split="train", beam=beam, precision="fp32", device="cpu")
     )
@@ -94,10 +94,10 @@ def test_caption_is_what_eval_wrote_for_the_same_image(data, captioner, scorers,
     assert len(set(captions)) > 3
 
 
-def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
-    data, captioner, pictures, run_dir
+def test_load_takes_a_folder_a_name_or_the_newest_run(
+    data, captioner, image_paths, run_dir
 ) -> None:
-    expected = captioner.caption(pictures[:4])
+    expected = captioner.caption(image_paths[:4])
     for options in (
         {"run": data / "runs/r"},
         {"run": str(run_dir)},
@@ -105,7 +105,7 @@ def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
         {"data": data},
     ):
         loaded = load(**options, device="cpu", precision="fp32")
-        assert loaded.caption(pictures[:4]) == expected
+        assert loaded.caption(image_paths[:4]) == expected
         assert not loaded.decoder.training
 
 
@@ -113,7 +113,7 @@ def test_run_is_loaded_by_folder_by_name_and_as_the_newest(
     ("has_int8", "asked", "expected"),
     [(True, "auto", "int8"), (False, "auto", "auto"), (True, "fp32", "fp32")],
 )
-def test_a_run_trained_on_int8_features_looks_in_int8_where_the_cpu_can(
+def test_run_trained_on_int8_features_encodes_in_int8(
     data, run_dir, monkeypatch, has_int8, asked, expected
 ) -> None:
     run = RunConfig.read(run_dir)
@@ -131,7 +131,7 @@ def test_a_run_trained_on_int8_features_looks_in_int8_where_the_cpu_can(
     assert loaded.precision.dtype != torch.int8  # the decoder has no such layers
 
 
-def test_run_with_attention_captions_as_eval_does(
+def test_run_with_attention_captions_like_eval(
     prepared_scenes, random_weights, scorers, tmp_path
 ) -> None:
     data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
@@ -148,7 +148,7 @@ def test_run_with_attention_captions_as_eval_does(
 
 
 @pytest.mark.parametrize("attention", ["none", "adaptive"])
-def test_views_and_consensus_caption_as_eval_does(
+def test_views_and_consensus_caption_like_eval(
     prepared_scenes, random_weights, scorers, tmp_path, attention: str
 ) -> None:
     data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
@@ -162,11 +162,11 @@ def test_views_and_consensus_caption_as_eval_does(
     written, paths = written_of(data, "test-beam4-views3-consensus5")
     captioner = load("r", data=data, device="cpu", precision="fp32")
     assert captioner.caption(paths, **decoding) == [entry["caption"] for entry in written]
-    with Image.open(paths[0]) as picture:
-        assert captioner.caption(picture, **decoding) == [written[0]["caption"]]
+    with Image.open(paths[0]) as image:
+        assert captioner.caption(image, **decoding) == [written[0]["caption"]]
 
 
-def test_preset_fills_in_what_is_not_given(captioner, pictures, monkeypatch) -> None:
+def test_preset_sets_options_that_are_not_given(captioner, image_paths, monkeypatch) -> None:
     seen: list[DecodingOptions] = []
 
     def remember(
@@ -176,24 +176,26 @@ def test_preset_fills_in_what_is_not_given(captioner, pictures, monkeypatch) -> 
         return []
 
     monkeypatch.setattr(Captioner, "decode_pixels", remember)
-    captioner.caption(pictures[0], preset="consensus", views=1)
+    captioner.caption(image_paths[0], preset="consensus", views=1)
     [options] = seen
     assert (options.beam, options.consensus, options.views) == (50, 1000, 1)
     with pytest.raises(ConfigError, match="preset"):
-        captioner.caption(pictures[0], preset="nonsense")
+        captioner.caption(image_paths[0], preset="nonsense")
 
 
-def test_consensus_away_from_the_training_images_is_refused(run_dir, pictures, tmp_path) -> None:
+def test_consensus_without_training_features_is_refused(run_dir, image_paths, tmp_path) -> None:
     alone = load(run_dir, data=tmp_path, device="cpu")
-    assert alone.caption(pictures[0], beam=2)
+    assert alone.caption(image_paths[0], beam=2)
     with pytest.raises(MissingArtifactError, match="features"):
-        alone.caption(pictures[0], beam=2, consensus=5)
+        alone.caption(image_paths[0], beam=2, consensus=5)
 
 
-def test_run_that_uses_grids_needs_a_network_that_has_them(run_dir, monkeypatch) -> None:
+def test_run_with_grids_needs_an_encoder_with_grids(run_dir, monkeypatch) -> None:
     monkeypatch.setattr(Decoder, "uses_grid", True)
     monkeypatch.setattr(Backbone, "has_grid", False)
-    with pytest.raises(MismatchError, match=r"looks at grids, which resnet18-\S+ at --image-size"):
+    with pytest.raises(
+        MismatchError, match=r"needs grid features, which resnet18-\S+ at --image-size"
+    ):
         load(run_dir, device="cpu")
 
 
@@ -204,7 +206,7 @@ def test_unknown_run_is_refused(data, tmp_path) -> None:
         load(data=tmp_path)
 
 
-def test_pictures_of_pil_and_paths_get_the_same_captions(captioner, folder) -> None:
+def test_pil_images_and_paths_get_the_same_captions(captioner, folder) -> None:
     paths = sorted(folder.rglob("*.png"))
     opened = [Image.open(path) for path in paths]
     for path, image in zip(paths, opened, strict=True):
@@ -215,40 +217,41 @@ def test_pictures_of_pil_and_paths_get_the_same_captions(captioner, folder) -> N
     assert captioner.caption([opened[0], paths[1], str(paths[2])]) == expected
 
 
-def test_captions_come_in_the_order_of_the_images(captioner, pictures) -> None:
-    some = pictures[:8]
+def test_captions_keep_the_order_of_the_images(captioner, image_paths) -> None:
+    some = image_paths[:8]
     captions = captioner.caption(some)
     assert captions[::-1] == captioner.caption(some[::-1])
     assert captions == [captioner.caption([path])[0] for path in some]
 
 
-def test_no_images_have_no_captions(captioner) -> None:
+def test_no_images_give_no_captions(captioner) -> None:
     assert captioner.caption([]) == []
 
 
-def test_options_of_the_search_are_used(captioner, pictures) -> None:
-    short = captioner.caption(pictures[:8], max_length=2)
+def test_decoding_options_are_used(captioner, image_paths) -> None:
+    short = captioner.caption(image_paths[:8], max_length=2)
     assert max(len(caption.split()) for caption in short) == 2
     low, high = (
-        captioner.caption(pictures[:20], beam=5, length_penalty=penalty) for penalty in (0.0, 3.0)
+        captioner.caption(image_paths[:20], beam=5, length_penalty=penalty)
+        for penalty in (0.0, 3.0)
     )
     assert sum(map(len, low)) < sum(map(len, high))
 
 
-def test_draws_go_on_from_batch_to_batch(captioner, pictures, monkeypatch) -> None:
+def test_sampling_continues_across_batches(captioner, image_paths, monkeypatch) -> None:
     options = {"sample": True, "temperature": 2.0}
-    expected = captioner.caption(pictures[:10], **options)
+    expected = captioner.caption(image_paths[:10], **options)
     assert len(set(expected)) > 1
     monkeypatch.setattr(captioner_module, "BATCH_SIZE", 3)
-    assert captioner.caption(pictures[:10], **options) == expected
-    assert captioner.caption(pictures[:10], **options, seed=1) != expected
+    assert captioner.caption(image_paths[:10], **options) == expected
+    assert captioner.caption(image_paths[:10], **options, seed=1) != expected
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_rotated_photograph_is_turned_upright(
-    captioner, pictures, tmp_path, orientation: int
+def test_rotated_image_is_turned_upright(
+    captioner, image_paths, tmp_path, orientation: int
 ) -> None:
-    upright = Image.open(pictures[0]).convert("RGB").crop((0, 0, 60, 90))
+    upright = Image.open(image_paths[0]).convert("RGB").crop((0, 0, 60, 90))
     # How a camera stores it: what undoes each orientation (EXIF 2.3, tag 0x0112).
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -272,13 +275,13 @@ def test_rotated_photograph_is_turned_upright(
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
-def test_picture_of_any_mode_is_captioned(captioner, mode: str) -> None:
+def test_image_of_any_mode_is_captioned(captioner, mode: str) -> None:
     (caption,) = captioner.caption([Image.new(mode, (50, 40))])
     assert caption
 
 
-def test_grey_picture_is_its_own_rgb(captioner, pictures, tmp_path) -> None:
-    grey = Image.open(pictures[0]).convert("L")
+def test_grey_image_equals_its_rgb_conversion(captioner, image_paths, tmp_path) -> None:
+    grey = Image.open(image_paths[0]).convert("L")
     grey.save(tmp_path / "grey.png")
     (pixels,) = captioner.pixels(tmp_path / "grey.png")
     assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
@@ -289,35 +292,35 @@ def test_grey_picture_is_its_own_rgb(captioner, pictures, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no picture", "is not a readable image: not an image in a format that PIL knows."),
+        (b"not an image", "is not a readable image: not an image in a format that PIL knows."),
         (b"", "is not a readable image: the file is empty."),
         (None, "cannot be read: No such file or directory."),
     ],
 )
-def test_unreadable_image_is_named(captioner, tmp_path, pictures, content, reason: str) -> None:
+def test_unreadable_image_is_named(captioner, tmp_path, image_paths, content, reason: str) -> None:
     path = tmp_path / "broken.jpg"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DatasetError) as caught:
-        captioner.caption([pictures[0], path])
+        captioner.caption([image_paths[0], path])
     assert str(caught.value) == f"{path} {reason}"
 
 
-def test_cut_photograph_is_named(captioner, tmp_path, pictures) -> None:
+def test_truncated_image_is_named(captioner, tmp_path, image_paths) -> None:
     path = tmp_path / "cut.jpg"
-    Image.open(pictures[0]).convert("RGB").save(path)
+    Image.open(image_paths[0]).convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(DatasetError, match=rf"{re.escape(str(path))} is not a readable image: \w"):
         captioner.caption([path])
 
 
-def test_folder_gives_its_images_by_name(folder) -> None:
+def test_find_images_sorts_a_folder_by_name(folder) -> None:
     assert list(find_images([folder])) == [
         folder / name for name in ("a/c.png", "a.png", "b.png", "d.PNG")
     ]
 
 
-def test_files_and_folders_keep_the_order_they_are_given_in(folder) -> None:
+def test_find_images_keeps_the_order_of_arguments(folder) -> None:
     given = [folder / "d.PNG", folder / "a", folder / "notes.txt"]
     assert list(find_images(given)) == [
         folder / "d.PNG",
@@ -327,13 +330,13 @@ def test_files_and_folders_keep_the_order_they_are_given_in(folder) -> None:
 
 
 def test_folder_without_images_is_refused(tmp_path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(DatasetError) as caught:
         list(find_images([tmp_path]))
     assert str(caught.value).startswith(f"{tmp_path} holds no images (.bmp, .gif, .jpeg, .jpg,")
 
 
-def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
+def test_missing_file_is_named_and_the_others_are_captioned(
     captioner, folder, tmp_path, capsys
 ) -> None:
     missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
@@ -343,7 +346,7 @@ def test_path_that_is_not_there_is_named_and_the_others_are_captioned(
     assert captured.out.startswith(f"{there}: ")
 
 
-def test_one_image_needs_no_list(captioner, folder) -> None:
+def test_single_image_needs_no_list(captioner, folder) -> None:
     path = next(find_images([folder]))
     assert captioner.caption(str(path)) == captioner.caption([path])
 
@@ -356,7 +359,7 @@ def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -
     assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
 
 
-def test_caption_files_prints_several_captions_below_each_other(captioner, folder, capsys) -> None:
+def test_caption_files_prints_n_best_captions_below_the_path(captioner, folder, capsys) -> None:
     path = next(find_images([folder]))
     options = DecodingOptions(beam=4, n_best=3, length_penalty=0.0)
     assert caption_files(captioner, [path], options) == 0
@@ -367,11 +370,11 @@ def test_caption_files_prints_several_captions_below_each_other(captioner, folde
     assert found[0][1] == captioner.caption(path, beam=4, length_penalty=0.0)[0]
 
 
-def test_caption_files_goes_on_after_an_unreadable_image(
+def test_caption_files_continues_after_an_unreadable_image(
     captioner, folder, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
-    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "b.png").write_bytes(b"not an image")
     (folder / "d.PNG").write_bytes(b"")
     assert caption_files(captioner, [folder], DecodingOptions(beam=1)) == 2
     captured = capsys.readouterr()
@@ -391,7 +394,7 @@ def change_backbone(run_dir: Path, **values: object) -> None:
     path.write_text(json.dumps(config), "utf-8")
 
 
-def test_other_weights_than_those_of_the_run_are_refused(run_dir, tmp_path) -> None:
+def test_other_weights_are_refused(run_dir, tmp_path) -> None:
     from torchvision.models import resnet18
 
     torch.manual_seed(1)
@@ -404,7 +407,7 @@ def test_other_weights_than_those_of_the_run_are_refused(run_dir, tmp_path) -> N
     assert f"was trained with {trained_with[:12]}" in str(caught.value)
 
 
-def test_weights_that_are_gone_are_named(run_dir, tmp_path) -> None:
+def test_missing_weights_are_named(run_dir, tmp_path) -> None:
     change_backbone(run_dir, weights=str(tmp_path / "gone.pth"))
     with pytest.raises(MissingArtifactError, match=r"gone\.pth does not exist\. Give --weights"):
         load(run_dir, device="cpu")
