@@ -5,6 +5,7 @@ import os
 # Several test processes with several threads each would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture
-def showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """Run `showtell ARGS…` like its console script; returns the exit status and all output."""
+def run_showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `showtell ARGS…` like its console script; returns exit status, stdout and stderr."""
 
-    def run(*args: object) -> tuple[int, str]:
+    def run(*args: object) -> tuple[int, str, str]:
         from showtell.cli import main
 
         monkeypatch.setattr(sys, "argv", ["showtell", *map(str, args)])
@@ -36,7 +37,29 @@ def showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         except SystemExit as stop:
             status = int(stop.code or 0)
         captured = capsys.readouterr()
-        return status, captured.out + captured.err
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def showtell(run_showtell) -> Callable[..., tuple[int, str]]:
+    """Run `showtell ARGS…`; returns the exit status and all output."""
+
+    def run(*args: object) -> tuple[int, str]:
+        status, output, errors = run_showtell(*args)
+        return status, output + errors
+
+    return run
+
+
+@pytest.fixture
+def showtell_json(run_showtell) -> Callable[..., tuple[int, Any]]:
+    """Run `showtell ARGS… --json`; returns the exit status and the document, None if empty."""
+
+    def run(*args: object) -> tuple[int, Any]:
+        status, output, _ = run_showtell(*args, "--json")
+        return status, json.loads(output) if output else None
 
     return run
 

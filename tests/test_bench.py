@@ -146,6 +146,14 @@ def test_command_shows_a_table_and_adds_to_the_summary(trained, showtell) -> Non
     assert summary["machine"]["cores"] == os.cpu_count()
 
 
+def test_json_holds_the_figures_of_each_stage(trained, showtell_json) -> None:
+    options = ("--data", str(trained), "--seconds", "0.05")
+    status, document = showtell_json("bench", "shards", "--dataset", "scenes", *options)
+    assert status == 0 and document["dataset"] == "scenes"
+    assert document["stages"]["shards"]["unit"] == "MB/s"
+    assert document["machine"]["cores"] == os.cpu_count()
+
+
 def test_stage_without_its_data_is_left_out_and_named(scenes, showtell) -> None:
     options = ("--dataset", "scenes", "--data", str(scenes), "--seconds", "0.05")
     code, shown = showtell("bench", "shards", "decode", *options)

@@ -346,20 +346,7 @@ def test_misused_command_line_gets_the_usage_and_exit_status_2(showtell: Run, ar
     assert "Usage: showtell" in output and "Traceback" not in output
 
 
-def json_of(capsys, monkeypatch, *arguments: object) -> tuple[int, Any, str]:
-    """Exit status, the JSON document on stdout, and stderr of a command with `--json`."""
-    monkeypatch.setattr(sys, "argv", ["showtell", *map(str, arguments), "--json"])
-    capsys.readouterr()
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return status, json.loads(captured.out) if captured.out else None, captured.err
-
-
-def test_json_is_all_that_stdout_gets(capsys, monkeypatch) -> None:
+def test_json_is_all_that_stdout_gets(run_showtell, monkeypatch) -> None:
     def prepare(config: PrepareConfig) -> Manifest:
         print("another library")
         console.print_note("a note")
@@ -369,24 +356,25 @@ def test_json_is_all_that_stdout_gets(capsys, monkeypatch) -> None:
         return Manifest("prepare", 1, config.as_json(), {}, {"a": 1}, details={"bad": math.nan})
 
     monkeypatch.setattr(prepare_module, "prepare", prepare)
-    status, document, errors = json_of(capsys, monkeypatch, "prepare", "--dataset", "own")
+    status, output, errors = run_showtell("prepare", "--dataset", "own", "--json")
+    document = json.loads(output)
     assert status == 0
     assert document["stage"] == "prepare" and document["config"]["dataset"] == "own"
     assert document["outputs"] == {"a": 1} and document["details"] == {"bad": None}
     assert errors == "another library\na note\nwarning: careful\n"
 
 
-def test_json_of_a_failed_command_is_empty(capsys, monkeypatch, tmp_path) -> None:
-    status, document, errors = json_of(capsys, monkeypatch, "eval", "--data", tmp_path)
-    assert (status, document) == (1, None)
+def test_failed_command_prints_no_json(run_showtell, tmp_path) -> None:
+    status, output, errors = run_showtell("eval", "--data", tmp_path, "--json")
+    assert (status, output) == (1, "")
     assert errors.startswith("error: ")
 
 
-def test_json_of_status_lists_the_stages(capsys, monkeypatch, tmp_path) -> None:
-    assert json_of(capsys, monkeypatch, "status", "--data", tmp_path)[:2] == (0, [])
+def test_json_of_status_lists_the_stages(showtell_json, tmp_path) -> None:
+    assert showtell_json("status", "--data", tmp_path) == (0, [])
     manifest = Manifest("prepare", 1, {}, {}, {}, {"num_images": 3}, seconds=1.5)
     manifest.write(tmp_path / "own" / "captions")
-    _, stages, _ = json_of(capsys, monkeypatch, "status", "--data", tmp_path)
+    _, stages = showtell_json("status", "--data", tmp_path)
     assert stages[0] == {
         "stage": "prepare",
         "path": str(tmp_path / "own" / "captions"),

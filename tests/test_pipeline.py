@@ -34,7 +34,48 @@ def own_photographs(tmp_path, prepared_scenes) -> Path:
     return folder
 
 
-def test_all_stages_from_drawing_to_captions(showtell, tmp_path, random_weights) -> None:
+def assert_every_command_prints_json(showtell_json, data: Path, weights: Path) -> None:
+    """Run each command again, with `--json`, on the finished run `whole`."""
+    eval_dir, common = data / "runs/whole/eval/test-beam5", ("--data", data)
+    for stage, options in (
+        ("download", ()),
+        ("prepare", ("--min-count", 2)),
+        ("features", extract_options(weights)),
+        ("train", ("--run", "whole", *TRAIN)),
+    ):
+        status, manifest = showtell_json(stage, "--dataset", "scenes", *options, *common)
+        assert (status, manifest["stage"]) == (0, stage)
+
+    status, scores = showtell_json("eval", "--run", "whole", "--beam", 5, *common)
+    metrics = json.loads((eval_dir / "metrics.json").read_text())
+    assert status == 0 and scores == metrics | {
+        "run": "whole",
+        "evaluation": "test-beam5",
+        "path": str(eval_dir),
+    }
+
+    status, comparison = showtell_json("compare", "whole", eval_dir, *common)
+    assert status == 0 and comparison["num_images"] == metrics["num_images"]
+    cider = next(score for score in comparison["scores"] if score["name"] == "CIDEr")
+    assert cider["score_a"] == cider["score_b"] == pytest.approx(metrics["CIDEr"])
+
+    picture, missing = next((data / "scenes/raw/images").iterdir()), data / "missing.jpg"
+    options = ("--run", "whole", "--n-best", 2)
+    status, captioned = showtell_json("caption", picture, missing, *options, *common)
+    assert status == 1
+    assert [entry["path"] for entry in captioned] == [str(picture), str(missing)]
+    assert [set(found) for found in captioned[0]["captions"]] == 2 * [
+        {"caption", "log_prob", "score"}
+    ]
+    assert captioned[1]["captions"] == [] and "cannot be read" in captioned[1]["error"]
+
+    status, stages = showtell_json("status", *common)
+    assert (status, stages[0]["stage"], stages[0]["state"]) == (0, "download", "done")
+
+
+def test_all_stages_from_drawing_to_captions(
+    showtell, showtell_json, tmp_path, random_weights
+) -> None:
     data = tmp_path / "data"
     common = ("--data", data)
     for arguments in (
@@ -74,6 +115,7 @@ def test_all_stages_from_drawing_to_captions(showtell, tmp_path, random_weights)
     status, output = showtell("status", *common)
     assert status == 0
     assert output.count("done") >= 5 and "missing" not in output
+    assert_every_command_prints_json(showtell_json, data, random_weights)
 
 
 def test_own_images_with_a_table_become_a_model(
