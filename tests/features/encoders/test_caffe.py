@@ -321,7 +321,7 @@ def test_transform_leaves_an_image_of_its_size_unchanged():
 
 
 def test_normalization_equals_keras():
-    transform = caffe_transform(image_size=32)
+    transform = caffe_transform().with_crop_size(32)
     pixels = transform(random_image(32))
     mean, std = (torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std))
     normalized = (torch.tensor(pixels).float() / 255 - mean) / std

@@ -112,7 +112,7 @@ def test_auto_prefers_weights_in_the_cache_to_the_hub(checkpoints, monkeypatch, 
     (checkpoints / CACHE_NAME).touch()
     assert TorchvisionModels().choose_auto("resnet50") == "caffe"
     (line,) = capsys.readouterr().out.splitlines()
-    assert "Caffe ResNet-50 weights, which are on this machine already" in line
+    assert "Caffe ResNet-50 weights that are on this machine already" in line
     (checkpoints / "resnet50-00000000.pth").touch()
     assert TorchvisionModels().choose_auto("resnet50") == "IMAGENET1K_V1"
     assert capsys.readouterr().out == ""

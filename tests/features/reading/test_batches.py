@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
 from showtell.features.reading.batches import ImageBatch, read_batches, split_into_batches
 from showtell.features.reading.broken_images import READ_FAILED
@@ -12,50 +12,48 @@ from showtell.features.reading.decode import decode_image
 from showtell.features.reading.transform import Transform
 from showtell.pipeline.datasets.image_files import ImageFiles
 
-WHOLE = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # squashes to 8×8
+SQUASH = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def write_images(folder: Path, count: int) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{index:03}.png" for index in range(count)]
-    for index, name in enumerate(names):
-        Image.new("RGB", (9, 9), (index, 255 - index, 7)).save(folder / name)
-    return names
-
-
-def start_reading(root: Path, names: list[str], batch_size: int = 4, **options):
+def read_all(
+    root: Path, names: list[str], num_workers: int | None = 2, for_gpu: bool = False
+) -> list[ImageBatch]:
     ids = np.arange(100, 100 + len(names))
-    spans = split_into_batches(0, len(names), batch_size)
-    settings = {"num_workers": 2} | options
-    return read_batches(ImageFiles(root), ids, names, WHOLE, spans, **settings)
-
-
-def read_all(root: Path, names: list[str], **options) -> list[ImageBatch]:
-    batches = start_reading(root, names, **options)
+    spans = split_into_batches(0, len(names), 4)
+    batches = read_batches(ImageFiles(root), ids, names, SQUASH, spans, num_workers, for_gpu)
     # The pixels are overwritten when the next batch is read.
     return [replace(batch, pixels=batch.pixels.clone()) for batch in batches]
 
 
 @pytest.mark.parametrize("num_workers", [1, 3, None])
-def test_batches_equal_a_plain_loop(tmp_path, num_workers):
+def test_batches_equal_a_plain_loop(tmp_path, num_workers, write_images):
     names = write_images(tmp_path, 11)
     batches = read_all(tmp_path, names, num_workers=num_workers)
     assert [len(batch.image_ids) for batch in batches] == [4, 4, 3]
     assert np.concatenate([batch.image_ids for batch in batches]).tolist() == [*range(100, 111)]
     pixels = np.concatenate([batch.pixels.numpy() for batch in batches])
-    expected = [WHOLE(decode_image((tmp_path / name).read_bytes(), WHOLE)) for name in names]
+    expected = [SQUASH(decode_image((tmp_path / name).read_bytes(), SQUASH)) for name in names]
     np.testing.assert_array_equal(pixels, np.stack(expected))
 
 
-def test_batches_are_channels_last(tmp_path):
-    import torch
-
+def test_batches_are_channels_last(tmp_path, write_images):
     pixels = read_all(tmp_path, write_images(tmp_path, 4))[0].pixels
     assert pixels.shape == (4, 3, 8, 8)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_unreadable_images_are_skipped_without_affecting_others(tmp_path):
+def test_batches_of_processes_and_threads_are_equal(tmp_path, write_images):
+    names = write_images(tmp_path, 6)
+    (tmp_path / names[1]).write_bytes(b"")
+    for batch, expected in zip(
+        read_all(tmp_path, names, for_gpu=True), read_all(tmp_path, names), strict=True
+    ):
+        assert torch.equal(batch.pixels, expected.pixels)
+        assert batch.image_ids.tolist() == expected.image_ids.tolist()
+        assert batch.skipped == expected.skipped
+
+
+def test_unreadable_images_are_skipped_without_affecting_others(tmp_path, write_images):
     names = write_images(tmp_path, 9)
     whole = read_all(tmp_path, names)
     (tmp_path / names[1]).write_bytes(b"")
@@ -80,7 +78,7 @@ def test_empty_list_gives_no_batch(tmp_path):
     assert read_all(tmp_path, []) == []
 
 
-def test_damaged_zip_member_is_skipped(tmp_path):
+def test_damaged_zip_member_is_skipped(tmp_path, write_images):
     names = write_images(tmp_path / "images", 3)
     with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
         for name in names:
@@ -95,7 +93,7 @@ def test_damaged_zip_member_is_skipped(tmp_path):
     assert not batch.skipped[0][1].startswith(READ_FAILED)
 
 
-def test_read_error_is_distinguished_from_a_corrupt_image(tmp_path, monkeypatch):
+def test_read_error_is_distinguished_from_a_corrupt_image(tmp_path, monkeypatch, write_images):
     names = write_images(tmp_path, 2)
 
     def fail(self, file_name: str) -> bytes:
