@@ -333,7 +333,7 @@ def test_folder_without_images_is_refused(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(DatasetError) as caught:
         list(find_images([tmp_path]))
-    assert str(caught.value).startswith(f"{tmp_path} holds no images (.bmp, .gif, .jpeg, .jpg,")
+    assert str(caught.value).startswith(f"{tmp_path} contains no images (.bmp, .gif, .jpeg, .jpg,")
 
 
 def test_missing_file_is_named_and_the_others_are_captioned(
