@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pipeline", "features", "model", "serving", "bench")
 
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
 # Inside each folder, the order in which its parts may import: each from those before it alone.
 # A part is a subfolder or a file; those of one line may not import each other.
 ORDER = {
@@ -140,6 +142,16 @@ def test_no_file_imports_itself_through_others() -> None:
         return seen
 
     assert [module for module in graph if module in reached_from(module)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, f"{node.name} has {num_lines} lines"
 
 
 @pytest.mark.parametrize("library", HOMES)
