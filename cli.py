@@ -24,8 +24,8 @@ from .serving.config import CaptionConfig
 EPILOG = """
 Exit codes:
   0    success
-  1    error, including invalid values of options
-  2    wrong usage: unknown command or option, or missing argument
+  1    error, including option values that are out of range
+  2    wrong usage: unknown option, missing argument, or text for a number
   3    pretrained weights cannot be downloaded from torchvision's hub
   130  interrupted by Ctrl-C or SIGTERM
 
