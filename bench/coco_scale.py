@@ -1,11 +1,10 @@
-"""Captions and features with COCO's statistics, drawn from a seed: its size without its data.
+"""Generated captions and features of COCO's size, to measure speed and memory without its data.
 
-113,287 train and 5,000 val images with 566,747 and 25,010 captions, as in Karpathy's split; lengths
-as those of real captions; words whose frequencies fall as Zipf's, so that about 9,500 of them occur
-five times or more; features of random directions. Only sizes and speeds can be learned from it.
+As in Karpathy's split: 113,287 train and 5,000 val images with 566,747 and 25,010 captions. Caption
+lengths follow COCO's; word frequencies follow Zipf's law, so that about 9,500 words occur five
+times or more. Features are random. Everything depends on one seed.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from zipfile import ZipFile
@@ -21,86 +20,63 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.prepare import prepare
 from ..pipeline.stage.files import write_json
 from ..pipeline.stage.manifest import Manifest
-from .config import BenchConfig
-from .figures import Figures
-from .run import DATASET
+from .config import COCO_SCALE_DATASET
 
 FEATURES = "resnet50-drawn"
 TRAIN_IMAGES, TRAIN_CAPTIONS = 113_287, 566_747
 VAL_IMAGES, VAL_CAPTIONS = 5_000, 25_010
-VOCAB_SIZE = 9_487  # of the words that are kept
+VOCAB_SIZE = 9_487  # words kept
 FEATURE_DIM, SHARD_SIZE = 2048, 8192
 
-# Words of a caption → captions of a hundred, after a sample of COCO's train2017.
+# Words per caption → percentage of captions, from a sample of COCO's train2017.
 LENGTHS = {7: 1, 8: 15, 9: 22, 10: 20, 11: 15, 12: 12, 13: 6, 14: 3, 15: 2, 16: 2, 18: 1, 21: 1}
-# Zipf and Mandelbrot: the word of rank r occurs in proportion to (r + SHIFT) ** -EXPONENT.
+# Zipf-Mandelbrot law: the word of rank r has a frequency proportional to (r + SHIFT) ** -EXPONENT.
 NUM_WORDS, SHIFT, EXPONENT = 28_000, 2.7, 1.525
 SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvwz" for vowel in "aeiou"]
 
 
-def bench_draw(config: BenchConfig) -> Figures:
-    """Draw the dataset, which the other stages are measured on."""
-    started = time.perf_counter()
-    draw_coco(config.data)
-    seconds = time.perf_counter() - started
-    rate = (TRAIN_CAPTIONS + VAL_CAPTIONS) / seconds
-    return Figures(
-        throughput=rate,
-        unit="captions/s",
-        limit=rate,
-        limited_by="nothing: it is no stage",
-        shares={"draw": 1.0},
-        details={"seconds": seconds},
-    )
-
-
-def draw_coco(data: Path, scale: float = 1.0, seed: int = 0) -> None:
-    """Draw the dataset, prepare it, and write its features; what is there already is kept.
+def generate(data: Path, scale: float = 1.0, seed: int = 0) -> int:
+    """Generate, prepare and write the features of `data/coco-scale`, except what already exists.
 
     Args:
-        data: root; everything goes to `data/coco-scale`.
-        scale: of the numbers of images and captions.
-        seed: of all draws.
+        data: root folder.
+        scale: number of images and captions, relative to COCO.
+        seed: of all random draws.
+
+    Returns:
+        The number of captions.
     """
-    path = data / DATASET / "raw" / "dataset.json"
+    path = data / COCO_SCALE_DATASET / "raw" / "dataset.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        images = list(draw_images(scale, np.random.default_rng(seed)))
+        images = list(generate_images(scale, np.random.default_rng(seed)))
         write_empty_zips(path.parent, images)
         write_json(path, {"images": images})
-    prepare(
+    manifest = prepare(
         PrepareConfig(
             data=data,
-            dataset=DATASET,
+            dataset=COCO_SCALE_DATASET,
             source=path.parent,
             karpathy=path,
             vocab_size=VOCAB_SIZE,
             min_count=None,
         )
     )
-    if Manifest.read(data / DATASET / "features" / FEATURES) is None:
+    if Manifest.read(data / COCO_SCALE_DATASET / "features" / FEATURES) is None:
         write_features(data, np.random.default_rng(seed + 1))
+    return manifest.counts["num_captions"]
 
 
-def draw_images(scale: float, generator: np.random.Generator) -> Iterator[dict[str, object]]:
-    """Yield the images with their captions in the layout of Karpathy's dataset_coco.json."""
-    words = np.array([spell(rank) for rank in range(NUM_WORDS)])
-    weights = (np.arange(1, NUM_WORDS + 1) + SHIFT) ** -EXPONENT
-    ends = np.cumsum(weights / weights.sum())
+def generate_images(scale: float, generator: np.random.Generator) -> Iterator[dict[str, object]]:
+    """Yield images with their captions, in the layout of Karpathy's dataset_coco.json."""
     image_id = 0
     for split, num_images, num_captions in (
         ("train", TRAIN_IMAGES, TRAIN_CAPTIONS),
         ("val", VAL_IMAGES, VAL_CAPTIONS),
     ):
         num_images, num_captions = round(scale * num_images), round(scale * num_captions)
-        lengths = generator.choice(
-            [*LENGTHS], num_captions, p=np.array([*LENGTHS.values()]) / sum(LENGTHS.values())
-        )
-        # Not above the last word, whatever the rounding of the sum.
-        ranks = np.searchsorted(ends[:-1], generator.random(int(lengths.sum())))
-        drawn = np.split(words[ranks], np.cumsum(lengths)[:-1])
-        captions = [" ".join(caption).capitalize() + "." for caption in drawn]
-        # Five each, and one more for the first images.
+        captions = generate_captions(num_captions, generator)
+        # Every image has five captions; the remaining captions go to the first images.
         counts = np.full(num_images, num_captions // num_images)
         counts[: num_captions - int(counts.sum())] += 1
         stops = np.cumsum(counts)
@@ -115,40 +91,53 @@ def draw_images(scale: float, generator: np.random.Generator) -> Iterator[dict[s
             }
 
 
+def generate_captions(count: int, generator: np.random.Generator) -> list[str]:
+    """Return captions with COCO's distribution of lengths and Zipf's of words."""
+    words = np.array([spell(rank) for rank in range(NUM_WORDS)])
+    weights = (np.arange(1, NUM_WORDS + 1) + SHIFT) ** -EXPONENT
+    cumulative = np.cumsum(weights / weights.sum())
+    percentages = np.array([*LENGTHS.values()])
+    lengths = generator.choice([*LENGTHS], count, p=percentages / percentages.sum())
+    # Without the last sum, which rounding may leave below 1, every rank is valid.
+    ranks = np.searchsorted(cumulative[:-1], generator.random(int(lengths.sum())))
+    split_words = np.split(words[ranks], np.cumsum(lengths)[:-1])
+    return [" ".join(caption).capitalize() + "." for caption in split_words]
+
+
 def write_empty_zips(folder: Path, images: Sequence[Mapping[str, object]]) -> None:
-    """Zips in which each image is an empty file: prepare asks that it be there, not what it is."""
+    """Write zip archives with an empty file per image: prepare checks only that it exists."""
     for parent in sorted({str(image["filepath"]) for image in images}):
-        with ZipFile(folder / f"{parent}.zip", "w") as zipped:
+        with ZipFile(folder / f"{parent}.zip", "w") as archive:
             for image in images:
                 if image["filepath"] == parent:
-                    zipped.writestr(f"{parent}/{image['filename']}", b"")
+                    archive.writestr(f"{parent}/{image['filename']}", b"")
 
 
 def spell(rank: int) -> str:
-    """A word of its own for each rank, the frequent ones short: `ba`, `be`, …, `baba`, …."""
+    """Return a distinct word for each rank, frequent ones shorter: `ba`, `be`, …, `baba`, …."""
     word, rank = "", rank + 1
     while rank:
-        rank, place = divmod(rank - 1, len(SYLLABLES))
-        word = SYLLABLES[place] + word
+        rank, syllable = divmod(rank - 1, len(SYLLABLES))
+        word = SYLLABLES[syllable] + word
     return word
 
 
 def write_features(data: Path, generator: np.random.Generator) -> None:
-    """Write features of random directions for all images, as the features stage would."""
-    images = list_images(FeaturesConfig(data=data, dataset=DATASET))
-    directory = data / DATASET / "features" / FEATURES
+    """Write random features of all images, with the files that the features stage writes."""
+    images = list_images(FeaturesConfig(data=data, dataset=COCO_SCALE_DATASET))
+    directory = data / COCO_SCALE_DATASET / "features" / FEATURES
     directory.mkdir(parents=True, exist_ok=True)
     fingerprints: dict[str, str] = {}
     for start in range(0, len(images), SHARD_SIZE):
         image_ids = images.image_ids[start : start + SHARD_SIZE]
         name = f"part-{len(fingerprints):05}.h5"
         fingerprints[name] = f"drawn {start}"
-        features = draw_features(len(image_ids), generator)
+        features = generate_features(len(image_ids), generator)
         write_shard(directory / name, FeatureShard(image_ids, features, (), fingerprints[name]))
     Manifest(
         stage="features",
         version=1,
-        config={"dataset": DATASET, "encoder": "resnet50", "image_size": None},
+        config={"dataset": COCO_SCALE_DATASET, "encoder": "resnet50", "image_size": None},
         inputs={IMAGES_INPUT: images.sha256, "weights": "drawn"},
         outputs={name: (directory / name).stat().st_size for name in fingerprints},
         counts={
@@ -161,7 +150,7 @@ def write_features(data: Path, generator: np.random.Generator) -> None:
     ).write(directory)
 
 
-def draw_features(count: int, generator: np.random.Generator) -> NDArray[np.float16]:
-    """(count, D) float16, not negative and mostly small, as what a ReLU leaves."""
+def generate_features(count: int, generator: np.random.Generator) -> NDArray[np.float16]:
+    """Return (count, D) float16, non-negative and mostly small, like the output of a ReLU."""
     values = generator.standard_exponential((count, FEATURE_DIM), np.float32)
     return (0.45 * values).astype(np.float16)

@@ -10,25 +10,21 @@ from ..pipeline.stage.options import (
     require_choice,
 )
 
-# Stage → the function that measures it, in the package `bench`.
-BENCH_STAGES = {
-    "prepare": "captions:bench_prepare",
-    "features": "caching:bench_features",
-    "features-coco": "caching:bench_features_coco",
-    "shards": "caching:bench_shards",
-    "train": "training:bench_train",
-    "decode": "decoding:bench_decode",
-    "scorers": "captions:bench_scorers",
-}
+# Each stage is measured by the file of `stages/` with its name, `-` written as `_`.
+BENCH_STAGES = (
+    "prepare",
+    "features",
+    "features-coco",
+    "workers",
+    "shards",
+    "train",
+    "decode",
+    "scorers",
+)
 
 # The same for --coco-scale; later stages use what earlier ones wrote.
-COCO_SCALE_STAGES = {
-    "draw": "coco_scale:bench_draw",
-    "prepare": "captions:bench_prepare",
-    "memory": "memory:bench_memory",
-    "epoch": "training:bench_epoch",
-    "decode": "decoding:bench_decode",
-}
+COCO_SCALE_STAGES = ("draw", "prepare", "memory", "epoch", "decode", "scst")
+COCO_SCALE_DATASET = "coco-scale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +65,20 @@ class BenchConfig(DatasetConfig):
         group="Measuring",
     )
 
+    scale: float = option(
+        1.0,
+        "Size of the data of --coco-scale, relative to COCO.",
+        above=0,
+        at_most=1,
+        group="Measuring",
+    )
+
     @property
-    def known_stages(self) -> dict[str, str]:
-        """Stage → the function that measures it."""
+    def known_stages(self) -> tuple[str, ...]:
+        """Return the stages that can be measured, in order."""
         return COCO_SCALE_STAGES if self.coco_scale else BENCH_STAGES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for stage in self.stages or ():
-            require_choice("STAGE", stage, tuple(self.known_stages))
+            require_choice("STAGE", stage, self.known_stages)

@@ -1,4 +1,4 @@
-"""What a machine can do at all, measured where and when a stage is."""
+"""Speed of the hardware: matrix products and sequential reads."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,11 +11,11 @@ from ..model.kernels.padding import empty_rows
 # (rows, inner, columns) of a matrix product.
 Shape = tuple[int, int, int]
 
-BLOCK = 1 << 20  # bytes of one read
+READ_SIZE = 1 << 20  # bytes per read
 
 
-def repeat_for(seconds: float, work: Callable[[], None]) -> float:
-    """Seconds that one call takes, after one to warm up: the mean of calls for so long."""
+def mean_seconds(work: Callable[[], None], seconds: float) -> float:
+    """Return the mean time of a call in seconds, repeating it for `seconds` after one warm-up."""
     work()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -27,9 +27,13 @@ def repeat_for(seconds: float, work: Callable[[], None]) -> float:
 def time_products(
     shapes: Iterable[Shape], device: torch.device, dtype: torch.dtype, seconds: float = 2.0
 ) -> float:
-    """Seconds that these matrix products take, one after the other, in the precision of the stage.
+    """Return the time of these matrix products, one after the other, in seconds.
 
-    Into aligned rows, which is what makes them fast.
+    Args:
+        shapes: of the products; their results go into aligned rows, which are the fastest.
+        device: where to compute.
+        dtype: of the operands.
+        seconds: how long to repeat all products.
     """
     operands = []
     for rows, inner, columns in shapes:
@@ -37,28 +41,28 @@ def time_products(
         right = torch.randn(inner, columns, device=device).to(dtype)
         operands.append((left, right, empty_rows(left, rows, columns)))
 
-    def work() -> None:
+    def multiply_all() -> None:
         for left, right, result in operands:
             torch.mm(left, right, out=result)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return repeat_for(seconds, work)
+    return mean_seconds(multiply_all, seconds)
 
 
 def count_flops(shapes: Iterable[Shape]) -> int:
-    """Floating-point operations of matrix products: two for each multiplication."""
+    """Return the number of floating-point operations: one multiplication and one addition each."""
     return sum(2 * rows * inner * columns for rows, inner, columns in shapes)
 
 
 def time_reading(paths: Iterable[Path]) -> float:
-    """Seconds that a plain sequential read of these files takes, after they were read once."""
+    """Return the time of reading these files in sequence, in seconds, once they are cached."""
+    paths = list(paths)
 
-    def work() -> None:
+    def read_all() -> None:
         for path in paths:
             with path.open("rb", buffering=0) as file:
-                while file.read(BLOCK):
+                while file.read(READ_SIZE):
                     pass
 
-    paths = list(paths)
-    return repeat_for(0.0 if not paths else 0.5, work) if paths else 0.0
+    return mean_seconds(read_all, seconds=0.5) if paths else 0.0

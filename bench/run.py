@@ -1,4 +1,8 @@
-"""`showtell bench`: runs each stage in a process of its own, and shows what it reached."""
+"""The stage `bench`: measure each stage in its own process, print a table, write a summary.
+
+`data/bench/summary.json` maps each stage (`coco-scale <stage>` with `--coco-scale`) to the fields
+of its `Measurement`, `ratio` and `dataset`; `machine` describes the machine.
+"""
 
 import json
 import multiprocessing
@@ -21,61 +25,71 @@ from ..pipeline.stage.console import (
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import write_json
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
-from .config import BenchConfig
-from .figures import Figures, peak_memory
-
-DATASET = "coco-scale"
+from .config import COCO_SCALE_DATASET, BenchConfig
+from .measurement import Measurement, peak_memory
 
 HEADER = ("stage", "throughput", "limit", "ratio", "time goes to", "peak memory", "limit is")
 
+# Stages of --coco-scale → the stage whose output they need.
+EARLIER_STAGE = {"prepare": "draw", "epoch": "draw", "decode": "epoch", "scst": "epoch"}
 
-def bench(config: BenchConfig) -> dict[str, Figures]:
-    """Measure stages, print a table, and write `data/bench/summary.json`.
 
-    A stage whose data is not there is left out, with a line that says what it misses.
+def bench(config: BenchConfig) -> dict[str, Measurement]:
+    """Measure stages, print a table and write `data/bench/summary.json`.
+
+    A stage whose data is missing is left out; a line says what is missing.
 
     Raises:
-        MissingArtifactError: no stage has its data.
+        MissingArtifactError: no stage could be measured.
     """
     path = config.data / "bench" / "summary.json"
+    config = choose_data(config)
+    stages = config.stages or config.known_stages
     if config.coco_scale:
-        config = replace(config, data=config.data / "bench" / "coco-scale", dataset=DATASET)
-    else:
-        config = replace(config, dataset=choose_dataset(config))
-    stages = config.stages or tuple(config.known_stages)
-    if config.coco_scale:
-        require_drawn(config, stages)
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    prefix = "coco-scale " if config.coco_scale else ""
-    found: dict[str, Figures] = {}
+        check_earlier_stages(config, stages)
+    summary = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    prefix = f"{config.data.name} " if config.coco_scale else ""
+    results: dict[str, Measurement] = {}
     for stage in stages:
         print_note(f"bench: {stage} …")
-        result = run_alone(stage, config)
+        result = measure_in_new_process(stage, config)
         if isinstance(result, str):
             print_warning(f"bench: {stage} is left out: {result}")
         else:
-            found[stage] = result
-            known[prefix + stage] = {"dataset": config.dataset, **result.as_json()}
-        # After each stage: what comes after it may take long, and be stopped.
-        write_json(path, known | {"machine": describe_machine()})
-    if not found:
+            results[stage] = result
+            summary[prefix + stage] = {"dataset": config.dataset, **result.as_json()}
+        # Written after every stage, so that nothing is lost if a later one is stopped.
+        write_json(path, summary | {"machine": describe_machine()})
+    if not results:
         raise MissingArtifactError(
-            f"nothing of {config.dataset} could be measured: the lines above say what each stage "
-            f"misses, and what to run first."
+            f"No stage could be measured on {config.dataset}. The lines above say what each stage "
+            f"needs and which command makes it."
         )
-    rows = [describe(stage, figures) for stage, figures in found.items()]
+    rows = [table_row(stage, result) for stage, result in results.items()]
     print_table(f"bench on {config.dataset}, {os.cpu_count()} cores", rows, HEADER)
     print_note(f"bench: {path}")
-    measured = {stage: figures.as_json() for stage, figures in found.items()}
+    measured = {stage: result.as_json() for stage, result in results.items()}
     print_json({"dataset": config.dataset, "stages": measured, "machine": describe_machine()})
-    return found
+    return results
+
+
+def choose_data(config: BenchConfig) -> BenchConfig:
+    """Set the data folder and the dataset to measure on.
+
+    Raises:
+        MissingArtifactError: no dataset is prepared.
+    """
+    if not config.coco_scale:
+        return replace(config, dataset=choose_dataset(config))
+    name = "coco-scale" if config.scale == 1 else f"coco-scale-{config.scale:g}"
+    return replace(config, data=config.data / "bench" / name, dataset=COCO_SCALE_DATASET)
 
 
 def choose_dataset(config: BenchConfig) -> str:
-    """The dataset that is named; of those prepared, the one with most captions.
+    """Return the dataset to measure on: `--dataset`, or the prepared one with the most captions.
 
     Raises:
-        MissingArtifactError: none is prepared.
+        MissingArtifactError: no dataset is prepared.
     """
     if config.dataset != "auto":
         return config.dataset
@@ -91,62 +105,65 @@ def choose_dataset(config: BenchConfig) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def require_drawn(config: BenchConfig, stages: Sequence[str]) -> None:
-    """Refuse a stage at COCO's size whose data no earlier stage has left, or is about to leave.
+def check_earlier_stages(config: BenchConfig, stages: Sequence[str]) -> None:
+    """Check that every stage of `--coco-scale` has the output of an earlier stage that it needs.
 
     Raises:
-        MissingArtifactError: naming the stage that has to run before.
+        MissingArtifactError: naming the stage to run first.
     """
-    left_by = {
+    output_of = {
         "draw": config.captions_dir / MANIFEST_NAME,
         "epoch": config.data / "runs" / "epoch" / MANIFEST_NAME,
     }
-    for stage, earlier in (("prepare", "draw"), ("epoch", "draw"), ("decode", "epoch")):
-        missing = earlier not in stages and not left_by[earlier].exists()
-        if stage in stages and missing:
-            raise MissingArtifactError(
-                f"{left_by[earlier]} does not exist, which 'bench {stage} --coco-scale' goes on "
-                f"from. Run 'showtell bench {earlier} --coco-scale' first, or all by 'showtell "
-                f"bench --coco-scale'."
-            )
+    for stage in stages:
+        earlier = EARLIER_STAGE.get(stage)
+        if earlier is None or earlier in stages or output_of[earlier].exists():
+            continue
+        raise MissingArtifactError(
+            f"{output_of[earlier]} does not exist; 'showtell bench {stage} --coco-scale' needs it. "
+            f"Run 'showtell bench {earlier} --coco-scale' first, or all stages with 'showtell "
+            f"bench --coco-scale'."
+        )
 
 
-def run_alone(stage: str, config: BenchConfig) -> Figures | str:
-    """Run a stage's benchmark in a new process; why it cannot run, where its data is absent."""
-    context = multiprocessing.get_context("spawn")  # nothing is loaded or in memory yet
+def measure_in_new_process(stage: str, config: BenchConfig) -> Measurement | str:
+    """Measure a stage in a new process, so that its peak memory is its own.
+
+    Returns:
+        The measurement, or the reason why it is not possible.
+    """
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, worker_initializer()) as pool:
-        return pool.submit(measure, stage, config).result()
+        return pool.submit(measure_stage, stage, config).result()
 
 
-def measure(stage: str, config: BenchConfig) -> Figures | str:
-    """In the new process: the figures with the memory they took, or why there are none."""
-    module, function = config.known_stages[stage].split(":")
-    run: Callable[[BenchConfig], Figures] = getattr(
-        import_module(f".{module}", __package__), function
-    )
+def measure_stage(stage: str, config: BenchConfig) -> Measurement | str:
+    """Measure a stage in this process; returns the reason instead if its data is missing."""
+    module = import_module(f".stages.{stage.replace('-', '_')}", __package__)
+    measure: Callable[[BenchConfig], Measurement] = module.measure
     try:
-        figures = run(config)
+        result = measure(config)
     except (ShowTellError, OSError) as error:
         return str(error)
-    return replace(figures, peak_bytes=peak_memory())
+    return replace(result, peak_bytes=peak_memory())
 
 
-def describe(stage: str, figures: Figures) -> tuple[str, ...]:
-    """A row of the table."""
-    shares = sorted(figures.shares.items(), key=lambda share: -share[1])
+def table_row(stage: str, result: Measurement) -> tuple[str, ...]:
+    """Return the cells of a stage under `HEADER`."""
+    shares = sorted(result.shares.items(), key=lambda share: -share[1])
     return (
         stage,
-        f"{figures.throughput:,.0f} {figures.unit}",
-        f"{figures.limit:,.0f}",
-        f"{figures.ratio:.2f}",
+        f"{result.throughput:,.0f} {result.unit}",
+        f"{result.limit:,.0f}",
+        f"{result.ratio:.2f}",
         ", ".join(f"{name} {share:.0%}" for name, share in shares),
-        format_bytes(figures.peak_bytes),
-        figures.limited_by,
+        format_bytes(result.peak_bytes),
+        result.limited_by,
     )
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the hardware and the versions that the figures depend on."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""What a benchmark says of a stage, and the memory of the process that it ran in."""
+"""The result of one benchmark: throughput, hardware limit, and where the time goes."""
 
 import resource
 import sys
@@ -8,17 +8,17 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """How fast a stage was, beside a limit measured in the same process.
+class Measurement:
+    """Throughput of a stage beside a limit measured in the same process.
 
     Attributes:
         throughput: of the stage, in `unit`.
-        unit: e.g. `captions/s`.
-        limit: what the machine can do, in the same unit.
-        limited_by: what that limit is, in a few words.
-        shares: cause → share of the stage's time, 0 to 1.
-        details: more numbers of the stage, by name.
-        peak_bytes: most memory that the process had; filled in at its end.
+        unit: for example `captions/s`.
+        limit: the most that the hardware allows, in the same unit.
+        limited_by: what the limit is, in a few words.
+        shares: part of the stage → share of its time, 0 to 1.
+        details: further figures by name.
+        peak_bytes: peak memory of the process.
     """
 
     throughput: float
@@ -31,19 +31,19 @@ class Figures:
 
     @property
     def ratio(self) -> float:
-        """Throughput over limit."""
+        """Throughput divided by the limit."""
         return self.throughput / self.limit
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values, with the ratio."""
+        """Return all fields and the ratio as JSON values."""
         return asdict(self) | {"ratio": self.ratio}
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has held so far."""
+    """Return the peak memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Unlike getrusage's, this one does not remember the parent from before the exec.
+        # getrusage would include the memory of the parent process before the exec.
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
