@@ -22,7 +22,7 @@ Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     fingerprint        schema metadata
     crc32              schema metadata, decimal
 
-To add a format, write three functions and add them to `FORMATS`.
+To add a format, write three functions, add them to `FORMATS` and its name to `--format`.
 """
 
 import json

@@ -1,6 +1,6 @@
 import errno
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from showtell.features.config import FeaturesConfig
 from showtell.features.shards import (
+    FORMATS,
     FeatureShard,
     find_finite,
     read_fingerprint,
@@ -18,7 +20,7 @@ from showtell.features.shards import (
 )
 from showtell.pipeline.stage.errors import BadShardError, MissingArtifactError, ShowTellError
 
-FORMATS = pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+SUFFIXES = pytest.mark.parametrize("suffix", [".h5", ".parquet"])
 
 
 def make_shard(num_images: int = 5, width: int = 7, num_skipped: int = 2) -> FeatureShard:
@@ -56,7 +58,7 @@ def assert_same(left: FeatureShard, right: FeatureShard) -> None:
             assert one.tobytes() == other.tobytes()
 
 
-@FORMATS
+@SUFFIXES
 @pytest.mark.parametrize("sizes", [(5, 7, 2), (1, 1, 0), (0, 7, 3), (300, 64, 0)])
 def test_shard_roundtrips_exactly(tmp_path, suffix, sizes):
     shard = make_shard(*sizes)
@@ -66,7 +68,7 @@ def test_shard_roundtrips_exactly(tmp_path, suffix, sizes):
     assert read_fingerprint(path) == shard.fingerprint
 
 
-@FORMATS
+@SUFFIXES
 @pytest.mark.parametrize("sizes", [(5, 7, 3), (1, 1, 2), (0, 7, 6)])
 def test_views_and_grid_checksums_roundtrip(tmp_path, suffix, sizes):
     shard = make_full_shard(*sizes)
@@ -98,7 +100,7 @@ def test_both_formats_hold_the_same_values(tmp_path, make):
     assert_same(read_shard(tmp_path / "part.h5"), read_shard(tmp_path / "part.parquet"))
 
 
-@FORMATS
+@SUFFIXES
 def test_same_shard_gives_the_same_file(tmp_path, suffix):
     for name in "ab":
         write_shard(tmp_path / f"{name}{suffix}", make_shard())
@@ -146,7 +148,7 @@ def test_missing_shard_is_an_error_with_the_command(tmp_path):
     assert read_fingerprint(tmp_path / "part.h5") is None
 
 
-@FORMATS
+@SUFFIXES
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_truncated_shard_is_refused(tmp_path, suffix, share):
     path = tmp_path / f"part-00003{suffix}"
@@ -158,7 +160,7 @@ def test_truncated_shard_is_refused(tmp_path, suffix, share):
     assert read_fingerprint(path) is None
 
 
-@FORMATS
+@SUFFIXES
 @pytest.mark.parametrize("field", ["features", "views"])
 def test_changed_byte_is_detected(tmp_path, suffix, field):
     path = tmp_path / f"part{suffix}"
@@ -171,7 +173,7 @@ def test_changed_byte_is_detected(tmp_path, suffix, field):
         read_shard(path)
 
 
-@FORMATS
+@SUFFIXES
 def test_file_of_another_format_is_refused(tmp_path, suffix):
     path = tmp_path / f"part{suffix}"
     path.write_bytes(b"<html>404</html>" * 100)
@@ -193,7 +195,7 @@ def rewrite_features(path: Path, features: np.ndarray) -> None:
     pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
 
 
-@FORMATS
+@SUFFIXES
 def test_wrong_shape_and_dtype_are_refused(tmp_path, suffix):
     path = tmp_path / f"part-00003{suffix}"
     write_shard(path, make_shard(6, 8))
@@ -206,7 +208,7 @@ def test_wrong_shape_and_dtype_are_refused(tmp_path, suffix):
         read_shard(path, feature_dim=8)
 
 
-@FORMATS
+@SUFFIXES
 def test_unexpected_width_is_refused(tmp_path, suffix):
     path = tmp_path / f"part{suffix}"
     write_shard(path, make_shard(5, 7))
@@ -239,7 +241,7 @@ def test_parquet_with_other_columns_is_refused(tmp_path):
     assert read_fingerprint(path) is None
 
 
-@FORMATS
+@SUFFIXES
 def test_features_that_are_not_finite_are_refused(tmp_path, suffix):
     path = tmp_path / f"part{suffix}"
     shard = make_shard()
@@ -261,7 +263,7 @@ def test_ids_out_of_order_are_refused(tmp_path, ids):
     assert list(tmp_path.iterdir()) == []
 
 
-@FORMATS
+@SUFFIXES
 def test_full_disk_is_a_short_error_and_keeps_the_old_shard(tmp_path, suffix, monkeypatch):
     path = tmp_path / f"part{suffix}"
     write_shard(path, make_shard())
@@ -285,3 +287,8 @@ def test_find_finite_equals_isfinite() -> None:
     spread = every.reshape(64, 4, 256)[:, :, ::2]  # not contiguous
     assert np.array_equal(find_finite(spread), np.isfinite(spread).all((1, 2)))
     assert find_finite(np.zeros((3, 0), np.float16)).all()
+
+
+def test_every_format_is_a_choice_of_the_option() -> None:
+    (option,) = (field for field in fields(FeaturesConfig) if field.name == "format")
+    assert option.metadata["option"].choices == tuple(FORMATS)
