@@ -1,1 +1,1 @@
-"""Vectors to sentences: decoders, training, beam search, scores."""
+"""From features to captions: decoders, training, decoding, metrics, and runs on disk."""

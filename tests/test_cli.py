@@ -270,7 +270,7 @@ def test_environment_names_the_data_folder(showtell: Run, prepared, monkeypatch,
     assert showtell("prepare", "--data", "here")[0] == 0
     assert [config.data for config in prepared] == [tmp_path, Path("here")]
     status, output = showtell("status")
-    assert status == 0 and output.startswith(f"{tmp_path} holds nothing yet")
+    assert status == 0 and output.startswith(f"{tmp_path} is empty")
 
 
 def test_error_is_one_red_line_and_exit_code_1(showtell: Run, monkeypatch) -> None:

@@ -25,7 +25,7 @@ def show_status(data: Path) -> None:
     statuses = list(find_stages(data))
     print_json([stage_json(status) for status in statuses])
     if not statuses:
-        print_result(f"{data} holds nothing yet. Begin with 'showtell prepare' or 'make demo'.")
+        print_result(f"{data} is empty. Start with 'showtell prepare' or 'make demo'.")
         return
     header = ("stage", "folder", "state", "counts", "time", "size")
     rows = [(s.stage, str(s.path.relative_to(data)), s.state, *describe_stage(s)) for s in statuses]

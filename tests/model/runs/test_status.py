@@ -21,7 +21,7 @@ def states_of(data: Path) -> dict[str, str]:
 
 def test_status_of_an_empty_folder_suggests_the_first_command(tmp_path, capsys) -> None:
     show_status(tmp_path)
-    assert "holds nothing yet" in capsys.readouterr().out
+    assert "is empty" in capsys.readouterr().out
 
 
 def test_stages_are_done_or_missing(scenes, capsys) -> None:
