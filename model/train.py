@@ -53,7 +53,7 @@ from .training.data import (
 )
 from .training.loss import caption_loss, mix_inputs
 from .training.optim import average_weights, learning_rate_at, make_optimizer
-from .training.resume import built_like, check_run, default_run_name, started_with
+from .training.resume import check_run, default_run_name, inherit_options, restore_options
 from .training.scst import SelfCriticalLoss
 
 VERSION = 1
@@ -77,10 +77,10 @@ def train(config: TrainConfig) -> Manifest:
     """
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
-        config = started_with(run_dir, config)
+        config = restore_options(run_dir, config)
     else:
         if config.init is not None:
-            config = built_like(config.init, config)
+            config = inherit_options(config.init, config)
         # Resolved once: a run keeps its precision when it is resumed on another machine.
         dtype = choose_precision(config.precision, choose_device(config.device))
         config = replace(config, precision=precision_name(dtype))

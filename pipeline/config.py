@@ -10,16 +10,14 @@ from .stage.options import DatasetConfig, option
 class DownloadConfig(DatasetConfig):
     """Options of `showtell download`."""
 
-    retries: int = option(
-        5, "How often to retry an archive after a failed attempt.", at_least=0, group="Network"
-    )
+    retries: int = option(5, "Number of retries per archive.", at_least=0, group="Network")
     timeout_s: float = option(
         30.0, "Seconds without data after which an attempt fails.", above=0, group="Network"
     )
 
 
 def check_vocab(vocab: str) -> str | None:
-    """Allow `words`, `bpe` and JSON files."""
+    """Return None if `--vocab` is `words`, `bpe` or a JSON file, else the expected values."""
     known = vocab in ("words", "bpe") or vocab.endswith(".json")
     return None if known else "be words, bpe or the path of a tokenizer.json"
 
@@ -49,7 +47,7 @@ class PrepareConfig(DatasetConfig):
     seed: int = option(0, "Seed for drawing the splits that the dataset lacks.", group="Input")
     vocab: str = option(
         "words",
-        "What a token is: words, bpe (subwords learned from the train split), or the path of a "
+        "Type of tokens: words, bpe (subwords learned from the train split), or the path of a "
         "tokenizer.json.",
         check=check_vocab,
         group="Vocabulary",
@@ -64,8 +62,8 @@ class PrepareConfig(DatasetConfig):
     )
     vocab_size: int | None = option(
         None,
-        "Keep this many of the most frequent words instead; with --vocab bpe, the number of "
-        "subwords (default 4000).",
+        "Number of words to keep, most frequent first, in place of --min-count. With --vocab bpe: "
+        "number of subwords. Default: 4000.",
         at_least=1,
         group="Vocabulary",
     )
@@ -80,5 +78,5 @@ class PrepareConfig(DatasetConfig):
 
     @property
     def tokenizer(self) -> Path | None:
-        """The `tokenizer.json` that `vocab` names, or None."""
+        """The path of the `tokenizer.json` given by `--vocab`, or None."""
         return None if self.vocab in ("words", "bpe") else Path(self.vocab)

@@ -39,8 +39,8 @@ from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
-IMAGE_NAMES_INPUT = "names of the images"  # key of an input that is not a file
-MAX_OOV_RATE = 0.2  # above it, the user gets a warning
+IMAGE_NAMES_INPUT = "names of the images"  # key of the only input that is not a file
+MAX_OOV_RATE = 0.2  # a higher out-of-vocabulary rate gives a warning
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Tokenize the captions of a dataset, build the vocabulary from train, and write both.
+    """Tokenize a dataset's captions, build the vocabulary from the train split, and write both.
 
     Returns:
         The manifest, with the counts `num_images`, `num_captions`, `vocab_size` (including the
@@ -75,11 +75,12 @@ def prepare(config: PrepareConfig) -> Manifest:
         `num_<split>_tokens`.
 
     Raises:
-        DatasetError: the dataset is unknown, or its files contradict each other.
+        DatasetError: the dataset is unknown, its files are invalid or contradict each other, or
+            no word is frequent enough for the vocabulary.
         MissingArtifactError: the source folder or one of its files does not exist.
-        ConfigError: the file given by --vocab is not a tokenizer.
+        ConfigError: the file given by --vocab is not a tokenizer, or --vocab-size is too small.
     """
-    # Checked before the folder is created, so that a misspelt name leaves none behind.
+    # Check the options before `locked` creates the folder: an error should leave none behind.
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
@@ -104,7 +105,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 
 
 def up_to_date(config: PrepareConfig) -> Manifest | None:
-    """Return the manifest if the stage is up to date, otherwise None.
+    """Return the stage's manifest if its outputs are up to date, otherwise None.
 
     Raises:
         DatasetError: the dataset is unknown.
@@ -126,7 +127,7 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
 
 
 def hash_inputs(config: PrepareConfig) -> dict[str, str]:
-    """Return path → SHA-256 of each file that captions, splits and the tokenizer come from."""
+    """Return path → SHA-256 of each file that the outputs are made from."""
     tokenizer = () if config.tokenizer is None else (config.tokenizer,)
     paths = (*find_reader(config).inputs, *tokenizer)
     return {str(path.resolve()): hash_file(path) for path in paths}
@@ -155,7 +156,7 @@ def _config_json(config: PrepareConfig) -> dict[str, Any]:
 def _encode(
     config: PrepareConfig, records: list[ImageRecord], tokenizer: str | None, stopwatch: Stopwatch
 ) -> Prepared:
-    """Tokenize all captions, build the vocabulary from train, and turn words into ids."""
+    """Tokenize all captions, build the vocabulary from the train split, and encode words as ids."""
     with stopwatch.part("tokenize"):
         texts = chain.from_iterable(record.captions for record in records)
         captions = pa.array(texts, pa.string())
@@ -180,7 +181,7 @@ def _encode(
 
 
 def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
-    """Build the vocabulary that the options ask for from the captions of train."""
+    """Build the vocabulary from the captions of the train split, as the options say."""
     if config.vocab == "bpe":
         captions = train.texts().to_pylist()
         tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
@@ -192,7 +193,7 @@ def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: Tokenized
 def _drop_captions_without_words(
     records: list[ImageRecord], has_words: npt.NDArray[np.bool_]
 ) -> tuple[list[ImageRecord], tuple[tuple[str, str], ...]]:
-    """Drop captions of only punctuation, and images that have no other captions.
+    """Drop captions without words, and images whose captions all have no words.
 
     Args:
         records: N images with M captions.
@@ -203,7 +204,7 @@ def _drop_captions_without_words(
     """
     if has_words.all():
         return records, ()
-    print_warning(f"{(~has_words).sum():,} captions without a word left out.")
+    print_warning(f"Left out {(~has_words).sum():,} captions that contain no words.")
     keep_caption = iter(has_words.tolist())
     reduced = [
         replace(record, captions=tuple(text for text in record.captions if next(keep_caption)))
@@ -211,7 +212,7 @@ def _drop_captions_without_words(
     ]
     empty = [record.file_name for record in reduced if not record.captions]
     if empty:
-        print_warning(f"{len(empty):,} images left out: their captions have no words.")
+        print_warning(f"Left out {len(empty):,} images whose captions contain no words.")
     kept = [record for record in reduced if record.captions]
     return kept, tuple((name, "no word in any caption") for name in empty)
 
@@ -219,7 +220,7 @@ def _drop_captions_without_words(
 def _write_outputs(directory: Path, prepared: Prepared) -> dict[str, int]:
     """Write all files under temporary names, then rename them; return name → size in bytes.
 
-    The old manifest is deleted before the first rename, so it never matches a mix of old and new.
+    The old manifest is deleted before the first rename, so that it never describes new files.
     """
     names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
     with ExitStack() as stack:
@@ -241,7 +242,7 @@ def _make_manifest(
     outputs: dict[str, int],
     stopwatch: Stopwatch,
 ) -> Manifest:
-    """Build the manifest, with counts for each split and in total."""
+    """Build the manifest, with counts in total and for each split."""
     encoded, vocab = prepared.encoded, prepared.vocab
     images = Counter(record.split for record in prepared.records)
     counts = {"num_images": len(prepared.records), "num_captions": len(encoded)}
@@ -294,7 +295,7 @@ def _print_summary(manifest: Manifest, directory: Path) -> None:
     left_out = manifest.details["left_out"].items()
     num_words = counts["vocab_size"] - len(SPECIALS)
     summary = [
-        ("vocabulary", f"{num_words:,} {unit} and {len(SPECIALS)} specials"),
+        ("vocabulary", f"{num_words:,} {unit} and {len(SPECIALS)} special tokens"),
         *((f"left out, {reason}", f"{count:,} images") for reason, count in left_out),
         ("time", format_seconds(manifest.seconds)),
         ("size", format_bytes(sum(manifest.outputs.values()))),
@@ -302,9 +303,9 @@ def _print_summary(manifest: Manifest, directory: Path) -> None:
     ]
     print_table("", summary)
     if oov["train"] > MAX_OOV_RATE:
-        advice = "Give a lower --min-count or a higher --vocab-size."
+        advice = "Use a lower --min-count or a higher --vocab-size."
         if unit == "pieces":
-            advice = "Give another tokenizer.json, or --vocab bpe."
+            advice = "Use another tokenizer.json, or --vocab bpe."
         print_warning(
             f"{oov['train']:.0%} of the {unit} in train are not in the vocabulary. {advice}"
         )

@@ -11,7 +11,7 @@ from .stage.console import format_bytes, format_seconds
 from .stage.files import hash_file
 from .stage.manifest import Manifest
 
-# The most informative counts of any stage, as many as fit on one line.
+# Counts to show on the line of a stage. Each stage has only a few of them.
 SHOWN_COUNTS = (
     "num_archives",
     "num_images",
@@ -33,9 +33,8 @@ class StageStatus:
     Attributes:
         stage: name of the command.
         path: output folder of the stage.
-        state: `done`, `missing`, `running`, `stopped: ` and how to resume, or `stale: ` and the
-            reason.
-        manifest: None unless the stage has finished.
+        state: `done`, `missing`, `running`, `stopped: <how to resume>` or `stale: <reason>`.
+        manifest: the manifest of the stage; None if the stage has not finished.
     """
 
     stage: str
@@ -66,7 +65,7 @@ def _changed_sources(captions: Path) -> list[str]:
 
 
 def _changed_images(dataset: Path, features: Path) -> list[str]:
-    """Return images.parquet if it has changed since the features were extracted."""
+    """Return ["images.parquet"] if it has changed since the features were extracted, else []."""
     manifest = Manifest.read(features)
     if manifest is None:
         return []
@@ -75,12 +74,18 @@ def _changed_images(dataset: Path, features: Path) -> list[str]:
 
 
 def holds_files(folder: Path) -> bool:
-    """Return whether a folder holds any file; hidden ones, such as the lock, do not count."""
+    """Return whether a folder contains files, other than hidden ones such as a lock."""
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
-    """Return the status of the stage in `path`; it is stale if any of its inputs `changed`."""
+    """Return the status of the stage that writes to `path`.
+
+    Args:
+        stage: name of the command.
+        path: output folder of the stage.
+        changed: names of inputs that have changed since; the stage is stale if there are any.
+    """
     manifest = Manifest.read(path)
     if manifest is None:
         return StageStatus(stage, path, "missing", None)

@@ -1,4 +1,4 @@
-"""Additive attention over grid features, and what all decoders with attention share.
+"""Additive attention over grid features, and the base class of decoders with attention.
 
 Letters in shapes: N images, P grid cells, Q queries per image, R rows (beams), B captions, T
 tokens, D feature width, E embedding, H hidden, A attention width.
@@ -18,12 +18,12 @@ from .initialization import mean_direction
 from .show_tell import ShowTell
 from .state import DecoderState
 
-# What attention reads: keys (N, P, A) and values (N, P, E), computed once per image.
+# Keys (N, P, A) and values (N, P, E) of the grid cells, computed once per image.
 Memory = tuple[Tensor, Tensor]
 
 
 class AdditiveAttention(nn.Module):
-    """A small network scores every grid cell for every query.
+    """Attention whose scores come from a small network on each pair of query and grid cell.
 
     Source: Xu et al. 2015, arXiv:1502.03044, after Bahdanau et al. 2015, arXiv:1409.0473.
     """
@@ -35,7 +35,7 @@ class AdditiveAttention(nn.Module):
         self.score = nn.Linear(attention_size, 1, bias=False)
 
     def project_keys(self, values: Tensor) -> Memory:
-        """Return the keys and values of (N, P, E) values, for all later queries."""
+        """Return the memory of (N, P, E) values: their keys, and the values themselves."""
         return self.key(values), values
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class AdditiveAttention(nn.Module):
 
 
 class AttentionDecoder(ShowTell):
-    """Show and Tell that reads grid features before each token is predicted.
+    """Base class of Show and Tell decoders that attend to grid features at every time step.
 
     A context vector is added to the cell's output. Subclasses define one time step (`advance`).
     """
@@ -86,21 +86,21 @@ class AttentionDecoder(ShowTell):
 
         Args:
             words: (R, E) word vectors.
-            state: before the step.
+            state: the state before the step.
 
         Returns:
-            outputs: (R, H), with the context vector added.
+            outputs: (R, H), the cell's outputs plus the projected context vectors.
             hidden: (L, R, H) each, the next hidden state.
         """
 
     def init_state(self, features: Tensor) -> DecoderState:
-        """Encode (N, P, D) grids; return the state before BOS."""
+        """Return the state before BOS for (N, P, D) grid features."""
         features = features.to(self.grid_proj.weight.dtype)
         memory = self.encode_grid(features)
         return replace(super().init_state(features.mean(1)), memory=memory)
 
     def encode_grid(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Project (N, P, D) grids to the memory that every step reads."""
+        """Project (N, P, D) grids to the memory that attention reads at every step."""
         directions = F.normalize(features, dim=-1) - self.grid_mean
         values = F.relu(self.grid_proj(directions * self.feature_norm))
         return self.attention.project_keys(self.dropout(values))
@@ -128,16 +128,24 @@ class AttentionDecoder(ShowTell):
     def read_with_attention(
         self, words: Tensor, state: DecoderState, image_index: Tensor, lengths: Tensor | None
     ) -> Tensor:
-        """Read (B, T, E) word vectors step by step: (B, T, H) outputs, zeros in the padding."""
+        """Read (B, T, E) word vectors step by step; return (B, T, H) outputs.
+
+        Args:
+            words: (B, T, E).
+            state: one row per image.
+            image_index: (B,) int64, the image of each caption.
+            lengths: (B,) int64 on the CPU, descending; None if all captions have T tokens. Outputs
+                after the end of a caption are meaningless.
+        """
         state = state.repeat(image_index)
         num_captions, num_steps = words.shape[:2]
         num_active = [num_captions] * num_steps
         if lengths is not None:
-            # Captions are sorted by length, so that the active ones come first.
+            # Captions are sorted by length, longest first, so the active ones come first.
             counts = (lengths[:, None] > torch.arange(num_steps)).sum(0).tolist()
             num_active = [min(round_rows(count), num_captions) for count in counts]
         outputs = []
-        # unbind, because the gradient of words[:, t] would be as large as `words` at every step.
+        # The gradient of words[:, t] would be as large as `words` at every step; unbind avoids it.
         for step_words, count in zip(words.unbind(1), num_active, strict=True):
             state = state.first_rows(count)
             output, hidden = self.advance(step_words[:count], state)
@@ -147,6 +155,6 @@ class AttentionDecoder(ShowTell):
 
     @torch.no_grad()
     def center_features(self, features: Tensor) -> None:
-        """Set the means of grid cells and of pooled grids, from (N, P, D) training features."""
+        """Store the mean grid cell and the mean pooled grid of (N, P, D) training features."""
         self.grid_mean.copy_(mean_direction(features))
         super().center_features(features.mean(1, dtype=torch.float32))

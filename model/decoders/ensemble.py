@@ -1,4 +1,4 @@
-"""Several decoders that write one caption together, by averaging their probabilities."""
+"""Ensembles: several decoders that generate one caption by averaging their probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The states of all members, in order; all have the same rows."""
+    """The states of all members, in order. Row i of each state belongs to the same caption."""
 
     members: tuple[State, ...]
 
@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
     Members may differ in everything else: cell, sizes, features, attention.
 
     Args:
-        members: in any mode, on one device.
+        members: at least one decoder, all on one device.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:
@@ -39,17 +39,19 @@ class Ensemble(nn.Module):
         sizes = {member.config.vocab_size for member in members}
         assert len(sizes) == 1, f"members have different vocabulary sizes: {sizes}"
         self.members = tuple(members)
-        # Registered as well, so that train(), eval() and to() reach the members.
+        # A ModuleList registers the members, so that train(), eval() and to() apply to them.
         self.member_modules = nn.ModuleList(members)
 
     def init_state(self, features: Sequence[Tensor]) -> EnsembleState:
-        """Encode the images for each member.
+        """Return the state before the first token, one row per image.
 
         Args:
-            features: one tensor per member: its features of the same N images.
+            features: one tensor per member, each with features of the same N images.
         """
         pairs = zip(self.members, features, strict=True)
-        return EnsembleState(tuple(member.init_state(own) for member, own in pairs))
+        return EnsembleState(
+            tuple(member.init_state(member_features) for member, member_features in pairs)
+        )
 
     def step(self, token_ids: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Advance every member by one token.
@@ -63,10 +65,10 @@ class Ensemble(nn.Module):
             state: the next state.
         """
         pairs = zip(self.members, state.members, strict=True)
-        stepped = [member.step(token_ids, own) for member, own in pairs]
-        log_probs = torch.stack([logits.float().log_softmax(1) for logits, _ in stepped])
-        mean = log_probs.logsumexp(0) - math.log(len(stepped))
-        return mean, EnsembleState(tuple(own for _, own in stepped))
+        results = [member.step(token_ids, member_state) for member, member_state in pairs]
+        log_probs = torch.stack([logits.float().log_softmax(1) for logits, _ in results])
+        mean = log_probs.logsumexp(0) - math.log(len(results))
+        return mean, EnsembleState(tuple(next_state for _, next_state in results))
 
     def start_tokens(self, batch_size: int) -> Tensor:
         """Return (R,) int64, BOS for every row, on the members' device."""
@@ -74,11 +76,11 @@ class Ensemble(nn.Module):
 
 
 def join_decoders(decoders: Sequence[Decoder], num_views: int = 1) -> Decoder | Ensemble:
-    """Combine decoders, and several views of each image, into one model.
+    """Return one model that averages over all decoders and all views of an image.
 
     Returns:
-        The decoder itself if there is one with one view; else an ensemble with a member for each
-        view of each decoder: all views of the first decoder, then all of the second, ….
+        The decoder itself if there is only one, with one view. Otherwise an ensemble with a member
+        for each view of each decoder: all views of the first decoder, then all of the second, ….
     """
     members = [decoder for decoder in decoders for _ in range(num_views)]
     return members[0] if len(members) == 1 else Ensemble(members)

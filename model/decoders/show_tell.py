@@ -31,8 +31,8 @@ class ShowTell(Decoder):
     embeddings: Press and Wolf 2017, arXiv:1608.05859.
     """
 
-    # Features are scaled to this length, so that an image input is about as large as a word input
-    # whatever the scale of the encoder.
+    # Length that features are scaled to, so that image inputs and word inputs have a similar
+    # magnitude for every encoder.
     feature_norm = 20.0
 
     feature_mean: Tensor
@@ -55,7 +55,7 @@ class ShowTell(Decoder):
         else:  # all hidden tensors of all layers, two per layer for an LSTM
             image_size = (2 if config.cell == "lstm" else 1) * config.num_layers * hidden_size
         self.image_proj = nn.Linear(config.feature_dim, image_size)
-        # Tied word vectors score outputs of their own width.
+        # With tied embeddings, the output layer multiplies by word vectors and needs width E.
         output_size = embed_size if config.tie_embeddings else hidden_size
         self.output_proj = (
             nn.Identity()
@@ -68,7 +68,7 @@ class ShowTell(Decoder):
         self.dropout = Dropout(config.dropout)
 
     def init_state(self, features: Tensor) -> DecoderState:
-        """Read the image as the first input: (N, D) → the state before BOS."""
+        """Return the state before BOS for (N, D) image features."""
         image = self.encode_image(features)
         if self.config.image_as == "first-input":
             return DecoderState(call_cell(self.cell, image[:, None])[1])
@@ -105,23 +105,23 @@ class ShowTell(Decoder):
         return dropped
 
     def encode_image(self, features: Tensor) -> Tensor:
-        """Project (N, D) features to the first input (N, E), or to the initial hidden state."""
+        """Project (N, D) features to the first input, (N, E), or to what `as_hidden` takes."""
         image: Tensor = self.image_proj(self.normalize(features))
         return self.dropout(image) if self.config.image_as == "first-input" else image
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Scale (N, D) features to `feature_norm` and subtract the mean of the training images."""
+        """Subtract the mean training feature from (N, D) features, at length `feature_norm`."""
         features = features.to(self.image_proj.weight.dtype)
         return self.feature_norm * (F.normalize(features, dim=-1) - self.feature_mean)
 
     def as_hidden(self, image: Tensor) -> Hidden:
-        """Split a projected image into hidden tensors of (L, N, H) within ±1."""
+        """Turn projected images into the initial hidden state: (L, N, H) each, in [-1, 1]."""
         shape = (len(image), -1, self.config.num_layers, self.config.hidden_size)
         return image.tanh().view(shape).permute(1, 2, 0, 3).contiguous().unbind(0)
 
     @property
     def vocab_weight(self) -> Tensor:
-        """(V, E or H), the matrix of the output layer."""
+        """The matrix of the output layer: (V, E) with tied embeddings, else (V, H)."""
         return self.embedding.weight if self.config.tie_embeddings else self.output_weight
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -129,14 +129,14 @@ class ShowTell(Decoder):
         return linear(self.output_proj(outputs), self.vocab_weight, self.output_bias)
 
     def cross_entropy(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return the mean cross-entropy of (R', H) outputs without storing their logits."""
+        """Return the mean cross-entropy of (R', H) outputs; computes logits chunk by chunk."""
         projected = self.output_proj(outputs)
         return linear_cross_entropy(
             projected, self.vocab_weight, self.output_bias, targets, label_smoothing
         )
 
     def init_weights(self) -> None:
-        """Draw the initial weights; projections keep those of torch."""
+        """Initialise embedding, output layer and cell; projections keep torch's defaults."""
         init_embedding(self.embedding.weight)
         if not self.config.tie_embeddings:
             init_embedding(self.output_weight)
@@ -144,5 +144,5 @@ class ShowTell(Decoder):
 
     @torch.no_grad()
     def center_features(self, features: Tensor) -> None:
-        """Set the mean of (N, D) training features, which `normalize` subtracts."""
+        """Store the mean of (N, D) training features, which `normalize` subtracts."""
         self.feature_mean.copy_(mean_direction(features))

@@ -1,7 +1,7 @@
-"""The state: everything a decoder carries from one token to the next.
+"""The decoder state: everything a decoder keeps from one token to the next.
 
-Letters in shapes: N images, K rows (beams or draws) of each, R = N·K rows, L layers, H hidden, V
-vocabulary. The rows of an image are adjacent.
+Letters in shapes: N images, K rows (beams or samples) per image, R = N·K rows, L layers, H hidden,
+V vocabulary. The rows of an image are adjacent.
 """
 
 from dataclasses import dataclass, replace
@@ -13,18 +13,19 @@ from ..kernels.recurrence import Hidden, distinct_rows
 
 
 class State(Protocol):
-    """What generation needs of a decoder's state."""
+    """The interface of a decoder's state that generation uses."""
 
     def __len__(self) -> int:
         """Return R, the number of rows."""
         ...
 
     def select(self, images: Tensor, parents: Tensor) -> Self:
-        """Keep some images and choose their next rows.
+        """Return the state of some images, with new rows that continue chosen rows.
 
         Args:
             images: (N',) int64, indices of the images to keep, increasing.
-            parents: (N', K') int64, which of its image's K rows each new row continues.
+            parents: (N', K') int64, the row, 0 to K - 1 within its image, that each new row
+                continues.
         """
         ...
 
@@ -50,13 +51,12 @@ class DecoderState:
 
     Attributes:
         hidden: (h,) of a GRU or RNN, (h, c) of an LSTM; (L, S, H) each. S = R unless rows share
-            hidden states, see `hidden_index`.
-        memory: what attention reads, (N, …) each, once per image and not repeated for its rows;
-            empty without attention.
+            hidden states; see `hidden_index`.
+        memory: tensors that attention reads, (N, …) each. The rows of an image share one entry.
+            Empty without attention.
         num_rows_per_image: K.
-        hidden_index: (R,) int64, which of the S hidden states each row continues; None if S = R, in
-            order. Beams often continue the same beam, whose state is then stored and multiplied
-            once.
+        hidden_index: (R,) int64, the index of each row's hidden state, below S. None if S = R and
+            row i has state i. Beams that continue the same beam share a state, which saves work.
     """
 
     hidden: Hidden
@@ -72,7 +72,7 @@ class DecoderState:
         rows = (images[:, None] * self.num_rows_per_image + parents).flatten()
         rows = rows if self.hidden_index is None else self.hidden_index[rows]
         hidden_index = None
-        if not self.memory:  # attention reads the rows of each image side by side
+        if not self.memory:  # attention needs all K rows of each image, see `group_rows`
             rows, hidden_index = distinct_rows(rows)
         hidden = tuple(part.index_select(1, rows) for part in self.hidden)
         memory = self.memory
@@ -81,10 +81,11 @@ class DecoderState:
         return DecoderState(hidden, memory, parents.shape[1], hidden_index)
 
     def repeat(self, image_index: Tensor) -> "DecoderState":
-        """Make a row with a memory of its own for each caption.
+        """Return a state with one row per caption, each with its own copy of the memory.
 
         Args:
-            image_index: (B,) int64, the image of each caption; this state has one row per image.
+            image_index: (B,) int64, the image of each caption. This state must have one row per
+                image.
         """
         assert self.num_rows_per_image == 1 and self.hidden_index is None
         return DecoderState(
@@ -93,7 +94,7 @@ class DecoderState:
         )
 
     def first_rows(self, count: int) -> "DecoderState":
-        """Keep the first `count` rows of a state with one row per image."""
+        """Return the first `count` rows of a state with one row per image."""
         if count == len(self):
             return self
         assert self.num_rows_per_image == 1 and self.hidden_index is None
@@ -104,5 +105,5 @@ class DecoderState:
         )
 
     def group_rows(self, rows: Tensor) -> Tensor:
-        """Put the rows of each image side by side: (R, X) → (N, K, X)."""
+        """Group rows by image: (R, X) → (N, K, X)."""
         return rows.view(-1, self.num_rows_per_image, rows.shape[1])

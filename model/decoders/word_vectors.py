@@ -1,7 +1,7 @@
-"""Pretrained word vectors from a text file in the format of GloVe or word2vec.
+"""Reads pretrained word vectors from a GloVe or word2vec text file.
 
-One line per word: the word, then its numbers, separated by spaces. A first line with two numbers,
-as word2vec writes it, is skipped.
+Each line holds a word and its numbers, separated by spaces. word2vec's header line, which holds two
+numbers, is skipped.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ FILE_DESCRIPTION = "a GloVe or word2vec text file"
 
 
 def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
-    """Read the vectors of the words in a vocabulary.
+    """Return the vectors of the words in a vocabulary.
 
     Args:
         path: a UTF-8 text file.
-        vocab: words, or subwords of which those that start a word are looked up.
+        vocab: of words or subwords; only subwords that start a word are looked up.
         size: E, numbers per vector.
 
     Returns:
@@ -29,32 +29,32 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
 
     Raises:
         MissingArtifactError: the file does not exist.
-        MismatchError: its vectors have another size, or it is not a word-vector file.
-        ConfigError: it contains none of the words.
+        MismatchError: a line is not a word and `size` finite numbers.
+        ConfigError: the file contains none of the words.
     """
     wanted = {
         word.removeprefix(" "): token_id
         for word, token_id in vocab.ids.items()
-        if vocab.unit == "words" or word.startswith(" ")  # only subwords that start a word
+        if vocab.unit == "words" or word.startswith(" ")
     }
     found: dict[int, Tensor] = {}
     require_file(path, "--word-vectors", FILE_DESCRIPTION)
-    number = 1
+    line_number = 1
     try:
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(map(str.rstrip, lines), 1):
-                is_header = number == 1 and line.count(" ") == 1
+            for line_number, line in enumerate(map(str.rstrip, lines), 1):
+                is_header = line_number == 1 and line.count(" ") == 1
                 if not line or is_header:
                     continue
-                word, vector = _parse_line(line, size, number, path)
+                word, vector = _parse_line(line, size, line_number, path)
                 if word in wanted:
                     found[wanted[word]] = torch.tensor([float(value) for value in vector])
                     if not found[wanted[word]].isfinite().all():
                         raise ValueError("a number is not finite")
-    except ValueError as error:  # UnicodeDecodeError is one too
+    except ValueError as error:  # includes UnicodeDecodeError
         raise MismatchError(
-            f"{path}, line {number} is not a word and its vector ({error}). Set --word-vectors to "
-            f"a GloVe or word2vec text file."
+            f"{path}, line {line_number} is not a word followed by numbers ({error}). Set "
+            f"--word-vectors to {FILE_DESCRIPTION}."
         ) from None
     if not found:
         raise ConfigError(
@@ -64,28 +64,34 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
     return found
 
 
-def _parse_line(line: str, size: int, number: int, path: Path) -> tuple[str, list[str]]:
-    """Split a line into its word and `size` numbers; a GloVe word may itself contain spaces."""
+def _parse_line(line: str, size: int, line_number: int, path: Path) -> tuple[str, list[str]]:
+    """Return the word and the `size` numbers of a line."""
     if " " not in line:
         raise ValueError("there is no space between a word and its numbers")
     word, *values = line.rsplit(" ", size)
-    if len(values) != size or (number <= 2 and " " in word):
+    # Rare GloVe words contain spaces. At the top of the file, a space means a longer vector.
+    if len(values) != size or (line_number <= 2 and " " in word):
         raise MismatchError(
-            f"{path}, line {number} has {line.count(' ')} numbers, expected {size} by "
-            f"--embed-size. Use --embed-size {line.count(' ')}, or another file."
+            f"{path}, line {line_number} has {line.count(' ')} numbers, but --embed-size is {size}."
+            f" Use --embed-size {line.count(' ')}, or another file."
         )
     return word, values
 
 
 @torch.no_grad()
 def set_word_vectors(embedding: Tensor, vectors: dict[int, Tensor]) -> None:
-    """Copy vectors into the (V, E) matrix, centred and scaled to its standard deviation.
+    """Copy pretrained vectors into a (V, E) embedding matrix, in place.
 
-    At another scale the decoder would first have to unlearn it.
+    The vectors are first centred and scaled to the standard deviation of the matrix, because the
+    decoder is initialised for that scale.
+
+    Args:
+        embedding: (V, E), any float dtype.
+        vectors: token_id → (E,) float32.
     """
     token_ids = torch.tensor(list(vectors))
     values = torch.stack(list(vectors.values()))
-    if len(values) > 2:  # centring one or two vectors leaves zeros, or opposites
+    if len(values) > 2:  # centred, one vector would be 0, and two would be opposites
         values = values - values.mean(0)
     values *= embedding.std() / values.std().clamp(min=1e-12)
     embedding[token_ids.to(embedding.device)] = values.to(embedding)

@@ -1,6 +1,6 @@
-"""Batched beam search over any model with a `step`: all beams of all images at once.
+"""Batched beam search with any `StepModel`: all beams of all images advance together.
 
-Letters in shapes: N images still active, K beams (of a group), G groups, V vocabulary, T tokens so
+Letters in shapes: N images in the batch, K beams per group, G groups, V vocabulary, T tokens so
 far, C candidates.
 """
 
@@ -18,7 +18,7 @@ from .constraints import next_log_probs
 from .hypothesis import Hypothesis, rank_hypotheses
 from .options import DecodingOptions
 
-# Images leave the batch four at a time, so that the products of attention come in few sizes.
+# The batch shrinks in steps of four images, so that matrix products come in few sizes.
 KEEP_MULTIPLE = 4
 
 
@@ -28,24 +28,24 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Find the best captions of each image.
 
-    At each step the K best continuations of an image survive; continuations among the K best that
-    end with EOS become hypotheses. An image with K hypotheses is finished and leaves the batch.
-    Every caption ends after at least one token and at most `max_length`, so that each image gets
-    one.
+    At each step, the K best continuations that do not end with EOS survive. Continuations that end
+    with EOS become hypotheses if they are among the K best of all. An image with K hypotheses is
+    finished and leaves the batch. Captions are forced to end after `max_length` tokens, so that
+    each image gets at least one hypothesis.
 
-    With `beam_groups` G the beam is split into G searches of K / G beams that take turns at each
-    step. A group ranks a token lower by `diversity` for each beam of an earlier group that chose
-    it at this step. The penalty affects only the ranking inside the group, not the log-probability,
-    and does not apply to EOS.
+    With `beam_groups` G, the beam is split into G groups of K / G beams, which choose their tokens
+    one after another at each step. A group subtracts `diversity` from the log-probability of a
+    token for each beam of an earlier group that chose the token at this step. This penalty affects
+    only the ranking inside the group, and never EOS.
 
     Args:
         decoder: in eval mode.
         state: from `decoder.init_state(features)`, one row per image.
-        options: `beam` is K; 1 is greedy. With `length_penalty` 0 hypotheses are ranked by
+        options: `beam` is K; 1 is greedy search. With `length_penalty` 0, hypotheses are ranked by
             probability alone, which favours short captions.
 
     Returns:
-        For each image, its distinct hypotheses, best first: at least one, at most K.
+        The distinct hypotheses of each image, best first: at least one, at most K.
 
     Source: diverse beam search with Hamming diversity, Vijayakumar et al. 2016, arXiv:1610.02424.
     """
@@ -54,7 +54,7 @@ def beam_search(
     if not num_images:
         return results
     start = decoder.start_tokens(num_images)[:, None]
-    # (N,) index into results of each image in the batch; -1 once it is finished.
+    # (N,) the index in `results` of each image in the batch; -1 once the image is finished.
     active = torch.arange(num_images, device=start.device)
     groups = [_Group(start, options) for _ in range(options.beam_groups)]
     if len(groups) > 1:
@@ -89,11 +89,11 @@ def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Ten
 
     Args:
         groups: changed in place.
-        log_probs: (N, G·K, V) of the next token alone.
+        log_probs: (N, G·K, V), log-probabilities of the next token.
         diversity: penalty of a token for each beam of an earlier group that chose it.
 
     Returns:
-        parents: (N, G·K'), which beam of the image each new beam continues.
+        (N, G·K') int64, the beam that each new beam continues, 0 to G·K - 1 within its image.
     """
     if len(groups) == 1:
         return groups[0].advance(log_probs)
@@ -111,17 +111,17 @@ def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Ten
 
 
 class _Group:
-    """The live beams and the finished hypotheses of all images.
+    """One group: its live beams and finished hypotheses of all images.
 
     Attributes:
-        log_probs: (N, K) float32, of each beam so far; −inf for a missing beam.
+        log_probs: (N, K) float32, log-probability of each beam so far; −inf marks a dead beam.
         token_ids: (N, K, T) int64, tokens of each beam.
-        last_tokens: (N, K) int64, the last of them; BOS at first.
+        last_tokens: (N, K) int64, the last token of each beam; BOS at first.
         finished: the hypotheses that have ended.
     """
 
     def __init__(self, start: Tensor, options: DecodingOptions) -> None:
-        # One beam per image at first: K equal beams would find everything K times.
+        # Start with one beam per image: K equal beams would give every candidate K times.
         self.last_tokens = start
         self.log_probs = torch.zeros_like(start, dtype=torch.float32)
         self.token_ids = start[:, :, None][:, :, :0]
@@ -133,24 +133,24 @@ class _Group:
         """Choose the next token of each beam.
 
         Args:
-            token_log_probs: (N, K, V) of the next token alone.
-            penalties: (N, V), subtracted in the ranking.
+            token_log_probs: (N, K, V), log-probabilities of the next token.
+            penalties: (N, V), subtracted for the ranking only; None for no penalty.
 
         Returns:
-            (N, K'), which beam each new beam continues.
+            (N, K') int64, the beam of this group that each new beam continues.
         """
         beam_size, length = self.beam_size, self.token_ids.shape[2]
-        # 2K candidates: up to K of them may end, and K beams must go on.
-        ranks, log_probs, parents, tokens = _best_continuations(
+        # Of 2K candidates at most K end, one per beam, so that at least K can continue.
+        rank_scores, log_probs, parents, tokens = _best_continuations(
             token_log_probs, self.log_probs, penalties, 2 * beam_size
         )
         token_ids = _gather_rows(self.token_ids, parents)
         is_end = tokens == EOS
-        ends = log_probs.masked_fill(~is_end, -torch.inf)[:, :beam_size]
-        scores = ends / (length + 1) ** self.length_penalty
-        self.finished.add(scores, ends, token_ids[:, :beam_size])
+        end_log_probs = log_probs.masked_fill(~is_end, -torch.inf)[:, :beam_size]
+        scores = end_log_probs / (length + 1) ** self.length_penalty
+        self.finished.add(scores, end_log_probs, token_ids[:, :beam_size])
 
-        live = ranks.masked_fill(is_end, -torch.inf)
+        live = rank_scores.masked_fill(is_end, -torch.inf)
         best, order = live.topk(min(beam_size, live.shape[1]), 1)
         self.log_probs = (
             best if penalties is None else log_probs.gather(1, order).where(best > -torch.inf, best)
@@ -162,15 +162,15 @@ class _Group:
         return parents.gather(1, order)
 
     def is_done(self) -> Tensor:
-        """Return (N,) bool: all hypotheses found, or no live beam left."""
+        """Return (N,) bool: whether an image has all K hypotheses, or no live beam left."""
         return self.finished.is_full() | (self.log_probs[:, 0] == -torch.inf)
 
     def retire(self, images: Tensor) -> None:
-        """Stop the beams of some images, (N,) bool."""
+        """Mark the beams of some images as dead; `images` is an (N,) bool mask."""
         self.log_probs = self.log_probs.masked_fill(images[:, None], -torch.inf)
 
     def keep(self, images: Tensor) -> None:
-        """Drop all images but these, (N',) int64."""
+        """Keep only the images at these indices, (N',) int64."""
         self.finished.keep(images)
         self.last_tokens, self.log_probs = self.last_tokens[images], self.log_probs[images]
         self.token_ids = self.token_ids[images]
@@ -180,7 +180,7 @@ class _Finished:
     """The K best hypotheses so far of every image.
 
     Attributes:
-        scores: (N, K) float32, best first; −inf marks a free place.
+        scores: (N, K) float32, best first; −inf marks an empty slot.
         log_probs: (N, K) float32.
         lengths: (N, K) int64, tokens without EOS.
         token_ids: (N, K, max_length) int64, padded with PAD.
@@ -195,7 +195,7 @@ class _Finished:
         self.token_ids = torch.full((num_images, beam_size, max_length), PAD, device=device)
 
     def add(self, scores: Tensor, log_probs: Tensor, token_ids: Tensor) -> None:
-        """Add candidates of one length T and keep the K best.
+        """Add candidates of the same length T, and keep the K best hypotheses.
 
         Args:
             scores: (N, C); candidates with −inf are ignored.
@@ -216,7 +216,7 @@ class _Finished:
         return self.scores[:, -1] > -torch.inf
 
     def keep(self, images: Tensor) -> None:
-        """Drop all images but these, (N',) int64."""
+        """Keep only the images at these indices, (N',) int64."""
         self.scores, self.log_probs = self.scores[images], self.log_probs[images]
         self.lengths, self.token_ids = self.lengths[images], self.token_ids[images]
 
@@ -236,25 +236,27 @@ class _Finished:
 def _best_continuations(
     token_log_probs: Tensor, log_probs: Tensor, penalties: Tensor | None, num_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rank all continuations of all beams of an image.
+    """Return the C best continuations of the beams of each image.
 
     Args:
-        token_log_probs: (N, K, V) float32, of the next token alone.
-        log_probs: (N, K) of the beams so far.
-        penalties: (N, V), subtracted in the ranking only.
-        num_candidates: C, how many to return; fewer where there are fewer.
+        token_log_probs: (N, K, V) float32, log-probabilities of the next token.
+        log_probs: (N, K), log-probabilities of the beams so far.
+        penalties: (N, V), subtracted for the ranking only; None for no penalty.
+        num_candidates: C, reduced to K·V if there are no more continuations.
 
     Returns:
-        ranks (N, C), descending; log_probs (N, C); parents (N, C), the beam that each candidate
-        continues; tokens (N, C).
+        rank_scores: (N, C), log-probabilities minus penalties, descending.
+        log_probs: (N, C), log-probabilities of the candidates.
+        parents: (N, C) int64, the beam that each candidate continues.
+        tokens: (N, C) int64, the last token of each candidate.
     """
     vocab_size = token_log_probs.shape[2]
     totals = token_log_probs + log_probs[:, :, None]
-    ranked = totals if penalties is None else totals - penalties[:, None]
-    num_candidates = min(num_candidates, ranked.shape[1] * vocab_size)
-    ranks, index = topk(ranked.flatten(1), num_candidates)
-    best = ranks if penalties is None else totals.flatten(1).gather(1, index)
-    return ranks, best, index // vocab_size, index % vocab_size
+    penalized = totals if penalties is None else totals - penalties[:, None]
+    num_candidates = min(num_candidates, penalized.shape[1] * vocab_size)
+    rank_scores, index = topk(penalized.flatten(1), num_candidates)
+    best = rank_scores if penalties is None else totals.flatten(1).gather(1, index)
+    return rank_scores, best, index // vocab_size, index % vocab_size
 
 
 def _join(parts: list[Tensor]) -> Tensor:

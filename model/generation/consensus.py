@@ -1,12 +1,12 @@
-"""Consensus re-ranking: among the captions of a beam, prefer what people say of similar images.
+"""Consensus re-ranking: prefer captions that resemble the references of similar images.
 
-A beam ranks safe captions first. The captions of the most similar training images show which of
-them would agree most with human captions. The decoder is not changed.
+Beam search ranks safe, general captions first. The references of the most similar training images
+(the neighbours) show which candidate agrees best with human captions. The decoder is not changed.
 
-The score of a caption is its expected CIDEr-D: kernel ridge regression on its CIDEr-D with the
-references of each neighbour. With `--consensus-precision`, its expected n-gram precision, which
-BLEU rewards, is added. Compared with a plain mean over neighbours, this counts near-duplicate
-neighbours once and subtracts what the image does not share with them.
+The score of a candidate is its expected CIDEr-D. Kernel ridge regression estimates it from the
+CIDEr-D of the candidate with the references of each neighbour. Unlike a plain mean, the regression
+does not count near-duplicate neighbours several times. `--consensus-precision` adds the expected
+n-gram precision, which BLEU rewards.
 
 Letters in shapes: M training images, N images to caption, D feature width, n neighbours.
 
@@ -34,24 +34,23 @@ from ..metrics.caption_scorer import CaptionScorer
 from ..metrics.metric import Floats
 from .hypothesis import Hypothesis
 
-# Chosen on the dev images of Flickr8k; docs/results.md compares other values.
+# Tuned on the validation images of Flickr8k; docs/results.md compares other values.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
-RIDGE = 1.0  # noise variance: five people describe only a part of what could be said
-CONFIDENCE = 0.2  # weight of the mean log-probability per token, which decides between equals
-MAX_PAIRS = 100_000_000  # precompute the kernel of all training images up to here: 400 MB
+RIDGE = 1.0  # noise variance: references are only a sample of the captions that fit an image
+CONFIDENCE = 0.2  # weight of the mean log-probability per token, to decide between similar scores
+MAX_PAIRS = 100_000_000  # largest precomputed kernel: 400 MB
 
 
 class Consensus:
-    """Training images and their captions, to compare new captions with.
+    """Ranks captions by their agreement with the references of similar training images.
 
     Args:
-        image_ids: M ids.
-        features: (M, D) pooled features of the images, any float dtype.
-        references: image_id → captions as words joined by spaces, of at least these images; they
-            also give the document frequencies of CIDEr-D.
-        num_neighbors: n, the number of similar images to use, or M if that is less. The time grows
-            with its cube.
-        precision: weight of the expected n-gram precision, added to the expected CIDEr-D.
+        image_ids: ids of the M training images.
+        features: (M, D) pooled features of the training images, any float dtype.
+        references: image_id → captions as words joined by spaces, for at least the training
+            images. CIDEr-D's document frequencies are computed from them.
+        num_neighbors: n, the number of similar images to use, at most M. The time grows with n³.
+        precision: weight of the expected n-gram precision, which is added to the expected CIDEr-D.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class Consensus:
         num_neighbors: int,
         precision: float = 0.0,
     ) -> "Consensus":
-        """Load the train split of a prepared dataset.
+        """Return the `Consensus` over the train split of a prepared dataset.
 
         Args:
-            captions_dir: output of the prepare stage.
-            stores: features of the dataset's images; see `mean_features`.
+            captions_dir: output folder of the prepare stage.
+            stores: the features of each decoder; see `mean_features`.
             num_views: see `mean_features`.
-            num_neighbors: as for the class.
-            precision: as for the class.
+            num_neighbors: see `Consensus`.
+            precision: see `Consensus`.
 
         Raises:
             MissingArtifactError: no train image has features.
@@ -93,8 +92,8 @@ class Consensus:
         image_ids = image_ids[torch.stack([s.has(image_ids) for s in stores]).all(0).numpy()]
         if not len(image_ids):
             raise MissingArtifactError(
-                f"{stores[0].directory} has no features of train images, which --consensus needs. "
-                f"Decode without --consensus, or run 'showtell features' again."
+                f"--consensus needs features of the train images, but {stores[0].directory} has "
+                f"none. Leave out --consensus, or run 'showtell features' again."
             )
         return cls(
             image_ids.tolist(),
@@ -107,25 +106,28 @@ class Consensus:
     def rank(
         self,
         features: Tensor,
-        found: Sequence[Sequence[Hypothesis]],
+        candidates: Sequence[Sequence[Hypothesis]],
         vocab: Vocab,
         image_ids: Ints | None = None,
     ) -> list[list[Hypothesis]]:
-        """Sort the captions of each image by how well they agree with its neighbours' captions.
+        """Sort the candidates of each image by their agreement with its neighbours' references.
 
         Args:
             features: (N, D) pooled features of the images.
-            found: captions of each of the N images, at least one each.
-            vocab: of the captions.
-            image_ids: (N,) int64; an image is never its own neighbour.
+            candidates: captions of each of the N images, at least one each.
+            vocab: the vocabulary of the candidates.
+            image_ids: (N,) int64. If given, a training image is not used as its own neighbour.
 
         Returns:
             The same captions, best first. `score` is the expected CIDEr-D (mostly 0 to 10), plus
-            `precision` times the expected n-gram precision, plus a little of the log-probability.
+            `precision` times the expected n-gram precision, plus `CONFIDENCE` times the mean
+            log-probability per token.
         """
-        neighbors, weights = self.find(features, image_ids)
+        neighbors, weights = self.find_neighbors(features, image_ids)
         ranked = []
-        for hypotheses, ids, own_weights in zip(found, neighbors.tolist(), weights, strict=True):
+        for hypotheses, ids, own_weights in zip(
+            candidates, neighbors.tolist(), weights, strict=True
+        ):
             captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
             scores = self.scorer.weighted_cider_d(captions, ids, own_weights)
             if self.precision:
@@ -138,29 +140,31 @@ class Consensus:
             ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
         return ranked
 
-    def find(self, features: Tensor, image_ids: Ints | None = None) -> tuple[Ints, Floats]:
+    def find_neighbors(
+        self, features: Tensor, image_ids: Ints | None = None
+    ) -> tuple[Ints, Floats]:
         """Find the neighbours of images and their regression weights.
 
         Args:
             features: (N, D) pooled features.
-            image_ids: (N,) int64; an image gets no weight for itself.
+            image_ids: (N,) int64. If given, an image that is its own neighbour gets weight 0.
 
         Returns:
-            ids: (N, n) int64.
-            weights: (N, n) float64, of any sign.
+            ids: (N, n) int64, the most similar training images, closest first.
+            weights: (N, n) float64, positive or negative.
         """
         cosines = self._directions(features) @ self.directions.T  # (N, M)
         if image_ids is not None:
             own = torch.from_numpy(image_ids[:, None] == self.image_ids)
             cosines = cosines.masked_fill(own.to(cosines.device), -torch.inf)
         similarity, index = cosines.topk(min(self.num_neighbors, len(self.image_ids)), 1)
-        # One kernel of all training images, if that is less work than one per image.
+        # One kernel of all training images, if that is less work than a kernel for each image.
         use_whole_kernel = len(self.image_ids) ** 2 < min(
             len(index) * index.shape[1] ** 2, MAX_PAIRS
         )
         weights = torch.zeros_like(similarity)
         for neighbors, to_image, weight in zip(index, _kernel(similarity), weights, strict=True):
-            is_other = to_image > 0  # the image itself has kernel value 0
+            is_other = to_image > 0  # the kernel is 0 for the image itself
             neighbors = neighbors[is_other]
             if use_whole_kernel:
                 kernel = self.kernel.index_select(0, neighbors).index_select(1, neighbors)
@@ -177,7 +181,7 @@ class Consensus:
         return _kernel(self.directions @ self.directions.T)
 
     def _directions(self, features: Tensor) -> Tensor:
-        """Centre (…, D) features on the training images' mean and scale them to length 1."""
+        """Centre (N, D) features on the mean training feature, and scale them to length 1."""
         centered = F.normalize(features.float(), dim=1) - self.mean.to(features.device)
         return F.normalize(centered, dim=1)
 
@@ -188,10 +192,15 @@ def _kernel(cosines: Tensor) -> Tensor:
 
 
 def mean_features(stores: Sequence[FeatureStore], image_ids: Ints, num_views: int) -> Tensor:
-    """Return the mean of the first views of each image: (n, D) float32.
+    """Return the mean of the first `num_views` views of each image: (N, D) float32.
 
-    Different features of an ensemble's members are scaled to length 1 and concatenated, so that
-    each counts equally; D is the sum of their widths.
+    Each mean has length 1. If the decoders of an ensemble use different features, the means of all
+    these features are concatenated, and D is the sum of their widths.
+
+    Args:
+        stores: the features of each decoder; equal ones are used once.
+        image_ids: (N,) int64.
+        num_views: number of views to average.
     """
     distinct = {store.sha256: store for store in stores}.values()
     means = [s.views[s.rows(image_ids), :num_views].float().mean(1) for s in distinct]

@@ -10,9 +10,9 @@ class Hypothesis:
 
     Attributes:
         token_ids: without BOS and EOS.
-        log_prob: summed over the tokens and EOS, in nats, as the model computed it: no temperature
-            or penalty changes it.
-        score: what hypotheses are ranked by: log_prob / (tokens + 1) ** length_penalty.
+        log_prob: summed over the tokens and EOS, in nats, without temperature and penalties.
+        score: the ranking criterion, higher is better: log_prob / (tokens + 1) ** length_penalty,
+            or the score of consensus re-ranking.
     """
 
     token_ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer without ever holding all logits in memory.
+"""Cross-entropy of a linear layer, computed in chunks: memory never holds all logits.
 
 Letters in shapes: R rows, H input width, V classes.
 """
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .padding import pad_rows, round_up
 
-# Rows whose logits exist at a time: few enough for a CPU's cache, enough to fill a GPU.
+# Rows per chunk: the logits fit into a CPU's cache, and a GPU is fully used.
 CPU_ROWS, GPU_ROWS = 512, 16384
 
 
@@ -32,7 +32,7 @@ def linear_cross_entropy(
         label_smoothing: share of the target probability spread evenly over all classes.
 
     Returns:
-        Scalar, the mean over the R rows in nats; differentiable once.
+        Scalar, the mean over the R rows, in nats. It can be differentiated only once.
     """
     kind = inputs.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -55,10 +55,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         num_targets, num_classes = len(targets), len(weight)
         rows = CPU_ROWS if inputs.device.type == "cpu" else GPU_ROWS
-        # Classes that only fill up the last aligned block get probability 0.
-        width = round_up(num_classes)
-        cast_weight = pad_rows(weight, width).to(dtype)
-        cast_bias = pad_rows(bias, width, -torch.inf).to(dtype)
+        # Padding classes have bias -inf, and so probability 0.
+        padded_classes = round_up(num_classes)
+        cast_weight = pad_rows(weight, padded_classes).to(dtype)
+        cast_bias = pad_rows(bias, padded_classes, -torch.inf).to(dtype)
         cast_inputs = inputs.to(dtype)
         inputs_grad = torch.zeros_like(cast_inputs)
         weight_grad = weight.new_zeros(cast_weight.shape)
@@ -91,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs_grad, weight_grad, bias_grad = ctx.saved_tensors
-        # Divided here and not before, so that no half-precision number is as small as 1 / R.
+        # Divide by R only here: half-precision gradients would underflow in the forward pass.
         factor = loss_grad / ctx.num_targets
         return (
             (inputs_grad * factor).to(ctx.inputs_dtype),
@@ -106,24 +106,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _replace_logits_by_gradient(
     logits: Tensor, target: Tensor, num_classes: int, label_smoothing: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Overwrite logits by the gradient of their summed loss.
+    """Overwrite logits with the gradient of their summed loss, and return the loss.
 
     Args:
-        logits: (R, V'), V' ≥ V; padding classes are −inf.
+        logits: (R, V'), V' ≥ V, overwritten; padding classes are −inf.
         target: (R, 1) int64.
         num_classes: V.
         label_smoothing: as in `linear_cross_entropy`.
-        dtype: of softmax and sums.
+        dtype: dtype of the softmax and of sums.
 
     Returns:
-        Two scalars that add up to −loss, summed over rows: the part of the target, and the part
-        that label smoothing gives to all classes.
+        Two scalars whose sum is the negative loss, summed over rows: the term of the target class
+        and the term of label smoothing.
     """
     smoothing_per_class = label_smoothing / num_classes
     target_share = 1 - label_smoothing + smoothing_per_class
     probs = F.softmax(logits, 1, dtype=dtype)
-    # Log-probabilities follow from the largest logit, whose probability cannot be 0: cheaper than a
-    # log_softmax beside the softmax. The difference of two logits comes first: it is nearly exact.
+    # log p = (logit - max logit) + log(max p), which saves a log_softmax. max p is never 0. The
+    # logits are subtracted first, because their difference is nearly exact.
     max_logit = logits.amax(1, keepdim=True).to(dtype)
     max_log_prob = probs.amax(1, keepdim=True).log()
     target_log_prob = logits.gather(1, target) - max_logit + max_log_prob

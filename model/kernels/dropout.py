@@ -1,4 +1,4 @@
-"""Dropout that spends one random byte per value on the CPU, about six times faster than torch's."""
+"""Faster dropout on the CPU, which draws one random byte per value."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ LEVELS = 256  # values of a random byte
 def dropout(input: Tensor, p: float, training: bool) -> Tensor:
     """Zero values with probability `p` and scale the others, like `F.dropout`.
 
-    On the CPU `p` is rounded to the nearest 1/256, and the values kept are scaled by the rounded
-    probability, so that the mean stays the same.
+    On the CPU, `p` is rounded to the nearest 1/256. The remaining values are scaled accordingly, so
+    that the expected value stays the same.
 
     Args:
         input: any shape, any float dtype.
@@ -28,7 +28,7 @@ def dropout(input: Tensor, p: float, training: bool) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by the function `dropout`."""
+    """`nn.Dropout` that calls `dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply `dropout` to a tensor of any shape."""

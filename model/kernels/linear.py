@@ -10,7 +10,8 @@ from .padding import ALIGNMENT, empty_rows, pad_rows, round_rows
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `F.linear(inputs, weight, bias)`.
 
-    Without gradients on the CPU, an (R, I) input is multiplied in aligned or few sizes.
+    Without gradients on the CPU, (R, I) inputs take a faster path: the rows of the result are
+    aligned in memory, or under autocast, R is padded to one of few sizes (see `padding`).
 
     Args:
         inputs: (…, I).
@@ -21,6 +22,6 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(inputs, weight, bias)
     if not torch.is_autocast_enabled("cpu"):
         return torch.addmm(bias, inputs, weight.T, out=empty_rows(inputs, len(inputs), len(weight)))
-    # Below 16 rows there are few sizes anyway, and padding would double the work.
+    # Fewer rows than ALIGNMENT are not padded: padding could double the work.
     num_rows = len(inputs) if len(inputs) < ALIGNMENT else round_rows(len(inputs))
     return F.linear(pad_rows(inputs, num_rows), weight, bias)[: len(inputs)]

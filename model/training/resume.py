@@ -1,4 +1,4 @@
-"""Start, resume or fine-tune a run without ever overwriting one."""
+"""The options of a new, resumed or fine-tuned run, and the checks that protect existing runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from ..runs.layout import BEST_NAME, LAST_NAME
 from ..runs.run import RunConfig, find_run
 from .data import TrainingData
 
-# Options that a run started with --init takes from the run it starts from.
+# Options that `--init` takes over from the earlier run.
 INHERITED_OPTIONS = (
     "dataset",
     "cell",
@@ -26,23 +26,23 @@ INHERITED_OPTIONS = (
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """Return the name without `--run`: `flickr8k-gru`, `flickr8k-gru-soft`, `RUN-scst`, …."""
+    """Return the name of a run without `--run`, such as `flickr8k-gru-soft` or `RUN-scst`."""
     if config.init is not None:
         return f"{config.init}-{'scst' if config.scst else 'tuned'}"
     parts = [config.dataset, config.cell, config.attention]
     return "-".join(part for part in parts if part != "none")
 
 
-def built_like(init: str, config: TrainConfig) -> TrainConfig:
-    """Return the options with the dataset, features and decoder of the run to start from.
+def inherit_options(init: str, config: TrainConfig) -> TrainConfig:
+    """Return the options, with those about dataset, features and decoder taken from a run.
 
     Args:
-        init: name of that run.
-        config: the options given.
+        init: name of the run to start from, given by `--init`.
+        config: the options given by the user.
 
     Raises:
         MissingArtifactError: there is no such run.
-        MismatchError: an option that was given contradicts the run.
+        MismatchError: an option given by the user contradicts the run.
     """
     run_dir = find_run(config.data, init)
     saved = RunConfig.read(run_dir)
@@ -55,17 +55,21 @@ def built_like(init: str, config: TrainConfig) -> TrainConfig:
         if is_given and now != then:
             raise MismatchError(
                 f"--init {init} was trained with {flag(name)} {then}, got {now}. Leave out "
-                f"{flag(name)}: a run takes it from the run it starts from."
+                f"{flag(name)}: it is taken from the run given by --init."
             )
     return replace(config, **inherited)
 
 
-def started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
+def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
     """Return the options that a run was started with, for `--resume`.
+
+    Args:
+        run_dir: folder of the run.
+        config: the options given by the user.
 
     Raises:
         MissingArtifactError: there is no checkpoint to resume from.
-        MismatchError: an option that was given contradicts them.
+        MismatchError: an option given by the user contradicts those of the run.
     """
     if not (run_dir / LAST_NAME).exists():
         if any((run_dir / name).exists() for name in (BEST_NAME, MANIFEST_NAME)):
@@ -93,18 +97,18 @@ def started_with(run_dir: Path, config: TrainConfig) -> TrainConfig:
 
 
 def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
-    """Return whether the run has already started; refuse to overwrite it.
+    """Return whether the run has already started; raise if training would overwrite it.
 
     Raises:
-        MismatchError: the run exists with other options or inputs, or was stopped and `--resume`
-            is missing.
-        MissingArtifactError: an output of the finished run is missing or changed.
+        MismatchError: the run exists and has other options or inputs, or it was stopped and
+            `--resume` is not given.
+        MissingArtifactError: an output of the finished run is missing or has changed.
     """
     finished = Manifest.read(run_dir)
     if not any((run_dir / name).exists() for name in (LAST_NAME, BEST_NAME, MANIFEST_NAME)):
         return False
     saved, advice = RunConfig.read(run_dir), "Choose another name with --run."
-    # Options that did not exist yet when the run was trained have their defaults.
+    # Runs of an earlier version lack some options, which then have their defaults.
     trained = TrainConfig().as_json() | saved.train
     for name, now in config.result_options().items():
         if trained[name] != now:
@@ -115,8 +119,7 @@ def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
     for name, sha256 in data.inputs.items():
         if saved.inputs.get(name) != sha256:
             raise MismatchError(
-                f"{run_dir} was trained with another {name} than the one in {config.dataset_dir} "
-                f"now. {advice}"
+                f"The input '{name}' has changed since {run_dir} was trained. {advice}"
             )
     if finished is None and not config.resume:
         raise MismatchError(

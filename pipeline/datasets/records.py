@@ -26,12 +26,12 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a dataset that can be used.
+    """All usable images of a dataset.
 
     Attributes:
         records: sorted by split (train, val, test), then by image id.
-        left_out: (file name, reason) for each listed image that has no record.
-        warnings: remarks for the user about captions and splits.
+        left_out: (file name, reason) for each image of the source that has no record.
+        warnings: warnings for the user about captions and splits.
     """
 
     records: list[ImageRecord]

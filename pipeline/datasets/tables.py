@@ -29,7 +29,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 
-# Position in the file ("line 7"), file_name, caption and split; None for an empty cell.
+# Position in the file ("line 7"), file_name, caption and split. Empty cells are "" or None.
 Row = tuple[str, Any, Any, Any]
 
 
@@ -57,7 +57,8 @@ class TableReader:
                 _set_split(splits, name, split, where)
         if not listing.captions:
             raise DatasetError(
-                f"{self.table} holds no rows, expected one per caption: file_name, caption."
+                f"{self.table} has no rows. Expected a row for each caption, with the columns "
+                "file_name and caption."
             )
         listing.splits = self._require_all_or_none(splits, listing.captions)
         listing.image_ids = {name: number for number, name in enumerate(listing.captions, 1)}
@@ -66,25 +67,26 @@ class TableReader:
     def _require_all_or_none(
         self, splits: dict[str, str], names: Iterable[str]
     ) -> dict[str, str] | None:
-        """Return the splits, or None if no row has one; refuse images without one otherwise."""
+        """Return the splits, or None if no image has one; raise if only some images have one."""
         without = [name for name in names if name not in splits]
         if splits and without:
             raise DatasetError(
-                f"{self.table}: {len(without):,} images have no split ({without[0]}), but others "
-                "do. Fill the column 'split' in every row, or remove it to get random splits."
+                f"{self.table}: {len(without):,} images have no split (such as {without[0]}), but "
+                "others do. Fill in the column 'split' in every row, or remove it to get random "
+                "splits."
             )
         return splits or None
 
 
 def _parse_name(name: object, where: str) -> str:
-    """Return a normalised file name; `where` is the file and row, for the error message."""
+    """Return the normalised file name; `where` names the file and row in error messages."""
     if not isinstance(name, str) or not name.strip():
         raise DatasetError(f"{where}: file_name is {name!r}, expected the name of an image file.")
     return posixpath.normpath(name.strip())
 
 
 def _parse_captions(caption: object, where: str) -> list[str]:
-    """Return the captions of a row; null counts as no caption, like an empty cell."""
+    """Return the captions of a row; None in the cell or its list counts as no caption."""
     captions: list[object] = caption if isinstance(caption, list) else [caption]
     texts = [text for text in captions if isinstance(text, str)]
     if len(texts) + captions.count(None) < len(captions):
@@ -93,6 +95,7 @@ def _parse_captions(caption: object, where: str) -> list[str]:
 
 
 def _set_split(splits: dict[str, str], name: str, split: object, where: str) -> None:
+    """Add the split of an image to `splits`; raise if an earlier row has another one."""
     known = SPLIT_NAMES.get(split.strip().lower()) if isinstance(split, str) else None
     if known is None:
         raise DatasetError(
@@ -132,7 +135,7 @@ def _read_jsonl_rows(path: Path) -> Iterator[Row]:
             raise DatasetError(f'{where}: expected an object {{"file_name": …, "caption": …}}.')
         for column in COLUMNS[:2]:
             if column not in row:
-                raise DatasetError(f"{where}: no key {column!r}; its keys are {sorted(row)}.")
+                raise DatasetError(f"{where}: no key {column!r}. Found the keys {sorted(row)}.")
         yield f"line {number}", row["file_name"], row["caption"], row.get("split")
 
 

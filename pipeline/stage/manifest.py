@@ -27,7 +27,7 @@ class Manifest:
         outputs: file name, relative to the folder → size in bytes.
         counts: numbers of things produced, such as `num_images`.
         skipped: (image, reason) for each image left out.
-        seconds: wall time of the stage, without earlier interrupted runs.
+        seconds: wall time of the run that completed the stage, without interrupted runs.
         details: other information, such as the image transform; ignored by `matches`.
     """
 
@@ -58,19 +58,20 @@ class Manifest:
 
     @classmethod
     def require(cls, directory: Path, fix_command: str) -> "Manifest":
-        """Read the manifest of a stage that must be complete.
+        """Return the manifest of a complete stage.
 
         Args:
             directory: output folder of the stage.
             fix_command: the command that runs the stage.
 
         Raises:
-            MissingArtifactError: the stage is not complete, or one of its files is missing.
+            MissingArtifactError: the stage is not complete, or an output is missing or has changed.
         """
         manifest = cls.read(directory)
         if manifest is None:
             path = directory / MANIFEST_NAME
-            raise MissingArtifactError(f"{path} does not exist. Run '{fix_command}' first.")
+            problem = "is not a valid manifest" if path.exists() else "does not exist"
+            raise MissingArtifactError(f"{path} {problem}. Run '{fix_command}' first.")
         if missing := manifest.missing_outputs(directory):
             raise MissingArtifactError(
                 f"{directory / missing[0]} is missing, or its size is not the "

@@ -1,4 +1,4 @@
-"""Ragged arrays: rows of different lengths in one flat array, and their offsets.
+"""Ragged arrays: rows of different lengths, stored as one flat array and the offsets of rows.
 
 Row i is values[offsets[i] : offsets[i + 1]].
 """
@@ -11,12 +11,12 @@ Int32Array = npt.NDArray[np.int32]
 
 
 def to_offsets(lengths: npt.ArrayLike) -> Ints:
-    """Return the start of each row and the end of the last: (n,) lengths → (n + 1,) int64."""
+    """Return the offsets of n rows from their lengths: (n,) → (n + 1,) int64."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def ranges(first: Ints, counts: Ints) -> Ints:
-    """Concatenate the ranges first[i] … first[i] + counts[i] - 1: two (n,) → (sum of counts,)."""
+    """Concatenate n ranges; range i is first[i] … first[i] + counts[i] - 1. Shapes: (n,), (n,)."""
     offsets = to_offsets(counts)
     return np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1])
 
@@ -24,6 +24,6 @@ def ranges(first: Ints, counts: Ints) -> Ints:
 def select_rows(
     values: Int32Array, offsets: Ints, mask: npt.NDArray[np.bool_]
 ) -> tuple[Int32Array, Ints]:
-    """Return the values and the offsets of the rows selected by a (n,) mask."""
+    """Return the values and the offsets of the rows that an (n,) mask selects."""
     lengths = np.diff(offsets)
     return values[np.repeat(mask, lengths)], to_offsets(lengths[mask])

@@ -1,8 +1,8 @@
-"""Splits words into subword pieces with a trained byte-pair encoding or any `tokenizer.json`.
+"""Splits words into subword pieces, with byte-pair encoding or any `tokenizer.json`.
 
-A tokenizer only decides where to cut a word. A piece is the text between two cuts, with a space in
-front if it starts the word: " skate", "boarder". So the pieces of all tokenizers look the same,
-whatever markers they use (Ġ, ##, ▁), and joining pieces gives back the words.
+A tokenizer only decides where to split a word. A piece is the text between two splits; the first
+piece of a word begins with a space: " skate", "boarder". Pieces therefore contain no markers of a
+particular tokenizer (Ġ, ##, ▁), and joining them restores the words.
 """
 
 import json
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 DEFAULT_NUM_PIECES = 4000
 UNKNOWN = "<unk>"
-CONTINUATION_PREFIX = "##"  # marker of pieces inside a word, in the trained tokenizer itself
+CONTINUATION_PREFIX = "##"  # marks non-initial pieces in a tokenizer.json from `train_bpe`
 
 
 class WordSplitter(dict[str, tuple[str, ...]]):
     """Maps a word to its pieces, or to (UNKNOWN,) if the tokenizer cannot split it.
 
-    A dict serves as cache, because captions repeat their words.
+    The dict caches the pieces of each word, because words are frequent.
     """
 
     def __init__(self, tokenizer: str) -> None:
         """Load a tokenizer.
 
         Args:
-            tokenizer: text of its `tokenizer.json`.
+            tokenizer: text of a `tokenizer.json`.
 
         Raises:
-            ConfigError: the text is not a tokenizer.
+            ConfigError: the text is not a valid tokenizer.
         """
         super().__init__()
-        self._tokenizer = _load(tokenizer, "the vocabulary's tokenizer")
+        self._tokenizer = _load(tokenizer, "the tokenizer in the vocabulary")
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown_id = self._tokenizer.token_to_id(unknown) if unknown else None
 
@@ -48,10 +48,11 @@ class WordSplitter(dict[str, tuple[str, ...]]):
         if not encoding.ids or self._unknown_id in encoding.ids:
             pieces: tuple[str, ...] = (UNKNOWN,)
         else:
-            # Tokens for single bytes of one letter have the same start, and form one piece.
-            inside = {start for start, _ in encoding.offsets if 1 < start < len(text)}
-            cuts = [0, *sorted(inside), len(text)]
-            pieces = tuple(text[start:end] for start, end in pairwise(cuts))
+            # A set, because byte-level tokens of the same letter start at the same offset. Offset 1
+            # is no split: the space belongs to the first piece.
+            starts = {start for start, _ in encoding.offsets if 1 < start < len(text)}
+            bounds = [0, *sorted(starts), len(text)]
+            pieces = tuple(text[start:end] for start, end in pairwise(bounds))
         self[word] = pieces
         return pieces
 
@@ -60,11 +61,11 @@ def train_bpe(captions: Sequence[str], num_pieces: int) -> str:
     """Train a byte-pair encoding that merges letters within words only.
 
     Args:
-        captions: of the train split only, with words joined by single spaces.
+        captions: captions of the train split, with words joined by single spaces.
         num_pieces: maximum number of pieces, including single letters.
 
     Returns:
-        The text of its `tokenizer.json`; byte-identical for the same captions.
+        The text of a `tokenizer.json`. The same captions always give the same text.
 
     Raises:
         ConfigError: there are more letters than `num_pieces`.
@@ -89,35 +90,33 @@ def train_bpe(captions: Sequence[str], num_pieces: int) -> str:
         vocab_size=num_pieces,
         show_progress=False,
         continuing_subword_prefix=CONTINUATION_PREFIX,
-        # Listed here because the trainer numbers the alphabet, and so breaks ties, in random order.
+        # The trainer numbers its own alphabet at random and breaks ties by number. Special tokens
+        # are numbered in the order of this list.
         special_tokens=sorted(letters),
     )
     tokenizer.train_from_iterator(captions, trainer)
     value = json.loads(tokenizer.to_str())
-    value["added_tokens"] = []  # from here on, letters are ordinary pieces
+    value["added_tokens"] = []  # letters are ordinary pieces, not special tokens
     return json.dumps(value, ensure_ascii=False)
 
 
 def read_tokenizer(path: Path) -> str:
-    """Read and validate a `tokenizer.json` of the tokenizers library, such as GPT-2's or BERT's.
-
-    Returns:
-        Its text, without indentation.
+    """Return the text of a valid `tokenizer.json`, such as GPT-2's or BERT's, without indentation.
 
     Raises:
         MissingArtifactError: the file does not exist.
-        ConfigError: the file is not a tokenizer.
+        ConfigError: the file is not a valid tokenizer.
     """
     require_file(path, "--vocab", "a tokenizer.json file")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
-        text = ""  # `_load` refuses it
+        text = ""  # `_load` raises the error
     return _load(text, str(path)).to_str()
 
 
-def _load(text: str, where: str) -> "Tokenizer":
-    """Load a tokenizer from its JSON text; errors name `where` it comes from."""
+def _load(text: str, source: str) -> "Tokenizer":
+    """Load a tokenizer from its JSON text; `source` is its file, for the error message."""
     from tokenizers import Tokenizer
 
     try:
@@ -126,7 +125,7 @@ def _load(text: str, where: str) -> "Tokenizer":
     except Exception as error:  # the library raises no narrower type
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{where} is not a tokenizer ({reason}). Expected a tokenizer.json saved by the "
+            f"{source} is not a valid tokenizer ({reason}). Expected a tokenizer.json saved by the "
             "tokenizers library."
         ) from None
     tokenizer.no_truncation()

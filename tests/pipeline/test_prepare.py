@@ -226,7 +226,7 @@ def test_prepare_leaves_out_captions_without_words(tmp_path, capsys):
     assert manifest.skipped == (("e.png", "no word in any caption"),)
     assert (manifest.counts["num_images"], manifest.counts["num_captions"]) == (4, 5)
     assert read_captions(config.captions_dir / "captions.parquet").lengths.min() >= 3
-    assert "2 captions without a word left out" in capsys.readouterr().err
+    assert "Left out 2 captions that contain no words" in capsys.readouterr().err
     assert up_to_date(config) is not None
 
 

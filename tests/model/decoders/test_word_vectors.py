@@ -38,7 +38,7 @@ def test_read_word_vectors_returns_vectors_of_known_words(tmp_path, header: bool
 def test_wrong_vector_size_is_refused(tmp_path, size: int, header: bool) -> None:
     path = write(tmp_path / "v.txt", header=header, end=" \n")
     line = (
-        f"{path}, line {1 + header} has 3 numbers, expected {size} by --embed-size. Use --embed-si"
+        f"{path}, line {1 + header} has 3 numbers, but --embed-size is {size}. Use --embed-size 3,"
     )
     with pytest.raises(MismatchError, match=re.escape(line)):
         read_word_vectors(path, VOCAB, size)
@@ -49,12 +49,12 @@ def test_wrong_vector_size_is_refused(tmp_path, size: int, header: bool) -> None
     [
         (
             b"a 1 2 3\ndog 1 x 3\n",
-            r"line 2 is not a word and its vector \(could not convert",
+            r"line 2 is not a word followed by numbers \(could not convert",
         ),
-        (b"a 1 2 3\ndog 1 nan 3\n", r"line 2 is not a word and its vector \(a number is not"),
-        (b"a 1 2 3\ndog 1 2\n", "line 2 has 2 numbers, expected 3"),
-        (b"a\t1\t2\t3\n", "line 1 is not a word and its vector .there is no space between"),
-        (b"\xff\xfe\x00", "is not a word and its vector .*utf-8"),
+        (b"a 1 2 3\ndog 1 nan 3\n", r"line 2 is not a word followed by numbers \(a number is not"),
+        (b"a 1 2 3\ndog 1 2\n", "line 2 has 2 numbers, but --embed-size is 3"),
+        (b"a\t1\t2\t3\n", "line 1 is not a word followed by numbers .there is no space between"),
+        (b"\xff\xfe\x00", "is not a word followed by numbers .*utf-8"),
     ],
 )
 def test_broken_file_is_refused(tmp_path, content: bytes, reason: str) -> None:

@@ -75,7 +75,7 @@ def test_mean_features_weighs_distinct_features_equally() -> None:
 
 def test_neighbors_are_the_most_similar_images() -> None:
     consensus = make(num_neighbors=2)
-    ids, weights = consensus.find(torch.tensor([direction(1.5), direction(0.1)]))
+    ids, weights = consensus.find_neighbors(torch.tensor([direction(1.5), direction(0.1)]))
     assert ids.tolist() == [[3, 7], [7, 3]]
     assert (weights[:, 0] > weights[:, 1]).all()
 
@@ -83,7 +83,9 @@ def test_neighbors_are_the_most_similar_images() -> None:
 @pytest.mark.parametrize("num_neighbors", [4, 3])
 def test_weights_equal_ridge_regression_in_float64(num_neighbors) -> None:
     angles = [0.7, 2.4, 5.1]
-    ids, weights = make(num_neighbors).find(torch.tensor([direction(angle) for angle in angles]))
+    ids, weights = make(num_neighbors).find_neighbors(
+        torch.tensor([direction(angle) for angle in angles])
+    )
     known = dict(zip(ANGLES, directions_by_loop([*ANGLES.values()]), strict=True))
     for query, own_ids, own_weights in zip(directions_by_loop(angles), ids, weights, strict=True):
         nearest = sorted(ANGLES, key=lambda image_id: -(query @ known[image_id]))
@@ -108,7 +110,7 @@ def test_duplicate_images_share_their_weight() -> None:
         zip(
             *(
                 side[0].tolist()
-                for side in Consensus([*angles], features, references, 4).find(
+                for side in Consensus([*angles], features, references, 4).find_neighbors(
                     torch.tensor([direction(0.6)])
                 )
             ),
@@ -121,22 +123,24 @@ def test_duplicate_images_share_their_weight() -> None:
 
 def test_whole_kernel_and_kernel_per_image_agree(monkeypatch) -> None:
     features = torch.tensor([direction(angle) for angle in range(7)])
-    apart = make(3).find(features[:1])[1], make(3).find(features[1:2])[1]
-    together = make(3).find(features)[1]
+    apart = make(3).find_neighbors(features[:1])[1], make(3).find_neighbors(features[1:2])[1]
+    together = make(3).find_neighbors(features)[1]
     np.testing.assert_allclose(np.concatenate(apart), together[:2], rtol=1e-4)
     monkeypatch.setattr(consensus_module, "MAX_PAIRS", 0)
-    np.testing.assert_allclose(make(3).find(features)[1], together, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(make(3).find_neighbors(features)[1], together, rtol=1e-4, atol=1e-6)
 
 
 def test_scale_of_features_does_not_matter() -> None:
     consensus, features = make(), torch.tensor([direction(2.0), direction(5.0)])
-    for ones, others in zip(consensus.find(features), consensus.find(9 * features), strict=True):
+    for ones, others in zip(
+        consensus.find_neighbors(features), consensus.find_neighbors(9 * features), strict=True
+    ):
         np.testing.assert_allclose(ones, others, rtol=1e-4)
 
 
 def test_no_image_is_its_own_neighbor() -> None:
     consensus, features = make(), torch.tensor([direction(ANGLES[3]), direction(0.0)])
-    ids, weights = consensus.find(features, np.array([3, 1234]))
+    ids, weights = consensus.find_neighbors(features, np.array([3, 1234]))
     assert dict(zip(ids[0], weights[0], strict=True))[3] == 0
     assert ids[1, 0] == 7 and weights[1].argmax() == 0
 
@@ -146,7 +150,7 @@ def test_score_equals_pycocoevalcaps_cider_plus_confidence(
     precision: float,
 ) -> None:
     consensus, features = make(3, precision), torch.tensor([direction(0.4), direction(4.0)])
-    ids, weights = consensus.find(features)
+    ids, weights = consensus.find_neighbors(features)
     ranked = consensus.rank(features, [hypotheses(CAPTIONS), hypotheses(CAPTIONS[1:])], VOCAB)
     assert [len(found) for found in ranked] == [4, 3]
 
@@ -183,7 +187,7 @@ def test_rank_moves_the_caption_neighbors_agree_with_to_the_front() -> None:
 
 
 def test_num_neighbors_is_limited_to_the_training_images() -> None:
-    assert make(num_neighbors=50).find(torch.tensor([direction(0)]))[0].shape == (1, 4)
+    assert make(num_neighbors=50).find_neighbors(torch.tensor([direction(0)]))[0].shape == (1, 4)
 
 
 def test_only_training_image_has_no_neighbors() -> None:

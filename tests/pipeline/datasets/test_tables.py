@@ -172,9 +172,9 @@ def test_table_null_captions_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "", r"t\.csv holds no rows"),
-        ("t.csv", "file_name,caption\n", r"t\.csv holds no rows"),
-        ("t.jsonl", "\n", r"t\.jsonl holds no rows"),
+        ("t.csv", "", r"t\.csv has no rows"),
+        ("t.csv", "file_name,caption\n", r"t\.csv has no rows"),
+        ("t.jsonl", "\n", r"t\.jsonl has no rows"),
         ("t.csv", "file_name,text\nc.png,A dog\n", "has no column 'caption'; its columns are"),
         ("t.csv", "c.png,A dog\n", "has no column 'file_name'; its columns are 'c.png', 'A dog'"),
         ("t.csv", "file_name,caption\nc.png,A dog\nc.png,A, B\n", "line 3: 3 fields, expected 2"),
@@ -192,7 +192,7 @@ def test_table_null_captions_are_left_out(tmp_path):
         (
             "t.csv",
             as_csv([("c.png", "x", "train"), ("d.png", "y", "")]),
-            "1 images have no split .d.png., but others do",
+            "1 images have no split .such as d.png., but others do",
         ),
         ("t.csv", as_csv([("c.png", "", "train")]), "none of the 1 images of .* has a caption"),
         ("t.csv", as_csv([("c.png", "x", "val")]), "has no train split, only val"),

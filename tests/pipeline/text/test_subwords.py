@@ -198,7 +198,7 @@ def test_prepare_reports_an_invalid_tokenizer_in_one_line(showtell, scenes, cont
     path.write_bytes(content)
     before = (scenes / "scenes/captions/vocab.json").read_bytes()
     status, output = showtell("prepare", "--dataset", "scenes", "--vocab", path, "--data", scenes)
-    assert status == 1 and output.startswith(f"error: {path} is not a tokenizer (")
+    assert status == 1 and output.startswith(f"error: {path} is not a valid tokenizer (")
     assert "Traceback" not in output and output.count("\n") == 1
     assert (scenes / "scenes/captions/vocab.json").read_bytes() == before
 
