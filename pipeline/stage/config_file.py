@@ -12,7 +12,6 @@ has such an option, or, in a file without tables, for the command at hand:
 """
 
 import json
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import Field
 from pathlib import Path
@@ -58,6 +57,8 @@ def read_config_file(
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib  # here, because commands without --config need not wait for it
+
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
