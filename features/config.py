@@ -39,10 +39,8 @@ class FeaturesConfig(DatasetConfig):
     weights: str = option(
         "auto",
         "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
-        "caffe, or a .pth or .safetensors file. auto keeps the weights of existing features, then "
-        "prefers cached weights, then downloads IMAGENET1K_V1, or the Caffe weights for resnet50 "
-        "if torchvision's hub cannot be reached.",
-        group="Model",
+        "caffe, or a .pth or .safetensors file. auto is IMAGENET1K_V1, or caffe if the hub cannot "
+        "be reached (resnet50 only). Weights of existing features and cached weights come first.",
         metavar="NAME|FILE",
     )
     image_size: int | None = option(
