@@ -41,6 +41,7 @@ class FeaturesConfig(DatasetConfig):
         "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
         "caffe, or a .pth or .safetensors file. auto is IMAGENET1K_V1, or caffe if the hub cannot "
         "be reached (resnet50 only). Weights of existing features and cached weights come first.",
+        group="Model",
         metavar="NAME|FILE",
     )
     image_size: int | None = option(
