@@ -17,7 +17,7 @@ class DownloadConfig(DatasetConfig):
 
 
 def check_vocab(vocab: str) -> str | None:
-    """Return None if `--vocab` is `words`, `bpe` or a JSON file, else the expected values."""
+    """Return None if `vocab` is `words`, `bpe` or a JSON file, else what it must be."""
     known = vocab in ("words", "bpe") or vocab.endswith(".json")
     return None if known else "be words, bpe or the path of a tokenizer.json"
 
@@ -63,7 +63,7 @@ class PrepareConfig(DatasetConfig):
     vocab_size: int | None = option(
         None,
         "Number of words to keep, most frequent first, in place of --min-count. With --vocab bpe: "
-        "number of subwords. Default: 4000.",
+        "number of subwords (default: 4000).",
         at_least=1,
         group="Vocabulary",
     )

@@ -39,7 +39,7 @@ from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
-IMAGE_NAMES_INPUT = "names of the images"  # key of the only input that is not a file
+IMAGE_NAMES_INPUT = "names of the images"  # key of the only manifest input that is not a file
 MAX_OOV_RATE = 0.2  # a higher out-of-vocabulary rate gives a warning
 
 
@@ -80,7 +80,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         MissingArtifactError: the source folder or one of its files does not exist.
         ConfigError: the file given by --vocab is not a tokenizer, or --vocab-size is too small.
     """
-    # Check the options before `locked` creates the folder: an error should leave none behind.
+    # Check the options before `locked` creates the folder: an error should leave no folder.
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
@@ -181,7 +181,7 @@ def _encode(
 
 
 def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
-    """Build the vocabulary from the captions of the train split, as the options say."""
+    """Build a vocabulary of the configured kind from the captions of the train split."""
     if config.vocab == "bpe":
         captions = train.texts().to_pylist()
         tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
@@ -220,7 +220,8 @@ def _drop_captions_without_words(
 def _write_outputs(directory: Path, prepared: Prepared) -> dict[str, int]:
     """Write all files under temporary names, then rename them; return name → size in bytes.
 
-    The old manifest is deleted before the first rename, so that it never describes new files.
+    The old manifest is deleted before the first rename: it must not describe a mix of old and new
+    files.
     """
     names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ Memory = tuple[Tensor, Tensor]
 
 
 class AdditiveAttention(nn.Module):
-    """Attention whose scores come from a small network on each pair of query and grid cell.
+    """Additive attention: a small network scores each pair of a query and a grid cell.
 
     Source: Xu et al. 2015, arXiv:1502.03044, after Bahdanau et al. 2015, arXiv:1409.0473.
     """

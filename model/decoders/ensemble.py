@@ -71,7 +71,7 @@ class Ensemble(nn.Module):
         return mean, EnsembleState(tuple(next_state for _, next_state in results))
 
     def start_tokens(self, batch_size: int) -> Tensor:
-        """Return (R,) int64, BOS for every row, on the members' device."""
+        """Return (batch_size,) int64 tokens, all BOS, on the members' device."""
         return self.members[0].start_tokens(batch_size)
 
 

@@ -23,7 +23,7 @@ CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
 
 class ShowTell(Decoder):
-    """Word embedding, image projection, recurrent cell and output layer.
+    """The Show and Tell decoder: word embedding, image projection, recurrent cell, output layer.
 
     `Decoder` documents the arguments of each method.
 
@@ -55,7 +55,7 @@ class ShowTell(Decoder):
         else:  # all hidden tensors of all layers, two per layer for an LSTM
             image_size = (2 if config.cell == "lstm" else 1) * config.num_layers * hidden_size
         self.image_proj = nn.Linear(config.feature_dim, image_size)
-        # With tied embeddings, the output layer multiplies by word vectors and needs width E.
+        # Tied embeddings need outputs of width E.
         output_size = embed_size if config.tie_embeddings else hidden_size
         self.output_proj = (
             nn.Identity()
@@ -105,12 +105,12 @@ class ShowTell(Decoder):
         return dropped
 
     def encode_image(self, features: Tensor) -> Tensor:
-        """Project (N, D) features to the first input, (N, E), or to what `as_hidden` takes."""
+        """Project (N, D) features to the first input or the values of the initial hidden state."""
         image: Tensor = self.image_proj(self.normalize(features))
         return self.dropout(image) if self.config.image_as == "first-input" else image
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Subtract the mean training feature from (N, D) features, at length `feature_norm`."""
+        """Scale (N, D) features to length `feature_norm` and subtract the mean training feature."""
         features = features.to(self.image_proj.weight.dtype)
         return self.feature_norm * (F.normalize(features, dim=-1) - self.feature_mean)
 
@@ -129,7 +129,7 @@ class ShowTell(Decoder):
         return linear(self.output_proj(outputs), self.vocab_weight, self.output_bias)
 
     def cross_entropy(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return the mean cross-entropy of (R', H) outputs; computes logits chunk by chunk."""
+        """Return the mean cross-entropy of (R', H) outputs, computing logits in chunks."""
         projected = self.output_proj(outputs)
         return linear_cross_entropy(
             projected, self.vocab_weight, self.output_bias, targets, label_smoothing

@@ -20,12 +20,12 @@ class State(Protocol):
         ...
 
     def select(self, images: Tensor, parents: Tensor) -> Self:
-        """Return the state of some images, with new rows that continue chosen rows.
+        """Return the state for some of the images, with rows chosen by `parents`.
 
         Args:
             images: (N',) int64, indices of the images to keep, increasing.
-            parents: (N', K') int64, the row, 0 to K - 1 within its image, that each new row
-                continues.
+            parents: (N', K') int64, the index (0 to K - 1) within its image of the row that each
+                new row continues.
         """
         ...
 
@@ -37,7 +37,7 @@ class StepModel(Protocol[S]):
     """Anything that scores the next token: a decoder or an ensemble."""
 
     def start_tokens(self, batch_size: int) -> Tensor:
-        """Return (R,) int64, BOS for every row, on the model's device."""
+        """Return (batch_size,) int64 tokens, all BOS, on the model's device."""
         ...
 
     def step(self, token_ids: Tensor, state: S) -> tuple[Tensor, S]:
@@ -55,8 +55,9 @@ class DecoderState:
         memory: tensors that attention reads, (N, …) each. The rows of an image share one entry.
             Empty without attention.
         num_rows_per_image: K.
-        hidden_index: (R,) int64, the index of each row's hidden state, below S. None if S = R and
-            row i has state i. Beams that continue the same beam share a state, which saves work.
+        hidden_index: (R,) int64, the index (0 to S - 1) of each row's hidden state. None if S = R
+            and row i has state i. Beams that continue the same beam share a state, which saves
+            work.
     """
 
     hidden: Hidden

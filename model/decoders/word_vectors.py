@@ -29,7 +29,7 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
 
     Raises:
         MissingArtifactError: the file does not exist.
-        MismatchError: a line is not a word and `size` finite numbers.
+        MismatchError: a line does not consist of a word and `size` finite numbers.
         ConfigError: the file contains none of the words.
     """
     wanted = {
@@ -69,7 +69,8 @@ def _parse_line(line: str, size: int, line_number: int, path: Path) -> tuple[str
     if " " not in line:
         raise ValueError("there is no space between a word and its numbers")
     word, *values = line.rsplit(" ", size)
-    # Rare GloVe words contain spaces. At the top of the file, a space means a longer vector.
+    # Some rare GloVe words contain spaces. In the first two lines, a space in the word can only
+    # mean that the vectors are longer than `size`.
     if len(values) != size or (line_number <= 2 and " " in word):
         raise MismatchError(
             f"{path}, line {line_number} has {line.count(' ')} numbers, but --embed-size is {size}."

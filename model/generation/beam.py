@@ -1,7 +1,7 @@
 """Batched beam search with any `StepModel`: all beams of all images advance together.
 
-Letters in shapes: N images in the batch, K beams per group, G groups, V vocabulary, T tokens so
-far, C candidates.
+Letters in shapes: N images in the batch, G groups, K beams per image and group, V vocabulary, T
+tokens so far, C candidates.
 """
 
 from itertools import chain
@@ -26,26 +26,26 @@ KEEP_MULTIPLE = 4
 def beam_search(
     decoder: StepModel[S], state: S, options: DecodingOptions
 ) -> list[list[Hypothesis]]:
-    """Find the best captions of each image.
+    """Return the best captions of each image.
 
     At each step, the K best continuations that do not end with EOS survive. Continuations that end
-    with EOS become hypotheses if they are among the K best of all. An image with K hypotheses is
-    finished and leaves the batch. Captions are forced to end after `max_length` tokens, so that
-    each image gets at least one hypothesis.
+    with EOS become hypotheses if they are among the K best of all. An image with K hypotheses in
+    each group is finished and leaves the batch. Captions are forced to end after `max_length`
+    tokens, so that each image gets at least one hypothesis.
 
-    With `beam_groups` G, the beam is split into G groups of K / G beams, which choose their tokens
-    one after another at each step. A group subtracts `diversity` from the log-probability of a
-    token for each beam of an earlier group that chose the token at this step. This penalty affects
-    only the ranking inside the group, and never EOS.
+    With `beam_groups` G > 1, each group of K beams is a search of its own, and the groups choose
+    their tokens one after another at each step. A group subtracts `diversity` from the
+    log-probability of a token for each beam of an earlier group that chose the token at this step.
+    The penalty only affects the ranking inside the group. EOS is never penalised.
 
     Args:
         decoder: in eval mode.
         state: from `decoder.init_state(features)`, one row per image.
-        options: `beam` is K; 1 is greedy search. With `length_penalty` 0, hypotheses are ranked by
-            probability alone, which favours short captions.
+        options: `beam` is G·K; 1 is greedy search. With `length_penalty` 0, hypotheses are ranked
+            by probability alone, which favours short captions.
 
     Returns:
-        The distinct hypotheses of each image, best first: at least one, at most K.
+        The distinct hypotheses of each image, best first: at least one, at most G·K.
 
     Source: diverse beam search with Hamming diversity, Vijayakumar et al. 2016, arXiv:1610.02424.
     """
@@ -93,7 +93,7 @@ def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Ten
         diversity: penalty of a token for each beam of an earlier group that chose it.
 
     Returns:
-        (N, G·K') int64, the beam that each new beam continues, 0 to G·K - 1 within its image.
+        (N, G·K') int64, the index within its image of the beam that each new beam continues.
     """
     if len(groups) == 1:
         return groups[0].advance(log_probs)
@@ -177,7 +177,7 @@ class _Group:
 
 
 class _Finished:
-    """The K best hypotheses so far of every image.
+    """The K best hypotheses of every image so far.
 
     Attributes:
         scores: (N, K) float32, best first; −inf marks an empty slot.
@@ -221,7 +221,7 @@ class _Finished:
         self.lengths, self.token_ids = self.lengths[images], self.token_ids[images]
 
     def hypotheses(self, images: Tensor) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of these images, best first."""
+        """Return the hypotheses of the images at these indices, best first."""
         fields = (self.scores, self.log_probs, self.lengths, self.token_ids)
         return [
             [

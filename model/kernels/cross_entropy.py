@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .padding import pad_rows, round_up
 
-# Rows per chunk: the logits fit into a CPU's cache, and a GPU is fully used.
+# Rows per chunk: small enough for a CPU's cache, large enough to use a whole GPU.
 CPU_ROWS, GPU_ROWS = 512, 16384
 
 

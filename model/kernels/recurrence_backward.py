@@ -31,7 +31,7 @@ LayerHidden = tuple[Tensor, ...]
 def run_layer(
     cell: nn.RNNBase, layer: int, inputs: PackedSequence, hidden: LayerHidden | None = None
 ) -> PackedSequence:
-    """Run one layer of a cell over packed captions.
+    """Return the outputs of one layer of a cell over packed captions.
 
     Args:
         cell: nn.GRU, nn.LSTM or nn.RNN (tanh), unidirectional.

@@ -1,7 +1,7 @@
 """The manifest of a stage: a record of its options, inputs and outputs, written last.
 
-A stage is complete when `manifest.json` exists in its output folder and matches its options and
-inputs. The file is a JSON object with the fields of `Manifest`.
+A stage is complete when `manifest.json` exists in its output folder and matches the stage's
+options and inputs. The file is a JSON object with the fields of `Manifest`.
 """
 
 import json

@@ -16,7 +16,12 @@ def to_offsets(lengths: npt.ArrayLike) -> Ints:
 
 
 def ranges(first: Ints, counts: Ints) -> Ints:
-    """Concatenate n ranges; range i is first[i] … first[i] + counts[i] - 1. Shapes: (n,), (n,)."""
+    """Return n integer ranges, concatenated: (sum of counts,) int64.
+
+    Args:
+        first: (n,) int64, the first value of each range.
+        counts: (n,) int64, the length of each range.
+    """
     offsets = to_offsets(counts)
     return np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1])
 

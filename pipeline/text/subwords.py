@@ -25,7 +25,7 @@ CONTINUATION_PREFIX = "##"  # marks non-initial pieces in a tokenizer.json from 
 class WordSplitter(dict[str, tuple[str, ...]]):
     """Maps a word to its pieces, or to (UNKNOWN,) if the tokenizer cannot split it.
 
-    The dict caches the pieces of each word, because words are frequent.
+    The dict is a cache, because the same words occur in many captions.
     """
 
     def __init__(self, tokenizer: str) -> None:
