@@ -122,7 +122,7 @@ def evaluate(config: EvalConfig) -> None:
 )
 def caption(config: CaptionConfig) -> None:
     """Caption images, one line each."""
-    from .model.runs.run import choose_run
+    from .model.runs.find import choose_run
     from .serving.captioner import caption_files, load
 
     run = config.run or choose_run(config.data, None).name

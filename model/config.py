@@ -1,4 +1,4 @@
-"""Options of `showtell train`, `eval` and `compare`."""
+"""Options of `showtell train`, `eval`, `compare` and `status`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -24,8 +24,9 @@ from ..model.generation.generate import CaptionModel, decode
 from ..model.generation.hypothesis import Hypothesis
 from ..model.generation.options import DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
+from ..model.runs.find import find_run, run_names
 from ..model.runs.layout import CONFIG_NAME
-from ..model.runs.run import RunConfig, find_run, load_run, load_run_features, run_names
+from ..model.runs.run import RunConfig, load_run, load_run_features
 from ..pipeline.stage.console import print_error, print_json, print_result
 from ..pipeline.stage.errors import DatasetError, MismatchError
 from ..pipeline.text.vocab import Vocab

@@ -13,7 +13,8 @@ from ...model.decoders.precision import Precision
 from ...model.decoders.state import DecoderState
 from ...model.generation.generate import MAX_BATCH_SIZE, decode, iterate_features
 from ...model.generation.options import DecodingOptions
-from ...model.runs.run import RunConfig, find_run, load_run, run_names
+from ...model.runs.find import find_run, run_names
+from ...model.runs.run import RunConfig, load_run
 from ...pipeline.captions import read_images
 from ...pipeline.layout import IMAGES_PARQUET
 from ...pipeline.stage.errors import MissingArtifactError

@@ -1,6 +1,7 @@
 """Images that cannot be read: which errors count as such, and the reason reported for each.
 
-The reason of a skipped image is stored in its shard and in the manifest.
+The reason of a skipped image is stored in its shard and in the manifest. `features/extract.py`
+prints how many were skipped; `serving/captioner.py` puts the reason into an error.
 """
 
 import struct

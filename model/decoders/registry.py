@@ -1,6 +1,7 @@
 """All decoders by name, the value of `--attention`.
 
-A new decoder is a file in this folder and a line in `DECODERS`.
+A new decoder is a subclass of `Decoder` (base.py) in a file of this folder, and a line in
+`DECODERS`.
 """
 
 from importlib import import_module

@@ -7,8 +7,9 @@ from pathlib import Path
 from ...features.store import FeatureStore, require_views
 from ...pipeline.stage.errors import MismatchError
 from ...pipeline.stage.files import hash_file
+from ..runs.find import choose_run
 from ..runs.layout import BEST_NAME
-from ..runs.run import RunConfig, choose_run, load_run_features
+from ..runs.run import RunConfig, load_run_features
 
 
 @dataclass(frozen=True)

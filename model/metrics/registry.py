@@ -1,6 +1,7 @@
-"""The optional metrics of `showtell eval`, one line each.
+"""The metrics that `showtell eval` computes beside the official ones (`official.py`).
 
-BLEU, METEOR, ROUGE_L and CIDEr are always computed, by `official.py`.
+A metric that is always computed is a line in `DEFAULT_METRICS`; one that users ask for is a branch
+of `choose_metrics` and an option in `EvalConfig`. The interface is in `metric.py`.
 """
 
 from collections.abc import Iterable

@@ -15,8 +15,9 @@ from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
 from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
+from ..runs.find import find_run
 from ..runs.layout import BEST_NAME
-from ..runs.run import RunConfig, find_run
+from ..runs.run import RunConfig
 
 
 @dataclass(frozen=True)

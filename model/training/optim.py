@@ -15,6 +15,7 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
     `one-cycle` warms up over the first 30 % of the steps (Smith and Topin 2018, arXiv:1708.07120),
     `cosine` over the first 2 %; both then fall to 0 along a cosine. `constant` never changes.
+    The names are the choices of `--schedule` in model/config.py.
     """
     if config.schedule == "constant":
         return config.learning_rate

@@ -7,8 +7,9 @@ from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ...pipeline.stage.options import flag
 from ..config import TrainConfig
+from ..runs.find import find_run
 from ..runs.layout import BEST_NAME, LAST_NAME
-from ..runs.run import RunConfig, find_run
+from ..runs.run import RunConfig
 from .data import TrainingData
 
 # Options that `--init` takes over from the earlier run.

@@ -1,18 +1,13 @@
-"""Readers of COCO's annotations and of Karpathy-split JSON files."""
+"""Reader of COCO's published annotations."""
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..stage.errors import DatasetError, MissingArtifactError
-from ..stage.files import require_file
 from .listing import Listing, explain_source
-from .text_files import parse_json
-
-KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+from .text_files import parse_json, reporting_layout_errors
 
 
 class CocoReader:
@@ -50,7 +45,7 @@ class CocoReader:
                 content = path.read_bytes() if path in self.inputs else None
             if content is not None:
                 annotations = parse_json(content, path)
-                with _reporting_layout_errors(path):
+                with reporting_layout_errors(path):
                     self._add(listing, split, annotations)
         return listing
 
@@ -79,63 +74,6 @@ class CocoReader:
                 f"captions_{split}{self.year}.json has {len(unknown):,} captions for images that "
                 f"it does not list (image_id {', '.join(map(str, unknown[:3]))})."
             )
-
-
-class KarpathyReader:
-    """Reads a JSON file whose `images` hold filepath, filename, split, sentences, imgid and cocoid.
-
-    The split `restval` is part of train.
-
-    Args:
-        path: the JSON file.
-        find_folder: takes the file names that have no filepath, and returns their folder.
-    """
-
-    def __init__(self, path: Path, find_folder: Callable[[list[str]], str]) -> None:
-        self.path = require_file(path, "--karpathy", "a Karpathy-split JSON file")
-        self.find_folder = find_folder
-        self.inputs = [path]
-
-    def read(self) -> Listing:
-        """Read all images. An image id is the cocoid, or the imgid if there is no cocoid."""
-        content = parse_json(self.path.read_bytes(), self.path)
-        listing = Listing(splits={})
-        with _reporting_layout_errors(self.path):
-            self._add(listing, content["images"])
-        if not listing.captions:
-            raise DatasetError(f"{self.path} lists no images.")
-        return listing
-
-    def _add(self, listing: Listing, images: list[dict[str, Any]]) -> None:
-        assert listing.splits is not None
-        without_path = [image["filename"] for image in images if not image.get("filepath")]
-        folder = self.find_folder(without_path) if without_path else ""
-        for image in images:
-            parent, split = image.get("filepath") or folder, image["split"]
-            name = f"{parent}/{image['filename']}" if parent else image["filename"]
-            if name in listing.captions:
-                raise DatasetError(f"{self.path} lists image {name} twice.")
-            if split not in KARPATHY_SPLITS:
-                raise DatasetError(
-                    f"{self.path}: image {name} is in split {split!r}, expected one of "
-                    f"{', '.join(KARPATHY_SPLITS)}."
-                )
-            listing.captions[name] = [sentence["raw"] for sentence in image["sentences"]]
-            listing.image_ids[name] = int(image["cocoid"] if "cocoid" in image else image["imgid"])
-            listing.splits[name] = KARPATHY_SPLITS[split]
-
-
-@contextmanager
-def _reporting_layout_errors(path: Path) -> Iterator[None]:
-    """Turn the exceptions of reading JSON with another layout into one `DatasetError`."""
-    try:
-        yield
-    except KeyError as error:
-        raise DatasetError(
-            f"{path} does not have the published layout: key {error} is missing."
-        ) from None
-    except (TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{path} does not have the published layout ({error}).") from None
 
 
 def _read_zip_member(path: Path, member: str) -> bytes | None:

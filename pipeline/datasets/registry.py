@@ -1,6 +1,8 @@
 """Finds the reader of a dataset by its name and options, and returns its checked images.
 
-A new dataset is a `DatasetReader` in a file of its own, and a line in `READERS`.
+A new dataset is a `DatasetReader` in a file of its own and a line in `READERS`. A file format that
+an option names, like `--karpathy`, is a branch of `find_reader`; a new suffix for `--table` is a
+line in `ROW_READERS` of tables.py.
 """
 
 from collections.abc import Callable
@@ -10,8 +12,9 @@ from pathlib import Path
 from ..config import PrepareConfig
 from ..stage.errors import DatasetError, MissingArtifactError
 from .checks import ListingChecker
-from .coco import CocoReader, KarpathyReader
+from .coco import CocoReader
 from .flickr import FlickrReader, find_image_folder
+from .karpathy import KarpathyReader
 from .listing import DatasetReader, explain_source
 from .records import Dataset
 from .tables import TABLE_NAMES, TableReader

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,16 @@ def find_column(header: list[str], names: tuple[str, ...], path: Path) -> int:
         f"{path} has no column {' or '.join(map(repr, names))}; its columns are "
         f"{', '.join(map(repr, header[:8])) or 'none'}. The first line must name the columns."
     )
+
+
+@contextmanager
+def reporting_layout_errors(path: Path) -> Iterator[None]:
+    """Turn the exceptions of reading JSON with another layout into one `DatasetError`."""
+    try:
+        yield
+    except KeyError as error:
+        raise DatasetError(
+            f"{path} does not have the published layout: key {error} is missing."
+        ) from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise DatasetError(f"{path} does not have the published layout ({error}).") from None

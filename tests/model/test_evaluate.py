@@ -25,7 +25,8 @@ from showtell.model.generation.options import DecodingOptions
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.official import OfficialScorer
 from showtell.model.metrics.spice import Spice
-from showtell.model.runs.run import load_run, run_names
+from showtell.model.runs.find import run_names
+from showtell.model.runs.run import load_run
 from showtell.model.runs.status import find_stages
 from showtell.model.train import train
 from showtell.pipeline import status as status_module

@@ -1,0 +1,65 @@
+"""Find a run by its name, or the newest one."""
+
+from pathlib import Path
+
+from ...pipeline.stage.console import print_aside
+from ...pipeline.stage.errors import MissingArtifactError
+from ...pipeline.stage.manifest import Manifest
+from .layout import BEST_NAME, LAST_NAME
+from .run import RunConfig
+
+
+def run_names(data: Path, dataset: str | None = None) -> list[str]:
+    """Return the names of the runs that have weights, oldest first.
+
+    Args:
+        data: root of all files.
+        dataset: if given, only its runs are considered.
+    """
+    weights = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
+    runs = [path.parent for path in weights]
+    if dataset is not None:
+        runs = [run for run in runs if RunConfig.read(run).dataset == dataset]
+    return [run.name for run in runs]
+
+
+def choose_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
+    """Find a run as `find_run` does; print which one was chosen and whether it is unfinished."""
+    run_dir = find_run(data, run, dataset)
+    if run is None:
+        print_aside(f"Using the newest run, {run_dir.name}; choose another with --run.")
+    if Manifest.read(run_dir) is None:
+        print_aside(
+            f"{run_dir.name} is not finished; using its best epoch so far. Continue it with "
+            f"'showtell train --run {run_dir.name} --resume'."
+        )
+    return run_dir
+
+
+def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
+    """Find the folder of a run that has weights.
+
+    Args:
+        data: root of all files.
+        run: name of the run; None finds the newest one.
+        dataset: if given, only its runs are considered.
+
+    Raises:
+        MissingArtifactError: there is no such run; the message lists those there are.
+    """
+    runs = run_names(data, dataset)
+    if run in runs or (run is None and runs):
+        return data / "runs" / (run or runs[-1])
+    run_dir = data / "runs" / (run or "")
+    if (run_dir / LAST_NAME).exists() and not (run_dir / BEST_NAME).exists():
+        raise MissingArtifactError(
+            f"{run_dir} has no weights yet because training stopped before the end of its first "
+            f"epoch. Run 'showtell train --run {run} --resume' first."
+        )
+    wanted = "no run" if run is None else f"no run {run!r}"
+    wanted += "" if dataset is None else f" of {dataset}"
+    found = f"found: {', '.join(sorted(runs))}" if runs else "found none"
+    raise MissingArtifactError(
+        f"{data / 'runs'} has {wanted} with weights ({found}). Run 'showtell train "
+        f"--dataset {dataset or 'NAME'}' first, or name another folder with --data."
+    )

@@ -1,0 +1,60 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from showtell.model.runs.find import find_run
+from showtell.model.runs.layout import BEST_NAME
+from showtell.pipeline.stage.errors import MissingArtifactError
+
+
+def make_runs(data: Path, *names: str) -> None:
+    """Make empty weight files of runs, each newer than the one before."""
+    for age, name in enumerate(names):
+        path = data / "runs" / name / BEST_NAME
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        os.utime(path, (1_700_000_000 + age, 1_700_000_000 + age))
+
+
+def test_newest_run_is_that_with_the_newest_weights(tmp_path) -> None:
+    make_runs(tmp_path, "b", "c", "a")
+    (tmp_path / "runs" / "without-weights").mkdir()
+    assert find_run(tmp_path, None) == tmp_path / "runs" / "a"
+
+
+def test_run_is_found_by_name(tmp_path) -> None:
+    make_runs(tmp_path, "b", "c", "a")
+    assert find_run(tmp_path, "b") == tmp_path / "runs" / "b"
+
+
+def test_unknown_run_is_an_error_that_lists_the_runs(tmp_path) -> None:
+    make_runs(tmp_path, "b", "a")
+    (tmp_path / "runs" / "c").mkdir()
+    for name in ("c", "d"):
+        with pytest.raises(MissingArtifactError) as caught:
+            find_run(tmp_path, name)
+        assert str(caught.value) == (
+            f"{tmp_path / 'runs'} has no run '{name}' with weights (found: a, b). "
+            "Run 'showtell train --dataset NAME' first, or name another folder with --data."
+        )
+
+
+def test_run_stopped_in_its_first_epoch_is_an_error_with_the_command(tmp_path) -> None:
+    make_runs(tmp_path, "b")
+    (tmp_path / "runs/c").mkdir()
+    (tmp_path / "runs/c/last.safetensors").touch()
+    with pytest.raises(
+        MissingArtifactError, match=r"c has no weights yet .*train --run c --resume' first"
+    ):
+        find_run(tmp_path, "c")
+
+
+def test_missing_runs_are_an_error_with_the_command(tmp_path) -> None:
+    for name, what in ((None, "no run"), ("r", "no run 'r'")):
+        with pytest.raises(MissingArtifactError) as caught:
+            find_run(tmp_path / "nowhere", name)
+        assert f"has {what} with weights (found none)" in str(caught.value)
+        assert str(caught.value).endswith(
+            "'showtell train --dataset NAME' first, or name another folder with --data."
+        )
