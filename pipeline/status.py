@@ -84,7 +84,7 @@ def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
     Args:
         stage: name of the command.
         path: output folder of the stage.
-        changed: names of inputs that have changed since the stage ran; if any, it is stale.
+        changed: names of inputs that have changed since the stage ran, which makes it stale.
     """
     manifest = Manifest.read(path)
     if manifest is None:

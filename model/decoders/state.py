@@ -24,8 +24,7 @@ class State(Protocol):
 
         Args:
             images: (N',) int64, indices of the images to keep, increasing.
-            parents: (N', K') int64, the index (0 to K - 1) within its image of the row that each
-                new row continues.
+            parents: (N', K') int64. Each new row continues this row (0 to K - 1) of its image.
         """
         ...
 

@@ -93,7 +93,7 @@ def _advance(groups: list["_Group"], log_probs: Tensor, diversity: float) -> Ten
         diversity: penalty of a token for each beam of an earlier group that chose it.
 
     Returns:
-        (N, G·K') int64, the index within its image of the beam that each new beam continues.
+        (N, G·K') int64. Each new beam continues this beam (0 to G·K - 1) of its image.
     """
     if len(groups) == 1:
         return groups[0].advance(log_probs)
@@ -137,7 +137,7 @@ class _Group:
             penalties: (N, V), subtracted for the ranking only; None for no penalty.
 
         Returns:
-            (N, K') int64, the beam of this group that each new beam continues.
+            (N, K') int64. Each new beam continues this beam (0 to K - 1) of the group.
         """
         beam_size, length = self.beam_size, self.token_ids.shape[2]
         # Of 2K candidates at most K end, one per beam, so that at least K can continue.

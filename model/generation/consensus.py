@@ -37,9 +37,7 @@ from .hypothesis import Hypothesis
 # Tuned on the validation images of Flickr8k; docs/results.md compares other values.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
 RIDGE = 1.0  # noise variance: references are only a sample of the captions that fit an image
-CONFIDENCE = (
-    0.2  # weight of the mean log-probability per token, which decides between similar scores
-)
+CONFIDENCE = 0.2  # weight of the mean log-probability per token; decides between similar scores
 MAX_PAIRS = 100_000_000  # largest precomputed kernel: 400 MB
 
 
