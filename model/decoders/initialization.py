@@ -8,7 +8,7 @@ ROWS_TOGETHER = 4096
 
 
 def init_embedding(weight: Tensor) -> None:
-    """Draw (V, W) word vectors with an expected length of 1, in place."""
+    """Fill a (V, W) matrix with random word vectors whose squared length is 1 on average."""
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
@@ -28,10 +28,10 @@ def init_cell(cell: nn.RNNBase) -> None:
 
 
 def empty_embedding(vocab_size: int, embed_size: int) -> nn.Embedding:
-    """Return an `nn.Embedding` that draws no weights on the meta device.
+    """Return an `nn.Embedding` that stays uninitialised on the meta device.
 
-    A normal draw on the meta device makes torch import its compiler, which takes a second whenever
-    a run is loaded.
+    Initialising weights on the meta device makes torch import its compiler, which would add a
+    second to the loading of every run.
     """
     weight = torch.empty(vocab_size, embed_size)
     return nn.Embedding(vocab_size, embed_size, _weight=weight if weight.is_meta else None)
@@ -40,7 +40,7 @@ def empty_embedding(vocab_size: int, embed_size: int) -> nn.Embedding:
 def mean_direction(features: Tensor) -> Tensor:
     """Return the mean of vectors scaled to length 1: (…, D) → (D,) float32.
 
-    What all images share is most of a pooled vector, and tells nothing about any one of them.
+    Subtracting it leaves what distinguishes an image from the average image.
     """
     vectors = features.flatten(0, -2)
     # In parts: float32 copies of all COCO features would take 2 GB.

@@ -1,7 +1,7 @@
 """Round and pad row counts so that matrix products come in few, aligned sizes.
 
-Captions end one after another, so that products would have any number of rows. In bfloat16 oneDNN
-compiles and keeps a kernel for each number it meets; a few rows too many cost less.
+Captions end one after another, so the number of active rows keeps changing. oneDNN compiles and
+stores a separate bfloat16 kernel for every row count. Computing a few extra rows is cheaper.
 """
 
 import torch
@@ -33,8 +33,8 @@ def pad_rows(values: Tensor, num_rows: int, fill: float = 0.0) -> Tensor:
 def empty_rows(like: Tensor, num_rows: int, width: int) -> Tensor:
     """Return an uninitialised (num_rows, width) whose rows start at aligned addresses.
 
-    A vocabulary has any number of words. MKL writes rows of such a length at two thirds of its
-    speed, and cuBLAS falls back to slower kernels, unless each row starts at a multiple of 16.
+    A vocabulary size is rarely a multiple of 16. Without aligned rows MKL writes such a matrix more
+    slowly, and cuBLAS falls back to slower kernels.
 
     Args:
         like: gives the device and the dtype.

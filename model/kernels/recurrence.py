@@ -20,8 +20,8 @@ Hidden = tuple[Tensor, ...]
 def call_cell(cell: nn.RNNBase, inputs: Any, hidden: Hidden | None = None) -> tuple[Any, Hidden]:
     """Return `cell(inputs, hidden)`, in float32 on a GPU even under autocast.
 
-    There autocast would run cuDNN's cells in float16, whose range is too small for the gradients of
-    a mean over thousands of tokens.
+    Under autocast cuDNN would run the cell in float16. The gradients of a mean over thousands of
+    tokens are too small for float16.
 
     Args:
         cell: any torch recurrent layer with `batch_first`.
@@ -49,7 +49,7 @@ def read_captions(
     Training on the CPU uses the backward pass of `recurrence_backward`.
 
     Args:
-        cell: nn.GRU, nn.LSTM or nn.RNN (tanh) with `batch_first`, of one direction.
+        cell: unidirectional nn.GRU, nn.LSTM or nn.RNN (tanh) with `batch_first`.
         inputs: (B, T, E).
         hidden: (L, B, H) each; None starts from zeros.
         lengths: (B,) int64 on the CPU, descending; None if all captions have T tokens.

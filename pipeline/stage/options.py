@@ -270,7 +270,7 @@ def _describe_range(spec: OptionSpec) -> str:
 
 
 def check_plain_name(name: str) -> str | None:
-    """Allow names that can be a folder: no slashes, no leading dot, not empty."""
+    """Return None for a valid folder name (not empty, no slash, no leading dot), else the rule."""
     return None if re.fullmatch(PLAIN_NAME, name) else "be a plain name"
 
 
