@@ -188,6 +188,10 @@ def test_help_loads_no_torch() -> None:
     assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py", "tokenizers"})
 
 
+def test_decoding_processes_load_no_torch() -> None:
+    assert "torch" not in modules_after("import showtell.features.reading.workers")
+
+
 def test_training_needs_neither_scorers_nor_tokenizers() -> None:
     loaded = modules_after("import showtell.model.train")
     assert "torch" in loaded

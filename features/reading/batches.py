@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,9 +65,11 @@ def read_batches(
     loader = ImageLoader(files, transform, num_views)
     names = [file_names[start:stop] for start, stop in spans]
     load = load_in_processes if for_gpu else load_in_threads
+    pin = for_gpu and torch.cuda.is_available()
     with closing(load(loader, names, num_workers or count_cores())) as loaded:
         for (start, stop), (pixels, reasons) in zip(spans, loaded, strict=True):
-            yield drop_unreadable(image_ids[start:stop], pixels, reasons)
+            batch = drop_unreadable(image_ids[start:stop], pixels, reasons)
+            yield replace(batch, pixels=batch.pixels.pin_memory()) if pin else batch
 
 
 def split_into_batches(start: int, stop: int, batch_size: int) -> list[tuple[int, int]]:

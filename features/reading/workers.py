@@ -1,5 +1,9 @@
-"""Parallel image loading: threads or processes that turn file names into pixels, ahead of use."""
+"""Parallel image loading: threads or processes that turn file names into pixels, ahead of use.
 
+This file does not import torch, which would take each process seconds to load.
+"""
+
+import math
 import multiprocessing
 import os
 import signal
@@ -10,11 +14,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.stage.errors import ShowTellError
@@ -71,11 +74,6 @@ class ImageLoader:
             row[:] = self.transform(image, view).transpose(1, 2, 0)
         return None
 
-    def load_all(self, file_names: Sequence[str]) -> LoadedImages:
-        """Load several images into a new array."""
-        pixels = self.allocate(len(file_names))
-        return pixels, [self.load(*item) for item in zip(file_names, pixels, strict=True)]
-
 
 def load_in_threads(
     loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
@@ -101,7 +99,10 @@ def load_in_threads(
 def load_in_processes(
     loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
 ) -> Generator[LoadedImages, None, None]:
-    """Yield the images of each batch of names, in pinned memory if there is a GPU.
+    """Yield the images of each batch of names; the pixels are overwritten by later batches.
+
+    The workers write into shared memory, because sending pixels through pipes would keep this
+    process busy.
 
     Raises:
         ShowTellError: a worker process was killed.
@@ -109,26 +110,29 @@ def load_in_processes(
     largest = max(map(len, batches), default=1)
     # A task costs about 0.1 ms of overhead, so group images while keeping every worker busy.
     group_size = max(1, min(8, LOOK_AHEAD * largest // (2 * num_workers)))
+    context = multiprocessing.get_context("spawn")  # forking a process that uses a GPU may deadlock
+    shape = (LOOK_AHEAD + 1, largest, *loader.shape)
+    # One array for all buffers: it moves to the disk if /dev/shm is too small for it.
+    memory = context.RawArray("B", math.prod(shape))
+    buffers = np.frombuffer(memory, np.uint8).reshape(shape)
+    free = deque(range(len(buffers)))
     pool = ProcessPoolExecutor(
-        num_workers,
-        multiprocessing.get_context("spawn"),  # forking a process that uses a GPU may deadlock
-        initializer=set_up_worker,
-        initargs=(loader,),
+        num_workers, context, initializer=set_up_worker, initargs=(loader, memory, shape)
     )
     with cancelled_on_exit(pool):
 
-        def start(names: Sequence[str]) -> tuple[int, list[Future[LoadedImages]]]:
-            groups = [names[i : i + group_size] for i in range(0, len(names), group_size)]
-            return len(names), [pool.submit(load_in_worker, group) for group in groups]
+        def start(names: Sequence[str]) -> tuple[int, list[Future[list[str | None]]]]:
+            buffer, groups = free.popleft(), range(0, len(names), group_size)
+            return buffer, [
+                pool.submit(load_in_worker, names[first : first + group_size], buffer, first)
+                for first in groups
+            ]
 
         try:
-            for count, tasks in start_ahead(start, batches):
-                groups = [task.result() for task in tasks]
-                pixels = torch.empty(
-                    (count, *loader.shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
-                ).numpy()
-                np.concatenate([group for group, _ in groups], out=pixels)
-                yield pixels, [reason for _, reasons in groups for reason in reasons]
+            for buffer, tasks in start_ahead(start, batches):
+                reasons = [reason for task in tasks for reason in task.result()]
+                yield buffers[buffer, : len(reasons)], reasons
+                free.append(buffer)
         except BrokenProcessPool:
             raise ShowTellError(
                 f"One of {num_workers} decoding processes was killed, most likely because memory "
@@ -160,20 +164,29 @@ def cancelled_on_exit(pool: Executor) -> Iterator[Executor]:
 
 
 _worker_loader: ImageLoader | None = None
+_worker_buffers: Pixels | None = None
 
 
-def set_up_worker(loader: ImageLoader) -> None:
-    """Initialize a worker process, which keeps the loader and the zip archives it has opened."""
-    global _worker_loader
+def set_up_worker(loader: ImageLoader, memory: Any, shape: tuple[int, ...]) -> None:
+    """Initialize a worker process.
+
+    Args:
+        loader: kept by the process, with the zip archives it opens.
+        memory: shared array of bytes.
+        shape: (buffers, batch, V, H, W, 3), the layout of `memory`.
+    """
+    global _worker_loader, _worker_buffers
     _worker_loader = loader
+    _worker_buffers = np.frombuffer(memory, np.uint8).reshape(shape)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def load_in_worker(file_names: Sequence[str]) -> LoadedImages:
-    """Load images in a worker process."""
-    assert _worker_loader is not None
-    return _worker_loader.load_all(file_names)
+def load_in_worker(file_names: Sequence[str], buffer: int, first: int) -> list[str | None]:
+    """Load images into rows of a shared buffer, from row `first`; returns as `ImageLoader.load`."""
+    assert _worker_loader is not None and _worker_buffers is not None
+    rows = _worker_buffers[buffer, first:]
+    return [_worker_loader.load(*item) for item in zip(file_names, rows, strict=False)]
 
 
 def _exit_with_parent() -> None:
