@@ -1,4 +1,4 @@
-"""Options of `showtell features`, and those that other commands share with it."""
+"""Options of `showtell features`, and `--device` and `--precision` of other commands."""
 
 from dataclasses import dataclass
 
@@ -39,8 +39,8 @@ class FeaturesConfig(DatasetConfig):
     weights: str = option(
         "auto",
         "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
-        "caffe, or a .pth or .safetensors file. auto is IMAGENET1K_V1, or caffe if the hub cannot "
-        "be reached (resnet50 only). Weights of existing features and cached weights come first.",
+        "caffe, or a .pth or .safetensors file. auto uses the weights of existing features, else "
+        "cached weights, else IMAGENET1K_V1, or caffe if that download fails (resnet50 only).",
         group="Model",
         metavar="NAME|FILE",
     )
@@ -83,7 +83,7 @@ class FeaturesConfig(DatasetConfig):
     precision: str = option(
         "auto",
         "Number format of the network. auto uses bf16 where it is fast, else fp32. int8 is the "
-        "fastest on CPUs with VNNI (ResNets only); its features differ by several per cent.",
+        "fastest on CPUs with VNNI (ResNets only); features differ by several per cent from fp32.",
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
         group="Hardware",
     )

@@ -1,8 +1,8 @@
 """The stage `features`: run the frozen network over every image once and cache its features.
 
-Each shard stores a fingerprint of everything it was computed from, so only shards that are missing,
-damaged or outdated are computed again. If the folder already holds finished features, the new
-shards are collected in `.next/` and replace the old ones at the end.
+Each shard stores a fingerprint of everything it was computed from, so that only missing, damaged or
+outdated shards are computed. If the folder already holds finished features, the new shards are
+collected in `.next/` and replace the old ones at the end.
 """
 
 import shutil
@@ -44,12 +44,12 @@ def extract(config: FeaturesConfig) -> Manifest:
     Raises:
         MissingArtifactError: the dataset is not prepared.
         DatasetError: none of the images can be read.
-        ConfigError: there is no such encoder, weights or device.
-        WeightsError: the weights cannot be downloaded or verified, or do not fit.
+        ConfigError: the encoder, the weights or the device is unknown.
+        WeightsError: the weights cannot be downloaded or verified, or do not fit the encoder.
         ShowTellError: the disk is full, or another process writes the same features.
     """
     started = time.perf_counter()
-    # Checked before the folder is created, so that a typing error leaves no folder behind.
+    # Checked before the folder is created, so that a typo leaves no folder behind.
     check_weights(config.encoder, config.weights)
     images = list_images(config)
     config = resolve_auto_weights(config, images)
@@ -69,8 +69,8 @@ def extract(config: FeaturesConfig) -> Manifest:
 def resolve_auto_weights(config: FeaturesConfig, images: ImageList) -> FeaturesConfig:
     """Replace `--weights auto` by the weights to use.
 
-    Features that exist are kept up to date with the weights they were computed with. Otherwise the
-    encoder's family chooses: weights that are in the cache, or else those that it can download.
+    If the dataset already has features from weights that `auto` may choose, those weights are used.
+    Otherwise the encoder's family takes cached weights, or else downloads some.
     """
     if config.weights != AUTO:
         return config
@@ -84,7 +84,10 @@ def resolve_auto_weights(config: FeaturesConfig, images: ImageList) -> FeaturesC
 
 
 def keep_extras(config: FeaturesConfig, done: Manifest | None) -> FeaturesConfig:
-    """Keep the views and grid features that the folder already has, and with `auto` also int8."""
+    """Return the options, extended to keep everything that the existing features contain.
+
+    Views and grid features stay; with `--precision auto`, int8 features stay int8.
+    """
     if done is None:
         return config
     views = max(config.views, done.config.get("views", 1))
@@ -110,7 +113,7 @@ def require_images_still_exist(done: Manifest | None, directory: Path, images: I
         raise DatasetError(
             f"{images.source}: {len(missing)} of the {len(images)} images no longer exist, e.g. "
             f"{missing[0]}. {directory} still has their features and was not changed. Put the "
-            f"images back, or delete that folder to compute the features of the remaining ones."
+            f"images back, or delete that folder to compute the features of the remaining images."
         )
 
 
@@ -119,7 +122,7 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
 
     Args:
         config: the stage's options.
-        images: of the dataset.
+        images: all images of the dataset.
         directory: the features folder, locked by this process.
         started: `time.perf_counter()` at the start of the stage.
     """
@@ -160,7 +163,7 @@ def compute(config: FeaturesConfig, images: ImageList, directory: Path, started:
 
 
 def prepare_backbone(config: FeaturesConfig, device: torch.device) -> Backbone:
-    """Load the network and check that it has what the options ask for.
+    """Load the network; with `--grid`, check that it has grid features.
 
     Raises:
         ConfigError: `--grid` for a network without grid features.
@@ -184,8 +187,8 @@ def require_readable(is_readable: bool, images: ImageList, reason: str) -> None:
     if not is_readable:
         example = f", e.g. {images.file_names[0]}: {reason}" if images.file_names else ""
         raise DatasetError(
-            f"{images.source}: none of the {len(images)} images can be read{example}. Put them "
-            "there, or run 'showtell prepare --source DIR' with the folder they are in."
+            f"{images.source}: none of the {len(images)} images can be read{example}. Put the "
+            "images there, or run 'showtell prepare --source DIR', where DIR is their folder."
         )
 
 
@@ -218,7 +221,7 @@ def pillow_warnings_ignored() -> Iterator[None]:
 
 
 def describe_counts(manifest: Manifest) -> str:
-    """Return `8,000 images`, and for example `, 6 views, 49 grid cells, int8` if there are any."""
+    """Return the counts as text, e.g. `8,000 images, 6 views, 49 grid cells, int8`."""
     counts = manifest.counts
     labels = {"images": "num_images", **OPTIONAL_COUNTS}
     parts = [f"{counts[key]:,} {label}" for label, key in labels.items() if key in counts]
@@ -227,7 +230,7 @@ def describe_counts(manifest: Manifest) -> str:
 
 
 def print_summary(directory: Path, manifest: Manifest) -> None:
-    """Print the table that ends the stage."""
+    """Print the summary table of the finished stage."""
     counts, details = manifest.counts, manifest.details
     shares = "  ".join(f"{name} {share:.0%}" for name, share in details["shares"].items())
     rows = [

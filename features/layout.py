@@ -1,4 +1,4 @@
-"""The names in a features folder: the folder itself and how the weights appear in it."""
+"""The path of a features folder, and how paths and manifests name the weights."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def features_dir(config: FeaturesConfig) -> Path:
 
 
 def weights_label(weights: str) -> str:
-    """Return the weights as they appear in paths: the name, or a file's name without suffix."""
+    """Return the part of a path that names the weights: their name, or the file's stem."""
     return Path(weights).stem if is_weights_file(weights) else weights
 
 
 def absolute_weights(weights: str) -> str:
-    """Return a weights file as an absolute path, and a name unchanged."""
+    """Return the absolute path if `weights` is a file, else `weights` unchanged."""
     return str(Path(weights).resolve()) if is_weights_file(weights) else weights

@@ -1,4 +1,4 @@
-"""The computation of shards: read image batches, run the network, write files, all in parallel."""
+"""Compute feature shards: read images, run the network and write files, all in parallel."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -31,14 +31,15 @@ def compute_shards(
     directory: Path,
     watch: Stopwatch,
 ) -> Iterator[tuple[ShardJob, Skipped]]:
-    """Compute and write shards. Images are decoded ahead, and another thread writes the files.
+    """Compute feature shards and write their files.
 
-    Memory use is constant: only the pooled features of the current shard are kept, and grid
-    features are written batch by batch.
+    Images are decoded ahead of the network, and another thread writes the files. Memory use is
+    constant: only the pooled features of the current shard are kept, and grid features are written
+    batch by batch.
 
     Args:
         config: the stage's options.
-        images: of the dataset.
+        images: all images of the dataset.
         jobs: the shards to compute.
         backbone: the frozen network.
         device: where it runs.
@@ -46,7 +47,8 @@ def compute_shards(
         watch: measures the time spent waiting for `read`, `model` and `write`.
 
     Yields:
-        Each job with its skipped images. All files are written when the iterator ends.
+        Each job with its skipped images. Its files may still be incomplete; all files are
+            complete when the iterator ends.
     """
     encoder = BatchEncoder(config, backbone, device)
     reader = read_batches(
@@ -82,11 +84,11 @@ def compute_shards(
 
 
 class BackgroundWriter:
-    """Write files in another thread, one after the other.
+    """A thread that writes files, one at a time.
 
     Args:
-        pool: of one thread.
-        watch: measures the time spent waiting for it, as `write`.
+        pool: an executor with one thread.
+        watch: measures the time spent waiting for writes, under the name `write`.
     """
 
     def __init__(self, pool: Executor, watch: Stopwatch) -> None:
@@ -96,13 +98,13 @@ class BackgroundWriter:
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Wait for the previous write, then start `write(*args)`.
 
-        Raises the exception of the previous write if it failed.
+        If the previous write failed, its exception is raised here.
         """
         self.wait()
         self.pending = self.pool.submit(write, *args)
 
     def wait(self) -> None:
-        """Wait for the last write; raises its exception if it failed."""
+        """Wait for the last write. If it failed, its exception is raised here."""
         with self.watch.part("write"):
             if self.pending is not None:
                 self.pending.result()
@@ -110,7 +112,7 @@ class BackgroundWriter:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """The network with the options that say what to compute.
+    """The backbone, the device it runs on and the options that define its outputs.
 
     Attributes:
         config: the stage's options.
@@ -124,7 +126,7 @@ class BatchEncoder:
 
     @property
     def batch_size(self) -> int:
-        """Number of images in a batch; `--batch-size` counts each view."""
+        """Images per batch: `--batch-size` divided by the number of views."""
         return max(1, self.config.batch_size // self.config.views)
 
     def encode(self, batch: ImageBatch) -> tuple[torch.Tensor, npt.NDArray[np.float16] | None]:
@@ -186,7 +188,7 @@ def compute_shard(
 
 
 def start_grids(config: FeaturesConfig, backbone: Backbone, path: Path) -> GridWriter | None:
-    """Start the grid file that belongs to the shard at `path`; None without `--grid`."""
+    """Return a writer for the grid file of the shard at `path`, or None without `--grid`."""
     if not config.grid:
         return None
     row_shape = (config.views, backbone.num_cells, backbone.feature_dim)
@@ -194,7 +196,7 @@ def start_grids(config: FeaturesConfig, backbone: Backbone, path: Path) -> GridW
 
 
 def write_files(path: Path, shard: FeatureShard, grids: GridWriter | None) -> None:
-    """Write a shard after its grid file, so that every existing shard has a complete one."""
+    """Write the grid file, then the shard, so that a shard on disk always has its grid file."""
     if grids is not None:
         shard = replace(shard, grid_crc32=grids.publish())
     write_shard(path, shard)
@@ -203,7 +205,7 @@ def write_files(path: Path, shard: FeatureShard, grids: GridWriter | None) -> No
 def require_finite(
     values: npt.NDArray[np.float16], image_ids: npt.NDArray[np.int64], config: FeaturesConfig
 ) -> None:
-    """Check the features (N, …) of N images for overflow.
+    """Check that the features of N images, (N, …), are finite.
 
     Raises:
         ShowTellError: naming the first image whose features are not finite.
@@ -211,7 +213,7 @@ def require_finite(
     finite = find_finite(values)
     if not finite.all():
         raise ShowTellError(
-            f"{config.encoder} with {config.weights} computes features of image "
-            f"{image_ids[~finite][0]} that are not finite float16 numbers. Run 'showtell "
-            "features' again with --precision fp32 or other --weights."
+            f"The float16 features of image {image_ids[~finite][0]} from {config.encoder} with "
+            f"{config.weights} weights are not finite. Run 'showtell features' again with "
+            "--precision fp32 or other --weights."
         )

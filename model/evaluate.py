@@ -14,7 +14,7 @@ as `beam5-ngram2`. The files:
         SPICE, CLIPScore                    float, if they were asked for
         intervals                           each score → [low, high], its 95 % confidence interval
         num_images                          int, images captioned and scored
-        num_images_without_features         int, images left out
+        num_images_without_features         int, images of the split that were left out
         images_per_second, decode_seconds, score_seconds    float
     captions.json     COCO's result format: [{"image_id": int, "caption": str}, …]
     nbest.json        with --n-best above 1, the captions of each image, best first:
@@ -64,8 +64,8 @@ def evaluate(config: EvalConfig) -> Manifest:
 
     Raises:
         MissingArtifactError: the run, the split or the features are missing.
-        MismatchError: captions, vocabulary or features are not those of the run, or the runs do
-            not share them.
+        MismatchError: captions, vocabulary or features differ from those of the run, or between
+            the runs.
         ScorerError: Java cannot run the tokenizer or METEOR.
     """
     evaluation = plan_evaluation(config)
@@ -81,7 +81,7 @@ def evaluate(config: EvalConfig) -> Manifest:
 
 
 def _caption_and_score(evaluation: Evaluation) -> Manifest:
-    """Write the files of an evaluation."""
+    """Caption the images, score the captions, write all files and return the manifest."""
     watch = Stopwatch()
     keep_freed_memory()
     device = choose_device(evaluation.config.device)
@@ -152,7 +152,7 @@ def _write_metrics(
 def _write_manifest(
     evaluation: Evaluation, num_images: int, metrics: Iterable[str], seconds: float
 ) -> Manifest:
-    """Write `manifest.json`; a metric that failed is not in it, so the next eval tries again."""
+    """Write `manifest.json`. It omits metrics that failed, so the next eval tries them again."""
     names = [METRICS_NAME, CAPTIONS_NAME, SCORES_NAME]
     if evaluation.config.n_best > 1:
         names.append(NBEST_NAME)
@@ -169,7 +169,7 @@ def _write_manifest(
 
 
 def _show_scores(evaluation: Evaluation) -> None:
-    """Print the scores with their confidence intervals, and what the evaluation took."""
+    """Print the scores with their confidence intervals, and the speed of the evaluation."""
     folder = evaluation.folder
     metrics: dict[str, Any] = json.loads((folder / METRICS_NAME).read_text("utf-8"))
     rows = []

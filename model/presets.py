@@ -17,7 +17,7 @@ DECODING_PRESETS: Presets = {
 
 # For `showtell train`.
 TRAIN_PRESETS: Presets = {
-    # Show and Tell on several views of each image, with a running mean of the weights.
+    # Show and Tell on several views of each image, with a moving average (EMA) of the weights.
     "views": {"views": 4, "ema": 0.998},
     # The same with attention over the 7×7 grid.
     "soft-attention": {"views": 4, "ema": 0.998, "attention": "soft", "attention_size": 128},
@@ -27,7 +27,7 @@ TRAIN_PRESETS: Presets = {
         "attention": "adaptive",
         "attention_size": 128,
     },
-    # Self-critical training of a run; some cross-entropy keeps the captions grammatical.
+    # Self-critical training of an existing run; some cross-entropy loss keeps captions grammatical.
     "self-critical": {
         "scst": True,
         "views": 4,
@@ -47,7 +47,7 @@ def apply_preset(
 
     Args:
         presets: the presets of the command.
-        name: of the preset.
+        name: name of the preset.
         values: option → value, for all options.
         given: options that the user has set; they keep their values.
 

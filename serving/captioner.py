@@ -1,4 +1,4 @@
-"""Caption image files with a trained run: its weights, transform and vocabulary."""
+"""Caption images with a trained run, using the same encoder, transform and vocabulary."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Captioner:
         decoder: in eval mode.
         vocab: the decoder's vocabulary.
         precision: arithmetic and device of the decoder.
-        run: config of the run.
+        run: the config stored with the run.
         data: the data folder, where `consensus` finds features and captions of the training images.
     """
 
@@ -70,7 +70,7 @@ class Captioner:
         Args:
             images: paths, or PIL images in any mode. A single image is allowed too.
             options: fields of `DecodingOptions` (`beam`, `length_penalty`, `max_length`, …), as
-                explained by `showtell caption --help`. A `preset` sets those that are not given.
+                explained by `showtell caption --help`. `preset` fills in those that are not given.
 
         Returns:
             One caption per image.
@@ -104,7 +104,8 @@ class Captioner:
         Args:
             pixels: V views of each image, (V, 3, H, W) uint8 each.
             options: how to decode.
-            generator: for sampling across several batches; default a new one.
+            generator: random numbers for sampling; pass one generator to all batches. Default: a
+                new one with the options' seed.
 
         Returns:
             For each image its captions, best first: at least one, at most `n_best`.
@@ -130,9 +131,9 @@ class Captioner:
         return [hypotheses[: options.n_best] for hypotheses in found]
 
     def consensus(self, options: DecodingOptions) -> Consensus | None:
-        """Return the training images to compare with, or None without `options.consensus`.
+        """Return the training images that re-rank captions; None without `options.consensus`.
 
-        They are loaded once and kept.
+        They are loaded once and reused.
 
         Raises:
             MissingArtifactError: features or captions of the training images are missing.
@@ -152,7 +153,7 @@ class Captioner:
 
         Args:
             image: a path or a PIL image.
-            num_views: V.
+            num_views: V, the number of views; the first is the whole image.
 
         Raises:
             DatasetError: the file is missing or is not a readable image.
@@ -178,12 +179,12 @@ def load(
     device: str = "auto",
     precision: str = "auto",
 ) -> Captioner:
-    """Load a run to caption with.
+    """Load a trained run as a `Captioner`.
 
     Args:
         run: folder of a run, or the name of one under `data/runs`; None takes the newest.
         data: the data folder; used if `run` is not a folder.
-        weights: path of the encoder's weights, if the file has moved since the features were made.
+        weights: path of the encoder's weights, if the file was moved after training.
         device: cpu, cuda, …; auto uses a GPU if there is one.
         precision: auto, fp32, bf16 or fp16; or int8, which applies to the encoder only. auto uses
             int8 for the encoder if the run was trained on int8 features and the CPU supports it.
@@ -191,8 +192,8 @@ def load(
     Raises:
         MissingArtifactError: there is no such run.
         WeightsError: the encoder's weights are not available.
-        MismatchError: the run was trained with other weights, or needs grids that the encoder does
-            not have.
+        MismatchError: the run was trained with other weights, or needs grid features that the
+            encoder does not have.
     """
     keep_freed_memory()
     if run is not None and Path(run).is_dir() and str(run) not in run_names(Path(data)):
@@ -202,27 +203,27 @@ def load(
         run_dir = find_run(Path(data), None if run is None else str(run))
     used = Precision("auto" if precision == "int8" else precision, choose_device(device))
     config, vocab, decoder = load_run(run_dir, used.device)
-    made = config.backbone
-    trained_on_int8 = made.get("precision") == "int8"
+    trained_with = config.backbone
+    trained_on_int8 = trained_with.get("precision") == "int8"
     if precision == "auto" and trained_on_int8 and used.device.type == "cpu":
         precision = "int8" if cpu_multiplies_int8() else precision
     backbone = load_backbone(
-        made["encoder"],
-        str(weights or made["weights"]),
-        made["image_size"],
+        trained_with["encoder"],
+        str(weights or trained_with["weights"]),
+        trained_with["image_size"],
         used.device,
         precision,
     )
-    if backbone.weights_sha256 != made["weights_sha256"]:
+    if backbone.weights_sha256 != trained_with["weights_sha256"]:
         raise MismatchError(
-            f"the weights {made['weights']} of {made['encoder']} have sha256 "
+            f"The weights {trained_with['weights']} of {trained_with['encoder']} have SHA-256 "
             f"{backbone.weights_sha256[:12]}, but the run {run_dir} was trained with "
-            f"{made['weights_sha256'][:12]}. Name the original file with --weights."
+            f"{trained_with['weights_sha256'][:12]}. Give the original file with --weights."
         )
     if decoder.uses_grid and not backbone.has_grid:
         raise MismatchError(
-            f"the run {run_dir} needs grid features, which {backbone.name} at --image-size "
-            f"{made['image_size']} does not have. Restore the original {CONFIG_NAME} of the run."
+            f"The run {run_dir} needs grid features, which {backbone.name} does not "
+            f"have. Restore the original {CONFIG_NAME} of the run."
         )
     return Captioner(backbone, decoder, vocab, used, config, Path(data))
 
@@ -230,18 +231,22 @@ def load(
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:
     """Caption image files and print the captions; print an error for each unreadable image.
 
-    A line is `path: caption`. With `n_best` above 1, the path is followed by one line for each
-    caption, with its log-probability. With `--json`, it is a list of
+    Each image gives a line `path: caption`. With `n_best` above 1, it gives the path, then a line
+    per caption with its log-probability. With `--json`, the output is a list of
     `{"path": str, "captions": [{"caption": str, "log_prob": float, "score": float}, ...]}`, best
-    caption first; an unreadable image has no captions and the reason as "error".
+    caption first. For an unreadable image, `captions` is empty and "error" holds the reason.
 
     Args:
         captioner: from `load`.
-        paths: image files, and folders whose images are captioned in the order of their names.
+        paths: image files or folders, see `find_images`.
         options: how to decode.
 
     Returns:
         The number of images that could not be read.
+
+    Raises:
+        DatasetError: a folder contains no images.
+        MissingArtifactError: features or captions that `consensus` needs are missing.
     """
     results: list[dict[str, Any]] = [{"path": p, "captions": []} for p in find_images(paths)]
     generator = torch.Generator().manual_seed(options.seed)
@@ -269,7 +274,7 @@ def caption_files(captioner: Captioner, paths: Iterable[Path], options: Decoding
 
 
 def _describe(result: dict[str, Any], n_best: int) -> str:
-    """Return the lines for one image."""
+    """Return the lines to print for one captioned image."""
     path, captions = result["path"], result["captions"]
     if n_best == 1:
         return f"{path}: {captions[0]['caption']}"
@@ -278,7 +283,7 @@ def _describe(result: dict[str, Any], n_best: int) -> str:
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the given files, and the images inside the given folders sorted by name.
+    """Yield the image files; a folder stands for all images below it, sorted by path.
 
     Raises:
         DatasetError: a folder contains no images.

@@ -1,7 +1,7 @@
 """The backbone: a frozen pretrained network that encodes images as feature vectors.
 
-It runs in eval mode without gradients, with batch norms folded into the convolutions before them,
-and carries the transform that its weights were trained with.
+It runs in eval mode without gradients. Batch norms are folded into the convolutions before them.
+The transform that the weights were trained with is stored beside the network.
 """
 
 import torch
@@ -22,21 +22,32 @@ PROBE_SIZE = 64  # side of the image that fused layers are first tested on, in p
 
 
 class Backbone(nn.Module):
-    """A frozen network from pixels to features.
+    """A frozen pretrained network that turns uint8 images into feature vectors.
 
     Attributes:
-        transform: the preprocessing of the weights.
+        transform: the preprocessing that the weights were trained with.
         feature_dim: D, the width of the pooled features.
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
-        weights_sha256: of the weights, in hex.
-        dtype: the precision of the network; its inputs are uint8 and its features float32.
-        num_cells: P, the number of grid cells: positions of the feature map whose mean is the
-            pooled features. 0 if the network has no such map.
+        weights_sha256: SHA-256 of the weights, in hex.
+        dtype: the dtype that the network computes in; float32 if it is quantized to int8.
+        num_cells: P, the number of grid cells, i.e. of positions in the feature map before global
+            average pooling. 0 if the pooled features are not the mean of a feature map.
     """
 
     def __init__(
         self, pretrained: PretrainedNetwork, device: torch.device, dtype: torch.dtype
     ) -> None:
+        """Prepare a pretrained network for inference.
+
+        Args:
+            pretrained: the network with its transform; the network is modified.
+            device: where to run it.
+            dtype: precision of the network; int8 quantizes it.
+
+        Raises:
+            ConfigError: the network does not support the image size or int8.
+            WeightsError: its features are not finite.
+        """
         super().__init__()
         self.transform: Transform = pretrained.transform
         self.name = pretrained.name
@@ -80,11 +91,11 @@ class Backbone(nn.Module):
 
     @property
     def has_grid(self) -> bool:
-        """Whether the pooled features are the mean of a feature map, which `grid` returns."""
+        """Whether there are grid features: the pooled features are the mean of a feature map."""
         return self.num_cells > 0
 
     def grid(self, pixels: Tensor) -> Tensor:
-        """Compute the grid features of a batch: the feature map before pooling.
+        """Compute the grid features of a batch: its feature map before pooling.
 
         Args:
             pixels: (B, 3, H, W) uint8, RGB, on any device.
@@ -99,7 +110,7 @@ class Backbone(nn.Module):
         """Compute the results of `forward` and `grid` in one pass.
 
         Raises:
-            ConfigError: the network has no grid.
+            ConfigError: the network has no grid features.
         """
         self.require_grid()
         pooled, grid = self._capture_pooling(pixels)
@@ -107,7 +118,7 @@ class Backbone(nn.Module):
         return pooled, grid.float()
 
     def require_grid(self) -> None:
-        """Raise an error if the network has no grid.
+        """Check that the network has grid features.
 
         Raises:
             ConfigError: it has none.
@@ -119,7 +130,7 @@ class Backbone(nn.Module):
             )
 
     def _capture_pooling(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the network and capture the input of its average pooling.
+        """Run the network and also return the input of its global average pooling.
 
         Returns:
             pooled: (B, D) float32.
@@ -137,7 +148,7 @@ class Backbone(nn.Module):
         return pooled, captured[0].flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, P, D)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode: train mode would change the running statistics."""
+        """Stay in eval mode whatever `mode` is, because a frozen network is never trained."""
         return super().train(False)
 
     def _probe(self) -> tuple[int, int]:
@@ -174,22 +185,22 @@ def load_backbone(
     Args:
         encoder: e.g. `resnet50`; any name of the registry.
         weights: as for `load_pretrained`.
-        image_size: side of the crop in pixels; None is the weights' own.
+        image_size: side of the crop in pixels; None uses the size of the weights' transform.
         device: where to compute.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
 
     Raises:
         ConfigError: an option is invalid.
-        WeightsError: the weights cannot be downloaded or verified, or do not fit.
+        WeightsError: the weights cannot be downloaded or verified, or do not fit the encoder.
     """
     dtype = choose_precision(precision, device)
     return Backbone(load_pretrained(encoder, weights, image_size), device, dtype)
 
 
 def is_pooled(features: Tensor, grid: Tensor) -> bool:
-    """Whether features (B, D) are the mean of a grid (B, P, D), within the grid's precision.
+    """Return whether features (B, D) are the mean of a grid (B, P, D), up to rounding.
 
-    Some networks have more layers in between: ConvNeXt a layer norm, MobileNetV3 a linear layer.
+    Some networks apply another layer after pooling, such as ConvNeXt and MobileNetV3.
     """
     mean = grid.float().mean(1)
     rounding = 4 * torch.finfo(grid.dtype).eps
@@ -209,7 +220,7 @@ def fuse_for_cpu(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module
         dtype: the precision of the result.
 
     Returns:
-        The fused network, or `network` itself; in `dtype`.
+        The fused network if it gives the same results, else `network`; converted to `dtype`.
     """
     fused, num_fused = fuse_activations(network)
     # A small image is faster to test with, but not every network supports it.
@@ -223,7 +234,10 @@ def fuse_for_cpu(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module
 
 
 def is_equivalent(fused: nn.Module, network: nn.Module, side: int, dtype: torch.dtype) -> bool:
-    """Whether two float32 networks agree on random input, and the first also runs in `dtype`."""
+    """Return whether two float32 networks agree on random input and `fused` runs in `dtype`.
+
+    `fused` is converted to `dtype` in place.
+    """
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = noise.to(memory_format=torch.channels_last)
     with torch.inference_mode():

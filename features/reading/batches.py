@@ -1,4 +1,4 @@
-"""Image batches for the encoder: loaded ahead of use, without the images that are unreadable."""
+"""Read batches of images for the encoder, ahead of use, and leave out unreadable images."""
 
 import os
 from collections.abc import Generator, Sequence
@@ -52,8 +52,8 @@ def read_batches(
         spans: (start, stop) of each batch, as positions in `image_ids`; see `split_into_batches`.
         num_workers: number of decoding workers; default one per core.
         for_gpu: decode in processes and pin the memory, so that a GPU is kept busy. Otherwise
-            decode in threads; Python's lock lets about two of them run at once, which is enough
-            for a network on a CPU.
+            decode in threads; the GIL lets about two of them run at once, which is enough for a
+            network on a CPU.
         num_views: V, the number of views of each image.
 
     Yields:
@@ -81,7 +81,13 @@ def split_into_batches(start: int, stop: int, batch_size: int) -> list[tuple[int
 def drop_unreadable(
     image_ids: npt.NDArray[np.int64], pixels: Pixels, reasons: Sequence[str | None]
 ) -> ImageBatch:
-    """Make a batch of those images, (B,), that have no reason why they are unreadable."""
+    """Return a batch of the readable images: those whose reason is None.
+
+    Args:
+        image_ids: (n,) int64, of all images.
+        pixels: (n, V, H, W, 3) uint8, of all images.
+        reasons: why an image is unreadable, for each image.
+    """
     readable = np.array([reason is None for reason in reasons], bool)
     skipped = tuple(
         (int(image_id), reason)

@@ -1,4 +1,4 @@
-"""Image decoding: the bytes of an image file to an upright RGB image, with Pillow.
+"""Decode the bytes of an image file to an upright RGB image, with Pillow.
 
 Every image that Pillow can decode is used, whatever its mode, bit depth or EXIF orientation.
 """
@@ -18,8 +18,8 @@ def decode_image(content: bytes, transform: Transform | None = None) -> Image.Im
 
     Args:
         content: the whole file.
-        transform: if given, a large JPEG is decoded at a reduced size that this transform still
-            only shrinks; by default at full size.
+        transform: the transform that follows. If given, a JPEG larger than it needs is decoded at
+            a reduced size, which is faster. Default: full size.
 
     Raises:
         UnreadableImageError: not an image, or a corrupt one.
@@ -29,8 +29,8 @@ def decode_image(content: bytes, transform: Transform | None = None) -> Image.Im
     try:
         image = Image.open(io.BytesIO(content))
         if transform is not None:
-            # The decoder scales a JPEG by 1/2, 1/4 or 1/8 almost for free. This size is that before
-            # the EXIF rotation; the transform treats width and height in the same way.
+            # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. EXIF rotation may yet swap
+            # width and height, but the transform treats both in the same way.
             image.draft(None, transform.resized_size(*image.size))
         image.load()
         return to_upright_rgb(image)

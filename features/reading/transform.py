@@ -1,4 +1,4 @@
-"""The preprocessing of images: resize, crop and the normalization constants (PIL and numpy only).
+"""Image preprocessing with PIL and NumPy: resizing, cropping and the normalization constants.
 
 A `Transform` belongs to the encoder's weights. Its fields are stored in the manifest of the
 features, and captioning a new image uses the same transform.
@@ -14,8 +14,8 @@ from PIL import Image
 from ...pipeline.stage.errors import ConfigError
 from .views import VIEWS, Box, View
 
-# Resizing a very long image in full would need gigabytes (a 1×5000 line). If the resized image is
-# longer than this many crops, only the part inside the crop is resized.
+# Resizing all of a very long image, such as 1×5000 pixels, would need gigabytes. If the resized
+# image would be longer than this many crops, only the part inside the crop is resized.
 MAX_CROPS_ACROSS = 16
 
 
@@ -39,7 +39,7 @@ class Transform:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))  # JSON has lists
+        object.__setattr__(self, "mean", tuple(self.mean))  # lists, if read from JSON
         object.__setattr__(self, "std", tuple(self.std))
         if self.crop_size < 1 or (self.resize_size or self.crop_size) < self.crop_size:
             raise ConfigError(
@@ -48,11 +48,11 @@ class Transform:
             )
 
     def __call__(self, image: Image.Image, view: View = VIEWS[0]) -> npt.NDArray[np.uint8]:
-        """Resize and crop one view of an image; byte for byte what torchvision's preset computes.
+        """Resize and crop one view of an image; the pixels equal those of torchvision's preset.
 
         Args:
             image: mode RGB, any size.
-            view: the part of the image to encode.
+            view: the part of the image to encode, and whether to mirror it.
 
         Returns:
             (3, crop_size, crop_size) uint8, RGB. The array is a transposed view of (H, W, 3)
@@ -94,7 +94,7 @@ class Transform:
         return int(self.resize_size * width / height), self.resize_size
 
     def with_crop_size(self, crop_size: int) -> "Transform":
-        """Return the transform for another crop in pixels, with the resize in proportion."""
+        """Return a copy for another `crop_size`, with `resize_size` scaled in proportion."""
         resize_size = self.resize_size and round(self.resize_size * crop_size / self.crop_size)
         return replace(self, crop_size=crop_size, resize_size=resize_size)
 

@@ -32,7 +32,8 @@ LOOK_AHEAD = 4
 T = TypeVar("T")
 
 Pixels = npt.NDArray[np.uint8]  # (…, V, H, W, 3)
-# The pixels of n images, undefined where an image is unreadable; and n reasons, None if readable.
+# The pixels of n images, and for each the reason why it is unreadable, or None if it is readable.
+# The pixels of an unreadable image are undefined.
 LoadedImages = tuple[Pixels, list[str | None]]
 
 
@@ -78,9 +79,10 @@ class ImageLoader:
 def load_in_threads(
     loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
 ) -> Generator[LoadedImages, None, None]:
-    """Yield the images of each batch of names; the pixels are overwritten by later batches.
+    """Yield the images of each batch of names, decoded in threads.
 
-    The buffers are reused because allocating new ones fragments the process's memory.
+    Later batches overwrite the pixels: buffers are reused because allocating new ones fragments the
+    process's memory.
     """
     largest = max(map(len, batches), default=0)
     free = deque(loader.allocate(largest) for _ in range(LOOK_AHEAD + 1))
@@ -99,10 +101,10 @@ def load_in_threads(
 def load_in_processes(
     loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
 ) -> Generator[LoadedImages, None, None]:
-    """Yield the images of each batch of names; the pixels are overwritten by later batches.
+    """Yield the images of each batch of names, decoded in processes.
 
-    The workers write into shared memory, because sending pixels through pipes would keep this
-    process busy.
+    Later batches overwrite the pixels. The workers write them into shared memory, because sending
+    them through pipes would keep this process busy.
 
     Raises:
         ShowTellError: a worker process was killed.
@@ -156,7 +158,7 @@ def start_ahead(
 
 @contextmanager
 def cancelled_on_exit(pool: Executor) -> Iterator[Executor]:
-    """Cancel the tasks that have not started and wait for the workers to end."""
+    """Yield the pool; on exit, cancel tasks that have not started and wait for its workers."""
     try:
         yield pool
     finally:
@@ -171,8 +173,8 @@ def set_up_worker(loader: ImageLoader, memory: Any, shape: tuple[int, ...]) -> N
     """Initialize a worker process.
 
     Args:
-        loader: kept by the process, with the zip archives it opens.
-        memory: shared array of bytes.
+        loader: stored in the process, so that its zip archives stay open.
+        memory: array of bytes that all processes share.
         shape: (buffers, batch, V, H, W, 3), the layout of `memory`.
     """
     global _worker_loader, _worker_buffers

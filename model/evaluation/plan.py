@@ -23,7 +23,7 @@ from ..metrics.registry import choose_metrics
 from ..runs.layout import run_folder
 from .members import Member, hash_members, load_members
 
-VERSION = 3  # of the format of the results
+VERSION = 3  # format of the results; a change makes finished evaluations out of date
 
 ImageIds = NDArray[np.int64]  # (N,)
 
@@ -77,8 +77,8 @@ def plan_evaluation(config: EvalConfig) -> Evaluation:
 
     Raises:
         MissingArtifactError: the run, the split or the features are missing.
-        MismatchError: captions, vocabulary or features are not those of the run, or the runs do
-            not share them.
+        MismatchError: captions, vocabulary or features differ from those of the run, or between
+            the runs.
     """
     members = load_members(config.data, config.run, config.dataset, config.views)
     dataset = members[0].run.dataset
@@ -109,26 +109,26 @@ def _check_vocab(captions_dir: Path, member: Member) -> None:
         raise MismatchError(
             f"{captions_dir / VOCAB_JSON} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
             f"but the run {member.name} was trained with {run.decoder.vocab_size:,} and "
-            f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' with the "
-            f"options of the run again, or train another run."
+            f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' again "
+            f"with the options used before the training, or train a new run."
         )
 
 
 def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, ImageIds]:
-    """Return the split to caption and its image ids; by default test, or val without one."""
+    """Return the split to caption and its image ids; the default is test if it exists, else val."""
     images = read_images(captions_dir / IMAGES_PARQUET)
     split = split or ("test" if "test" in images.splits else "val")
     image_ids = images.select(split)
     if not len(image_ids):
         raise MissingArtifactError(
-            f"{captions_dir} has no {split} images. Choose among "
-            f"{', '.join(sorted(set(images.splits)))} with --split."
+            f"{captions_dir} has no {split} images. Choose --split from "
+            f"{', '.join(sorted(set(images.splits)))}."
         )
     return split, image_ids
 
 
 def select_images(evaluation: Evaluation) -> ImageIds:
-    """Return the images for which every run has features, with a warning about the others.
+    """Return the images for which every run has features, and print a warning about the others.
 
     Raises:
         MissingArtifactError: no image of the split has features.

@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4 in NumPy: the score of validation, and the counts behind intervals.
+"""BLEU-1 to BLEU-4 in NumPy, for validation during training and for confidence intervals.
 
 The results equal those of pycocoevalcap. `showtell eval` reports the BLEU of pycocoevalcap's own
 code, see `official.py`.
@@ -19,14 +19,14 @@ BLEU_NAMES = tuple(f"Bleu_{order}" for order in range(1, MAX_ORDER + 1))
 
 @dataclass(frozen=True)
 class BleuCounts:
-    """The counts of each caption; BLEU of a set of captions is computed from their sum.
+    """BLEU's counts of each of N captions; BLEU of a set is computed from the sum of its counts.
 
     Attributes:
         matches: (N, 4) int64, n-grams of 1 to 4 words found in the references, clipped.
         totals: (N, 4) int64, n-grams in the caption.
         lengths: (N,) int64, words in the caption.
-        reference_lengths: (N,) int64, words in the reference of the closest length; the shorter of
-            two equally close.
+        reference_lengths: (N,) int64, words in the reference of the closest length; if two are
+            equally close, in the shorter one.
     """
 
     matches: Ints
@@ -46,7 +46,7 @@ class BleuCounts:
         precisions = (self.matches + 1e-15) / (self.totals + 1e-9)
         means = np.cumprod(precisions, axis=1) ** (1 / np.arange(1, MAX_ORDER + 1))
         ratios = (self.lengths + 1e-15) / (self.reference_lengths + 1e-9)
-        with np.errstate(over="ignore"):  # an empty caption: exp(-inf) is 0, as it should be
+        with np.errstate(over="ignore"):  # an empty caption gives exp(-inf) = 0, as it should
             brevity = np.exp(np.minimum(0, 1 - 1 / ratios))
         scores: Floats = means * brevity[:, None]
         return scores
@@ -76,15 +76,15 @@ def count_matches(references: ReferenceNgrams, matches: Matches) -> BleuCounts:
 def weighted_precision(
     references: ReferenceNgrams, words: Words, rows: Ints, weights: Floats
 ) -> Floats:
-    """Return the weighted sum of each candidate's n-gram precision with several images.
+    """Score each candidate against several images: the weighted sum of its n-gram precision.
 
-    The precision is the mean of BLEU's clipped precisions of n-grams of 1 to 4 words.
+    The precision is the mean of BLEU's four clipped precisions, of n-grams of 1 to 4 words.
 
     Args:
         references: n-grams of the references of all images.
         words: word ids of K candidates.
-        rows: (n,) int64, rows of the images.
-        weights: (n,) float64 of the images, of any sign.
+        rows: (n,) int64, rows of the images in `references`.
+        weights: (n,) float64, the weight of each image; may be negative.
 
     Returns:
         (K,) float64.
@@ -98,7 +98,7 @@ def weighted_precision(
         wanted, own_places = np.unique(ngrams.ngrams, return_inverse=True)
         groups, images, places = held.select(rows, wanted)
         matches = np.zeros(len(ngrams))
-        # min(n, m) of n and m occurrences is one for each occurrence that both have.
+        # min(n, m) is the number of counts k >= 1 with k <= n and k <= m, so sum over k.
         for count in range(1, ngrams.counts.max() + 1):
             repeated = held.max_counts[groups] >= count
             table = np.bincount(places[repeated], weights[images[repeated]], len(wanted))

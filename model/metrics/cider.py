@@ -1,4 +1,4 @@
-"""CIDEr-D in NumPy: the reward of SCST, the score of validation and the measure of consensus.
+"""CIDEr-D in NumPy, for SCST rewards, validation during training and consensus re-ranking.
 
 CIDEr-D compares the tf-idf vectors of n-grams of 1 to 4 words. For a candidate and one reference it
 is 10 × length penalty × the mean over orders of the cosine, with the candidate's weights clipped to
@@ -23,7 +23,7 @@ class CiderD:
     """CIDEr-D against references whose tf-idf vectors are computed once."""
 
     def __init__(self, references: ReferenceNgrams) -> None:
-        """Compute the tf-idf vectors; document frequencies are those of exactly these images."""
+        """Compute the tf-idf vectors, with document frequencies counted over these images only."""
         self.references = references
         self.orders = [TfIdf(order, len(references.words)) for order in references.orders]
 
@@ -46,15 +46,15 @@ class CiderD:
         return sums / np.diff(pairs.offsets)
 
     def weighted_sum(self, words: Words, rows: Ints, weights: Floats) -> Floats:
-        """Return the weighted sum of each candidate's CIDEr-D with several images.
+        """Score each candidate against several images: the weighted sum of its CIDEr-D.
 
-        Summing the references first makes this much faster than scoring each candidate with each
-        image.
+        Summing the references first makes this much faster than scoring every pair of a candidate
+        and an image.
 
         Args:
             words: word ids of K candidates.
-            rows: (n,) int64, rows of the images.
-            weights: (n,) float64 of the images, of any sign.
+            rows: (n,) int64, rows of the images in `references`.
+            weights: (n,) float64, the weight of each image; may be negative.
 
         Returns:
             (K,) float64.
@@ -77,13 +77,13 @@ class TfIdf:
 
     Attributes:
         counts: n-gram counts of the references.
-        idf: (n-grams + 1,) float64, natural logarithm; the last is that of any unseen n-gram.
+        idf: (n-grams + 1,) float64, natural logarithm; the last entry is for unseen n-grams.
         weights: (E,) float64, tf-idf of each entry of `counts`.
         norms: (M,) float64, Euclidean norm of each reference's vector.
     """
 
     def __init__(self, counts: ReferenceCounts, num_references: int) -> None:
-        """Weight the n-grams of M references."""
+        """Compute the idf, and the tf-idf vectors of M references."""
         self.counts = counts
         frequencies = np.append(np.bincount(counts.group_ngrams), 0)
         self.idf = np.log(counts.num_images) - np.log(np.maximum(1, frequencies))
@@ -106,7 +106,7 @@ class TfIdf:
         entries, own = ranges(first, num_entries), np.repeat(known, num_entries)
         weights = self.weights[entries]
         products = np.minimum(own_weights[own], weights) * weights
-        # A candidate's pairs stand in the order of its image's references.
+        # A candidate's pairs are in the order of its image's references.
         candidates = ngrams.captions[own]
         places = pairs.offsets[candidates] + counts.references[entries]
         places -= pairs.references[pairs.offsets[candidates]]
@@ -122,10 +122,10 @@ class TfIdf:
 
         Args:
             ngrams: n-grams of K candidates.
-            rows: (n,) int64, rows of the images.
-            weights: (n,) float64, of each reference of each image.
-            lengths: (M,) int64, length of every reference, below L.
-            penalty: (K, L) float64, a candidate's factor for references of each length.
+            rows: (n,) int64, rows of the images in the references.
+            weights: (n,) float64, the weight of each image's references.
+            lengths: (M,) int64, length of every reference in bigrams, below L.
+            penalty: (K, L) float64, length penalty of each candidate and reference length.
 
         Returns:
             (K,) float64.
@@ -144,7 +144,7 @@ class TfIdf:
         values = self.weights[entries] / norms * np.repeat(weights[images], num_entries)
         cells = np.repeat(places, num_entries) * num_lengths + lengths[references]
 
-        # min(n, m) idf of n and m occurrences is one idf for each occurrence that both have.
+        # min(n, m) is the number of counts k >= 1 with k <= n and k <= m, so sum over k.
         products = np.zeros(len(ngrams))
         for count in range(1, ngrams.counts.max() + 1):
             held = counts.counts[entries] >= count
@@ -175,7 +175,7 @@ def _num_bigrams(words: Words) -> Ints:
 
 
 def _length_penalty(gaps: Ints) -> Floats:
-    """Return the factor for differences in length: 1 for none, towards 0 for large ones."""
+    """Return the length penalty: 1 for equal lengths, falling to 0 as the difference grows."""
     factors: Floats = np.exp(-(gaps**2) / (2 * SIGMA**2))
     return factors
 

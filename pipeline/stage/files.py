@@ -15,7 +15,7 @@ LOCK_NAME = ".lock"
 
 
 def file_size(path: Path) -> int | None:
-    """Return the size in bytes, or None if there is no such file."""
+    """Return the size of a file in bytes, or None if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -52,7 +52,7 @@ def hash_json(value: object) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the temporary path beside `path` for this process. `locked` deletes leftover ones."""
+    """Return this process's temporary path beside `path`; `locked` deletes abandoned ones."""
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
@@ -79,9 +79,9 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock `directory`, so that two processes never write the same files.
+    """Lock `directory` during the `with` block, so that two processes never write the same files.
 
-    Temporary files left by a killed process are deleted.
+    Temporary files that a killed process left behind are deleted.
 
     Raises:
         ShowTellError: another process holds the lock.

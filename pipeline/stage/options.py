@@ -1,4 +1,4 @@
-"""Command-line options as dataclass fields: `option` and `argument` declare, `Options` validates.
+"""Declare command-line options as dataclass fields, and validate their values.
 
 A declaration holds everything about one option: default, help text, allowed values, and the panel
 of `--help` that shows it. The type of the field is the type of the option: `bool`, `int`, `float`,
@@ -34,7 +34,7 @@ TYPE_NAMES = {
 
 METAVARS = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
-# Takes a value; returns None if it is allowed, else what it must be: "be a plain name".
+# Takes a value; returns None if it is valid, else the end of the error "NAME must …": "be even".
 Check = Callable[[Any], str | None]
 
 
@@ -51,11 +51,12 @@ class OptionSpec:
         below: the number must be below this one.
         check: any other rule about this option alone.
         group: title of the panel that shows the option in `--help`.
-        affects_result: False if another value leads to the same result (`--device`), or if
-            stages compare the content behind the value instead (`--features`, `--clip`).
+        affects_result: whether a new value makes finished work out of date. False for `--device`,
+            which does not change results, and for `--features` and `--clip`, where stages compare
+            the content of the files instead.
         envvar: environment variable that sets the option.
-        positional: whether the command line takes it without a name.
-        metavar: how help and errors show the value.
+        positional: whether it is typed without a name, such as `IMAGE`.
+        metavar: placeholder for the value in `--help`; also names a positional argument in errors.
     """
 
     help: str
@@ -112,7 +113,7 @@ def option(
 def argument(
     help: str, *, metavar: str, required: bool = True, choices: Collection[str] = ()
 ) -> Any:
-    """Declare a dataclass field as a positional argument; it is None if it may be left out."""
+    """Declare a dataclass field as a positional argument; the default is None if not `required`."""
     spec = OptionSpec(help=help, choices=tuple(choices), metavar=metavar, positional=True)
     return field(default=MISSING if required else None, metadata={"option": spec})
 
@@ -202,8 +203,8 @@ def validate(declared: "Field[Any]", value: Any) -> Any:
     """Check a value against the declaration of its option.
 
     Returns:
-        The value in the type of the field: text becomes a path, an integer a float, and a single
-        value a list where the field needs it. JSON, TOML and Python callers rely on this.
+        The value in the type of the field. Where the field needs it, text is converted to a path,
+        an integer to a float and a single value to a list, for JSON, TOML and Python callers.
 
     Raises:
         ConfigError: naming the option as users type it.
@@ -271,13 +272,15 @@ def _describe_range(spec: OptionSpec) -> str:
 
 def check_plain_name(name: str) -> str | None:
     """Return None for a valid folder name (not empty, no slash, no leading dot), else the rule."""
-    return None if re.fullmatch(PLAIN_NAME, name) else "be a plain name"
+    return None if re.fullmatch(PLAIN_NAME, name) else "be a name without slashes or a leading dot"
 
 
 def check_dataset_name(name: str) -> str | None:
-    """Allow plain names except those of folders that showtell keeps beside the datasets."""
+    """Return None if `name` can name a dataset's folder, else the rule that it breaks."""
     if name in RESERVED:
-        return f"not be {', '.join(RESERVED[:-1])} or {RESERVED[-1]}, folders of showtell itself"
+        return (
+            f"not be {', '.join(RESERVED[:-1])} or {RESERVED[-1]}, which are showtell's own folders"
+        )
     return check_plain_name(name)
 
 
@@ -300,7 +303,7 @@ class Options:
         return bool(getattr(self, name) != default)
 
     def require_not_both(self, first: str, second: str, reason: str = "") -> None:
-        """Raise a `ConfigError` if two options are set that exclude each other."""
+        """Raise a `ConfigError` if two options that exclude each other are both set."""
         ending = f": {reason}." if reason else "; give one."
         require(
             not (self.is_set(first) and self.is_set(second)),
@@ -308,12 +311,12 @@ class Options:
         )
 
     def require_unused(self, *names: str, unless: bool, needs: str) -> None:
-        """Raise a `ConfigError` if an option is set that has no effect.
+        """Raise a `ConfigError` if an option is set but has no effect.
 
         Args:
-            names: fields that must keep their defaults unless `unless` holds.
-            unless: whether the options have an effect.
-            needs: the options that give them an effect, as typed.
+            names: fields of the options to check.
+            unless: True if they have an effect, so that nothing is checked.
+            needs: the option that must be given for them to have an effect, as typed.
         """
         given = [flag(name) for name in names if self.is_set(name)]
         verb = "applies" if len(given) == 1 else "apply"

@@ -50,8 +50,8 @@ INVALID_TRAINING: list[tuple[dict[str, Any], str]] = [
     ({"attention": "hard"}, "--attention must be one of none, soft, adaptive, got 'hard'."),
     ({"precision": "int8"}, "--precision must be one of auto, fp32, bf16, fp16, got 'int8'."),
     ({"scst_baseline": "max"}, "--scst-baseline must be one of mean, greedy, got 'max'."),
-    ({"run": ""}, "--run must be a plain name, got ''."),
-    ({"run": "../r"}, "--run must be a plain name, got '../r'."),
+    ({"run": ""}, "--run must be a name without slashes or a leading dot, got ''."),
+    ({"run": "../r"}, "--run must be a name without slashes or a leading dot, got '../r'."),
     (
         {"run": "x+y"},
         "--run must not contain '+', which joins the runs of an ensemble, got 'x+y'.",

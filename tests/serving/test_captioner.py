@@ -194,7 +194,7 @@ def test_run_with_grids_needs_an_encoder_with_grids(run_dir, monkeypatch) -> Non
     monkeypatch.setattr(Decoder, "uses_grid", True)
     monkeypatch.setattr(Backbone, "has_grid", False)
     with pytest.raises(
-        MismatchError, match=r"needs grid features, which resnet18-\S+ at --image-size"
+        MismatchError, match=r"needs grid features, which resnet18-\S+ does not have"
     ):
         load(run_dir, device="cpu")
 

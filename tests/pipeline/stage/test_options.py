@@ -71,7 +71,7 @@ class Config(StageConfig):
         ({"cell": "LSTM"}, "got 'LSTM'. Did you mean 'lstm'?"),
         ({"split": "vall"}, "--split must be one of train, val, got 'vall'. Did you mean 'val'?"),
         ({"modes": ["fast", "slo"]}, "MODE must be one of fast, slow, got 'slo'. Did you mean"),
-        ({"name": "../x"}, "--name must be a plain name, got '../x'."),
+        ({"name": "../x"}, "--name must be a name without slashes or a leading dot, got '../x'."),
         ({"batch_size": "three"}, "--batch-size must be an integer, got 'three'."),
         ({"batch_size": 2.5}, "--batch-size must be an integer, got 2.5."),
         ({"batch_size": True}, "--batch-size must be an integer, got True."),
@@ -219,12 +219,15 @@ def test_result_options_leave_out_what_does_not_affect_the_result() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "--dataset must be a plain name, got ''."),
-        ("../x", "--dataset must be a plain name, got '../x'."),
-        ("a/b", "--dataset must be a plain name, got 'a/b'."),
-        ("..", "--dataset must be a plain name, got '..'."),
-        ("a\\b", "--dataset must be a plain name, got 'a\\\\b'."),
-        ("runs", "--dataset must not be runs, ensembles or bench, folders of showtell itself, got"),
+        ("", "--dataset must be a name without slashes or a leading dot, got ''."),
+        ("../x", "--dataset must be a name without slashes or a leading dot, got '../x'."),
+        ("a/b", "--dataset must be a name without slashes or a leading dot, got 'a/b'."),
+        ("..", "--dataset must be a name without slashes or a leading dot, got '..'."),
+        ("a\\b", "--dataset must be a name without slashes or a leading dot, got 'a\\\\b'."),
+        (
+            "runs",
+            "--dataset must not be runs, ensembles or bench, which are showtell's own folders, got",
+        ),
     ],
 )
 def test_dataset_must_be_the_name_of_a_folder(name: str, message: str) -> None:
