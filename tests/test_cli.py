@@ -341,7 +341,7 @@ def test_garbage_collector_runs_rarely_and_skips_imported_objects_at_exit() -> N
 def test_traceback_of_a_bug_is_plain_and_shows_no_local_values() -> None:
     code = (
         "import sys; from showtell import cli; from showtell.pipeline import prepare\n"
-        "def fail(config): secret = 'a local value'; raise ZeroDivisionError('a bug')\n"
+        "def fail(config): secret = 'a local ' + 'value'; raise ZeroDivisionError('a bug')\n"
         "prepare.prepare = fail; sys.argv = ['showtell', 'prepare']; cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

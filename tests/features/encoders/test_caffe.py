@@ -143,7 +143,10 @@ def fake_npm(folder, monkeypatch, script):
     """Put an `npm` on PATH that runs the Python script; nothing else is on PATH."""
     folder.mkdir()
     npm = folder / "npm"
-    npm.write_text(f"#!{sys.executable}\nimport sys, shutil\n{script}\n")
+    program = npm.with_suffix(".py")
+    program.write_text(f"import sys, shutil\n{script}\n")
+    # A "#!" line could not hold a path with spaces.
+    npm.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{program}' \"$@\"\n")
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(folder))
 
