@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..features.reading.batches import ImageBatch, read_batches, split_into_batc
 from ..features.reading.transform import Transform
 from ..features.runner import compute_shards
 from ..features.store import features_command, find_features
-from ..pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
+from ..pipeline.stage.errors import DatasetError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import BenchConfig
@@ -62,24 +61,9 @@ class Extraction:
 
     def network_rate(self, seconds: float) -> float:
         """Return the images/s of the network alone."""
-        pixels = self._some_pixels().to(self.device)
-        return network_rate(self.backbone, pixels, seconds)
-
-    def int8_network_rate(self, seconds: float) -> float | None:
-        """Return the images/s of the network alone in int8; None if that is not supported."""
-        options = self.options
-        with suppress(ConfigError):
-            backbone = load_backbone(
-                options.encoder, options.weights, options.image_size, self.device, "int8"
-            )
-            return network_rate(backbone, self._some_pixels(), seconds)
-        return None
-
-    def _some_pixels(self) -> torch.Tensor:
-        """Return one batch of pixels, on the CPU."""
         images = repeat_images(self.images, self.options.batch_size)
-        with_pixels = decode_images(images, self.backbone.transform, len(images))
-        return next(with_pixels).pixels
+        batch = next(decode_images(images, self.backbone.transform, len(images)))
+        return network_rate(self.backbone, batch.pixels.to(self.device), seconds)
 
     def run(self, images: ImageList, folder: Path, watch: Stopwatch) -> Iterator[int]:
         """Compute features of `images` into `folder`, yielding the number of images per shard."""

@@ -20,7 +20,7 @@ def device_option() -> str:
 
 
 def precision_option() -> str:
-    """Declare `--precision` of a decoder."""
+    """Declare `--precision`."""
     return option(
         "auto",
         "Number format of the computation. auto uses bf16 where it is fast, else fp32.",
@@ -80,10 +80,4 @@ class FeaturesConfig(DatasetConfig):
         group="Hardware",
     )
     device: str = device_option()
-    precision: str = option(
-        "auto",
-        "Number format of the network. auto uses bf16 where it is fast, else fp32. int8 is the "
-        "fastest on CPUs with VNNI (ResNets only); features differ by several per cent from fp32.",
-        choices=("auto", "fp32", "bf16", "fp16", "int8"),
-        group="Hardware",
-    )
+    precision: str = precision_option()

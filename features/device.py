@@ -12,7 +12,6 @@ PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    "int8": torch.int8,
 }
 
 # Parameters of mallopt, from glibc's malloc.h.
@@ -42,10 +41,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for `--precision`: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
+    """Return the dtype for `--precision`: `auto`, `fp32`, `bf16` or `fp16`.
 
-    `auto` is bf16 if the hardware multiplies it natively, else fp16 on a GPU and fp32 on a CPU. It
-    is never int8, whose features differ by several percent.
+    `auto` is bf16 if the hardware multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
 
     Raises:
         ConfigError: the name is unknown, or this device does not support the precision.
@@ -59,26 +57,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             "--precision fp16 is for GPUs; a CPU computes it slower than fp32. "
             "Use --precision auto, bf16 or fp32."
         )
-    if name == "int8":
-        require_int8(device)
     return PRECISIONS[name]
-
-
-def require_int8(device: torch.device) -> None:
-    """Check that the device can multiply int8 in hardware and that torch can use it.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    reason = None
-    if device.type != "cpu":
-        reason = f"is for CPUs, got --device {device}"
-    elif not torch.backends.mkldnn.is_available():
-        reason = f"needs oneDNN, and torch {torch.__version__} was built without it"
-    elif not cpu_multiplies_int8():
-        reason = "needs a CPU with AVX512-VNNI, AVX-VNNI or AMX, and this one has none of them"
-    if reason:
-        raise ConfigError(f"--precision int8 {reason}. Use --precision bf16 or fp32.")
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -128,26 +107,16 @@ def _fastest_precision(device: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware: AVX512-BF16, AMX, or ARM's bf16."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return _cpu_has(probes, {"avx512_bf16", "amx_bf16", "bf16"})
+    """Whether this CPU multiplies bf16 in hardware: AVX512-BF16, AMX, or ARM's bf16.
 
-
-def cpu_multiplies_int8() -> bool:
-    """Whether this CPU multiplies int8 in hardware, with instructions that oneDNN uses."""
-    probes = ("_is_vnni_supported", "_is_amx_tile_supported")
-    return _cpu_has(probes, {"avx512_vnni", "avx_vnni", "amx_int8"})
-
-
-def _cpu_has(probes: tuple[str, ...], flags: set[str]) -> bool:
-    """Whether one of torch's probes returns True or Linux lists one of the CPU flags.
-
-    The probes are private functions that have been renamed before, so both sources are used.
+    torch's probes are private functions that have been renamed before, so Linux's list of CPU flags
+    is read as well.
     """
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if any(probe() for name in probes if (probe := getattr(torch.cpu, name, None))):
         return True
     try:
         words = Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
     except OSError:
         return False
-    return not flags.isdisjoint(words)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)

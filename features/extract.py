@@ -31,7 +31,6 @@ from .manifest import describe_features, describe_network, is_up_to_date
 from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
 from .reading.broken_images import MISSING
 from .runner import compute_shards
-from .store import kept_precision
 
 STAGING = ".next"
 NUM_SKIPPED_SHOWN = 3
@@ -84,18 +83,12 @@ def resolve_auto_weights(config: FeaturesConfig, images: ImageList) -> FeaturesC
 
 
 def keep_extras(config: FeaturesConfig, done: Manifest | None) -> FeaturesConfig:
-    """Return the options, extended to keep everything that the existing features contain.
-
-    Views and grid features stay; with `--precision auto`, int8 features stay int8.
-    """
+    """Return the options, extended to keep the views and grid features that already exist."""
     if done is None:
         return config
     views = max(config.views, done.config.get("views", 1))
     grid = config.grid or done.config.get("grid", False)
-    precision = config.precision
-    if precision == "auto":
-        precision = kept_precision(done) or precision
-    return replace(config, views=views, grid=grid, precision=precision)
+    return replace(config, views=views, grid=grid)
 
 
 def require_images_still_exist(done: Manifest | None, directory: Path, images: ImageList) -> None:
@@ -221,12 +214,10 @@ def pillow_warnings_ignored() -> Iterator[None]:
 
 
 def describe_counts(manifest: Manifest) -> str:
-    """Return the counts as text, e.g. `8,000 images, 6 views, 49 grid cells, int8`."""
+    """Return the counts as text, e.g. `8,000 images, 6 views, 49 grid cells`."""
     counts = manifest.counts
     labels = {"images": "num_images", **OPTIONAL_COUNTS}
-    parts = [f"{counts[key]:,} {label}" for label, key in labels.items() if key in counts]
-    precision = kept_precision(manifest)
-    return ", ".join([*parts, precision] if precision else parts)
+    return ", ".join(f"{counts[key]:,} {label}" for label, key in labels.items() if key in counts)
 
 
 def print_summary(directory: Path, manifest: Manifest) -> None:

@@ -10,7 +10,6 @@ Fields in brackets exist only with more than one view, or with grid features.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def is_up_to_date(
     if not any(images.stamps):
         # All images have been deleted since; the features remain valid.
         inputs["images"] = done.inputs.get("images", "")
-    options = describe_options(replace(config, precision=str(precision)))
+    options = describe_options(config) | {"precision": precision}
     return done.matches(directory, VERSION, options, inputs)
 
 

@@ -319,7 +319,6 @@ def features_command(directory: Path, manifest: Manifest | None = None) -> str:
         "format": manifest.config["format"],
         "image-size": manifest.config["image_size"],
         "views": manifest.config.get("views"),
-        "precision": kept_precision(manifest),
     }
     given = [f" --{name} {value}" for name, value in options.items() if value is not None]
     return command + "".join(given) + (" --grid" if manifest.config.get("grid") else "")
@@ -333,11 +332,3 @@ def extend_command(store: FeatureStore, num_views: int, grid: bool) -> str:
     }
     manifest = replace(store.manifest, config=store.manifest.config | wanted)
     return features_command(store.directory, manifest)
-
-
-def kept_precision(manifest: Manifest) -> str | None:
-    """Return int8 if the features were computed in it: other precisions differ by several percent.
-
-    Otherwise None: fp32, bf16 and fp16 are interchangeable.
-    """
-    return "int8" if manifest.config.get("precision") == "int8" else None

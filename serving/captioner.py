@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..features.device import choose_device, cpu_multiplies_int8, keep_freed_memory
+from ..features.device import choose_device, keep_freed_memory
 from ..features.encoders.backbone import Backbone, load_backbone
 from ..features.reading.broken_images import UnreadableImageError
 from ..features.reading.decode import decode_image, to_upright_rgb
@@ -186,8 +186,7 @@ def load(
         data: the data folder; used if `run` is not a folder.
         weights: path of the encoder's weights, if the file was moved after training.
         device: cpu, cuda, …; auto uses a GPU if there is one.
-        precision: auto, fp32, bf16 or fp16; or int8, which applies to the encoder only. auto uses
-            int8 for the encoder if the run was trained on int8 features and the CPU supports it.
+        precision: auto, fp32, bf16 or fp16.
 
     Raises:
         MissingArtifactError: there is no such run.
@@ -201,12 +200,9 @@ def load(
         data = run_dir.absolute().parents[1]  # data/runs/<run>
     else:
         run_dir = find_run(Path(data), None if run is None else str(run))
-    used = Precision("auto" if precision == "int8" else precision, choose_device(device))
+    used = Precision(precision, choose_device(device))
     config, vocab, decoder = load_run(run_dir, used.device)
     trained_with = config.backbone
-    trained_on_int8 = trained_with.get("precision") == "int8"
-    if precision == "auto" and trained_on_int8 and used.device.type == "cpu":
-        precision = "int8" if cpu_multiplies_int8() else precision
     backbone = load_backbone(
         trained_with["encoder"],
         str(weights or trained_with["weights"]),

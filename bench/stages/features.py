@@ -22,10 +22,6 @@ def measure_on(config: BenchConfig, dataset: str) -> Measurement:
     keep_freed_memory()
     extraction = Extraction.load(config, dataset, SHARD_SIZE)
     network = extraction.network_rate(config.seconds)
-    rates = {"network_alone": network}
-    int8_network = extraction.int8_network_rate(config.seconds)
-    if int8_network is not None:
-        rates["network_alone_int8"] = int8_network
     num_images = SHARD_SIZE * max(1, round(config.seconds * network / SHARD_SIZE))
     images = repeat_images(extraction.images, num_images)
     decoding = decoding_rate(images, extraction.backbone.transform)
@@ -42,7 +38,7 @@ def measure_on(config: BenchConfig, dataset: str) -> Measurement:
         limited_by="the network alone" if network < decoding else "the decoding of JPEGs alone",
         shares=shares,
         details={
-            **rates,
+            "network_alone": network,
             "decoding_alone": decoding,
             "num_images": num_images,
             "num_files": min(num_images, len(extraction.images)),

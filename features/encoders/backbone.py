@@ -12,7 +12,6 @@ from ..device import choose_precision
 from ..reading.transform import Transform
 from .family import PretrainedNetwork
 from .fusion import fold_batch_norms, fuse_activations
-from .quantization import draw_examples, quantize
 from .registry import load_pretrained
 
 # Raised by networks for an image size that they do not support.
@@ -52,7 +51,7 @@ class Backbone(nn.Module):
         self.transform: Transform = pretrained.transform
         self.name = pretrained.name
         self.weights_sha256 = pretrained.weights_sha256
-        self.dtype = torch.float32 if dtype == torch.int8 else dtype
+        self.dtype = dtype
         network = pretrained.network.eval()
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
@@ -66,9 +65,6 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         super().train(False)
         self.feature_dim, self.num_cells = self._probe()
-        if dtype == torch.int8:
-            examples = self._normalize(draw_examples(self.transform))
-            self.network = quantize(self.network, examples, self.name)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -187,7 +183,7 @@ def load_backbone(
         weights: as for `load_pretrained`.
         image_size: side of the crop in pixels; None uses the size of the weights' transform.
         device: where to compute.
-        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:
         ConfigError: an option is invalid.

@@ -14,7 +14,7 @@ from showtell.pipeline.stage.errors import ConfigError
         ({"views": 0}, "--views must be at least 1 and at most 6, got 0."),
         ({"views": 7}, "--views must be at least 1 and at most 6, got 7."),
         ({"format": "csv"}, "--format must be one of hdf5, parquet, got 'csv'."),
-        ({"precision": "f8"}, "--precision must be one of auto, fp32, bf16, fp16, int8, got 'f8'."),
+        ({"precision": "f8"}, "--precision must be one of auto, fp32, bf16, fp16, got 'f8'."),
     ],
 )
 def test_invalid_options_are_refused(options, message: str) -> None:

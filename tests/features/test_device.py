@@ -80,37 +80,18 @@ def test_precision_refuses_fp16_on_a_cpu():
 
 
 def test_precision_refuses_an_unknown_name():
-    with pytest.raises(ConfigError, match="must be auto, fp32, bf16, fp16, int8, got 'fp8'"):
+    with pytest.raises(ConfigError, match="must be auto, fp32, bf16, fp16, got 'fp8'"):
         choose_precision("fp8", CPU)
 
 
-def test_int8_needs_a_cpu_that_multiplies_it(monkeypatch):
-    with pytest.raises(ConfigError, match=r"int8 is for CPUs, got --device cuda\. Use"):
-        choose_precision("int8", torch.device("cuda"))
-    monkeypatch.setattr(device_module, "cpu_multiplies_int8", lambda: False)
-    with pytest.raises(ConfigError, match=r"needs a CPU with AVX512-VNNI.*--precision bf16"):
-        choose_precision("int8", CPU)
-    monkeypatch.setattr(device_module, "cpu_multiplies_int8", lambda: True)
-    assert choose_precision("int8", CPU) is torch.int8
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="needs oneDNN"):
-        choose_precision("int8", CPU)
-
-
-@pytest.mark.parametrize(
-    ("probe", "flag"),
-    [
-        (device_module.cpu_multiplies_bf16, "avx512_bf16"),
-        (device_module.cpu_multiplies_int8, "avx512_vnni"),
-    ],
-)
-def test_probes_fall_back_to_cpuinfo(monkeypatch, tmp_path, probe, flag):
-    for name in ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported"):
+def test_bf16_probe_falls_back_to_cpuinfo(monkeypatch, tmp_path):
+    probe = device_module.cpu_multiplies_bf16
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     cpuinfo = tmp_path / "cpuinfo"
     monkeypatch.setattr(device_module, "Path", lambda path: cpuinfo)
     assert not probe()
-    cpuinfo.write_text(f"flags : fpu avx512f {flag} lm\n")
+    cpuinfo.write_text("flags : fpu avx512f avx512_bf16 lm\n")
     assert probe()
     cpuinfo.write_text("flags : fpu avx512f lm\n")
     assert not probe()

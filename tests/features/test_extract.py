@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
-from showtell.features import device, plan, runner
 from showtell.features import extract as stage
+from showtell.features import plan, runner
 from showtell.features.config import FeaturesConfig
 from showtell.features.encoders import hub, torchvision_models
 from showtell.features.encoders.torchvision_models import TorchvisionModels
@@ -25,7 +25,7 @@ from showtell.features.reading.decode import decode_image
 from showtell.features.reading.transform import Transform
 from showtell.features.reading.views import VIEWS
 from showtell.features.shards import FeatureShard, read_shard, write_shard
-from showtell.features.store import FeatureStore, features_command
+from showtell.features.store import FeatureStore
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.datasets.records import ImageRecord
@@ -257,27 +257,15 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in features_dir(config).iterdir()} == before
 
 
-def test_int8_features_are_kept_until_another_precision_is_given(
-    tmp_path, network, monkeypatch, capsys
-):
-    monkeypatch.setattr(device, "cpu_multiplies_int8", lambda: True)
-    config = replace(make_dataset(tmp_path), precision="int8")
+def test_int8_features_of_an_earlier_version_stay_valid(tmp_path, network, capsys):
+    config = make_dataset(tmp_path)
     auto, directory = replace(config, precision="auto"), features_dir(config)
     first = extract(config)
-    assert first.config["precision"] == "int8"
-    assert FeatureStore.load(directory).backbone["precision"] == "int8"
+    old = replace(first, config=first.config | {"precision": "int8"}).write(directory)
     capsys.readouterr()
-    assert extract(auto) == first
-    assert "is up to date (22 images, int8)" in capsys.readouterr().out
-    (directory / "part-00001.h5").unlink()
-    again = extract(auto)
-    assert again.config["precision"] == "int8"
-    assert again.details["num_computed"] == SHARD_SIZE  # the others are as good as they were
-    assert features_command(directory, again).endswith(" --precision int8")
-    other = extract(replace(config, precision="fp32"))
-    assert other.config["precision"] == "fp32"
-    assert other.details["num_computed"] == NUM_IMAGES
-    assert "--precision" not in features_command(directory, other)
+    assert extract(auto) == old
+    assert "is up to date" in capsys.readouterr().out
+    assert extract(config).config["precision"] == "fp32"
 
 
 def test_preparing_with_another_vocabulary_keeps_the_features(tmp_path, network):

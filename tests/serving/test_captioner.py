@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,12 @@ import torch
 from PIL import Image
 
 from showtell.features.config import FeaturesConfig
-from showtell.features.encoders.backbone import Backbone, load_backbone
+from showtell.features.encoders.backbone import Backbone
 from showtell.features.extract import extract
 from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.decoders.base import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.generation.options import DecodingOptions
-from showtell.model.runs.run import RunConfig
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.stage.errors import (
@@ -107,28 +105,6 @@ def test_load_takes_a_folder_a_name_or_the_newest_run(
         loaded = load(**options, device="cpu", precision="fp32")
         assert loaded.caption(image_paths[:4]) == expected
         assert not loaded.decoder.training
-
-
-@pytest.mark.parametrize(
-    ("has_int8", "asked", "expected"),
-    [(True, "auto", "int8"), (False, "auto", "auto"), (True, "fp32", "fp32")],
-)
-def test_run_trained_on_int8_features_encodes_in_int8(
-    data, run_dir, monkeypatch, has_int8, asked, expected
-) -> None:
-    run = RunConfig.read(run_dir)
-    replace(run, backbone=run.backbone | {"precision": "int8"}).write(run_dir)
-    taken = []
-
-    def load_network(*args):
-        taken.append(args[-1])
-        return load_backbone(*args[:-1], "fp32")
-
-    monkeypatch.setattr(captioner_module, "load_backbone", load_network)
-    monkeypatch.setattr(captioner_module, "cpu_multiplies_int8", lambda: has_int8)
-    loaded = load(run_dir, device="cpu", precision=asked)
-    assert taken == [expected]
-    assert loaded.precision.dtype != torch.int8  # the decoder has no such layers
 
 
 def test_run_with_attention_captions_like_eval(

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torchvision import models
 
-from showtell.features.device import cpu_multiplies_int8
 from showtell.features.encoders import backbone as backbone_module
 from showtell.features.encoders.backbone import Backbone, load_backbone
 from showtell.features.encoders.family import PretrainedNetwork
@@ -220,35 +219,3 @@ def test_network_without_plain_average_pooling_has_no_grid(encoder):
     message = f"{encoder}-random has no grid features.*Leave out --grid, or choose another"
     with pytest.raises(ConfigError, match=message):
         backbone.grid(random_pixels(64))
-
-
-@pytest.mark.parametrize(
-    ("encoder", "size", "spoil", "error"),
-    [("alexnet", 32, False, ConfigError), ("resnet18", 64, True, WeightsError)],
-)
-def test_unusable_network_is_an_error_before_it_is_quantized(encoder, size, spoil, error):
-    messages = []
-    for dtype in (torch.float32, torch.int8):
-        source = pretrained(encoder, size)
-        if spoil:
-            source.network.conv1.weight.data[0] = torch.nan
-        with pytest.raises(error) as raised:
-            Backbone(source, CPU, dtype)
-        messages.append(str(raised.value))
-    assert messages[0] == messages[1]
-
-
-@pytest.mark.skipif(not cpu_multiplies_int8(), reason="this CPU has no VNNI")
-def test_int8_features_and_grids_are_close_to_float32_and_deterministic():
-    exact, first, second = (
-        Backbone(pretrained("resnet50"), CPU, dtype)
-        for dtype in (torch.float32, torch.int8, torch.int8)
-    )
-    pixels = random_pixels(64)
-    for found, expected in zip(
-        first.pool_and_grid(pixels), exact.pool_and_grid(pixels), strict=True
-    ):
-        assert found.dtype == torch.float32
-        assert 0 < torch.dist(found, expected) < 0.2 * expected.norm()
-    assert first.num_cells == exact.num_cells
-    assert torch.equal(first(pixels), second(pixels))
