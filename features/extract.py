@@ -60,7 +60,7 @@ def extract(config: FeaturesConfig) -> Manifest:
             print_note(f"features: {directory} is up to date ({describe_counts(done)})")
             return done
         require_images_still_exist(done, directory, images)
-        manifest = compute(config, images, directory, started)
+        manifest = compute_features(config, images, directory, started)
     print_summary(directory, manifest)
     return manifest
 
@@ -110,8 +110,10 @@ def require_images_still_exist(done: Manifest | None, directory: Path, images: I
         )
 
 
-def compute(config: FeaturesConfig, images: ImageList, directory: Path, started: float) -> Manifest:
-    """Compute the shards that are missing, then publish all of them with a new manifest.
+def compute_features(
+    config: FeaturesConfig, images: ImageList, directory: Path, started: float
+) -> Manifest:
+    """Compute the missing shards, publish all shards and return the new manifest.
 
     Args:
         config: the stage's options.

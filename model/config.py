@@ -19,7 +19,7 @@ from .presets import TRAIN_PRESETS
 
 
 def check_run_name(name: str) -> str | None:
-    """Allow plain names without `+`, which joins the names of an ensemble's runs."""
+    """Return None if `name` is a valid run name, else the rule that it breaks."""
     if "+" in name:
         return "not contain '+', which joins the runs of an ensemble"
     return check_plain_name(name)

@@ -200,14 +200,14 @@ def load(
         data = run_dir.absolute().parents[1]  # data/runs/<run>
     else:
         run_dir = find_run(Path(data), None if run is None else str(run))
-    used = Precision(precision, choose_device(device))
-    config, vocab, decoder = load_run(run_dir, used.device)
+    decoder_precision = Precision(precision, choose_device(device))
+    config, vocab, decoder = load_run(run_dir, decoder_precision.device)
     trained_with = config.backbone
     backbone = load_backbone(
         trained_with["encoder"],
         str(weights or trained_with["weights"]),
         trained_with["image_size"],
-        used.device,
+        decoder_precision.device,
         precision,
     )
     if backbone.weights_sha256 != trained_with["weights_sha256"]:
@@ -221,7 +221,7 @@ def load(
             f"The run {run_dir} needs grid features, which {backbone.name} does not "
             f"have. Restore the original {CONFIG_NAME} of the run."
         )
-    return Captioner(backbone, decoder, vocab, used, config, Path(data))
+    return Captioner(backbone, decoder, vocab, decoder_precision, config, Path(data))
 
 
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:

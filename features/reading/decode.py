@@ -29,8 +29,8 @@ def decode_image(content: bytes, transform: Transform | None = None) -> Image.Im
     try:
         image = Image.open(io.BytesIO(content))
         if transform is not None:
-            # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. EXIF rotation may yet swap
-            # width and height, but the transform treats both in the same way.
+            # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. The EXIF rotation can
+            # swap width and height later, but the transform treats both in the same way.
             image.draft(None, transform.resized_size(*image.size))
         image.load()
         return to_upright_rgb(image)

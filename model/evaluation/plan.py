@@ -121,7 +121,7 @@ def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, ImageIds
     image_ids = images.select(split)
     if not len(image_ids):
         raise MissingArtifactError(
-            f"{captions_dir} has no {split} images. Choose --split from "
+            f"{captions_dir} has no {split} images. Set --split to one of "
             f"{', '.join(sorted(set(images.splits)))}."
         )
     return split, image_ids

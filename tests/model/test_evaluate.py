@@ -385,7 +385,7 @@ def test_dataset_without_a_test_split_is_evaluated_on_val(
     with pytest.raises(MissingArtifactError) as caught:
         evaluate(EvalConfig(data=data, run="r", split="test"))
     assert "has no test images" in str(caught.value)
-    assert "Choose --split from train, val." in str(caught.value)
+    assert "Set --split to one of train, val." in str(caught.value)
     assert not (data / "runs/r/eval/test-beam3").exists()
 
 
