@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         feature_dim: D, the width of the pooled features.
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
         weights_sha256: SHA-256 of the weights, in hex.
-        dtype: the dtype that the network computes in; float32 if it is quantized to int8.
+        dtype: the dtype that the network computes in.
         num_cells: P, the number of grid cells, i.e. of positions in the feature map before global
             average pooling. 0 if the pooled features are not the mean of a feature map.
     """
@@ -41,10 +41,10 @@ class Backbone(nn.Module):
         Args:
             pretrained: the network with its transform; the network is modified.
             device: where to run it.
-            dtype: precision of the network; int8 quantizes it.
+            dtype: precision of the network.
 
         Raises:
-            ConfigError: the network does not support the image size or int8.
+            ConfigError: the network does not support the image size.
             WeightsError: its features are not finite.
         """
         super().__init__()
