@@ -1,4 +1,4 @@
-"""Options of `showtell features`, and `--device` and `--precision` of other commands."""
+"""Options of `showtell features`, and the hardware options that other commands share with it."""
 
 from dataclasses import dataclass
 
