@@ -18,7 +18,7 @@ from pycocoevalcap.meteor import meteor
 from .java import JavaProcess
 from .metric import Floats
 
-METEOR_JAR = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+METEOR_DIR = Path(meteor.__file__).parent
 TIMEOUT_S = 300.0  # METEOR loads 60 MB of paraphrases before its first answer
 
 NUM_COUNTS = 23
@@ -32,11 +32,20 @@ MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraph
 
 
 class Meteor(JavaProcess):
-    """The Java program, started once for any number of captions."""
+    """The Java program, started once for any number of captions.
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        arguments = ("-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
-        super().__init__("METEOR", arguments, timeout_s)
+    Args:
+        timeout_s: how long it may take for one answer.
+        folder: contains the jar, and the paraphrases in `data/`.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S, folder: Path = METEOR_DIR) -> None:
+        # The program finds its paraphrases by itself only below a path without spaces and accents.
+        paraphrases = folder / "data" / "paraphrase-en.gz"
+        options = ("-stdio", "-l", "en", "-norm", "-a", paraphrases)
+        super().__init__(
+            "METEOR", ("-jar", folder / meteor.METEOR_JAR, "-", "-", *options), timeout_s
+        )
 
     def count(self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> list[str]:
         """Return the line of counts of each of N captions.

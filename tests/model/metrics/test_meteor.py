@@ -1,10 +1,16 @@
 import functools
 import random
+import shutil
 
 import numpy as np
 import pytest
 
-from showtell.model.metrics.meteor import Meteor, meteor_of_counts, read_meteor_counts
+from showtell.model.metrics.meteor import (
+    METEOR_DIR,
+    Meteor,
+    meteor_of_counts,
+    read_meteor_counts,
+)
 from showtell.pipeline.stage.errors import ScorerError
 
 WORDS = ("the", "a", "dog", "dogs", "runs", "running", "fast", "on", "of", "grass", "lawn", ",")
@@ -45,6 +51,13 @@ def test_score_of_any_set_of_captions_equals_the_java_programs():
     found = meteor_of_counts(np.stack([counts[drawn].sum(axis=0) for drawn in rows]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert expected[0] != pytest.approx(np.mean(each), abs=1e-3)  # it is not the mean
+
+
+def test_program_runs_in_a_folder_with_spaces_and_accents(tmp_path):
+    folder = shutil.copytree(METEOR_DIR, tmp_path / "my show-tell é")
+    with Meteor(folder=folder) as meteor:
+        (line,) = meteor.count([["a little puppy is running"]], ["a small dog runs"])
+    assert len(line.split()) == 23
 
 
 def test_captions_without_a_match_score_zero():
