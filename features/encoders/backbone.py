@@ -218,9 +218,9 @@ def fuse_for_cpu(network: nn.Module, size: int, dtype: torch.dtype) -> nn.Module
     Returns:
         The fused network if it gives the same results, else `network`; converted to `dtype`.
     """
-    fused, num_fused = fuse_activations(network)
+    fused = fuse_activations(network)
     # A small image is faster to test with, but not every network supports it.
-    for side in (min(size, PROBE_SIZE), size) if num_fused else ():
+    for side in (min(size, PROBE_SIZE), size) if fused is not network else ():
         try:
             agrees = is_equivalent(fused, network, side, dtype)
         except (RuntimeError, AssertionError, ValueError, AttributeError):

@@ -1,8 +1,8 @@
-"""The same function in fewer passes over memory: layers of a frozen network joined into one.
+"""Fused layers for faster inference with a frozen network.
 
-Batch normalisation in eval mode is a product and a sum for each channel, so it goes into the
-convolution before it. On a CPU the activation, and the shortcut's addition before it, are done by
-the convolution as it writes its result: each would otherwise read and write all of it once more.
+In eval mode a batch norm scales and shifts each channel, so it can be folded into the convolution
+before it. On a CPU, oneDNN can also add a residual and apply an activation while a convolution
+writes its output, instead of in separate passes over memory.
 """
 
 import operator
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Activations that oneDNN can apply to a result: type → its name for them, and their scalars.
+# Activations that oneDNN can fuse: layer or function → oneDNN's name and parameters.
 ACTIVATIONS: dict[Any, tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     functional.relu: ("relu", []),
@@ -23,163 +23,157 @@ ACTIVATIONS: dict[Any, tuple[str, list[float]]] = {
     nn.Hardswish: ("hardswish", []),
 }
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
-# Layers whose result is a tensor of its own, not a view of another.
-OWNERS = (nn.Conv2d, nn.MaxPool2d, *(kind for kind in ACTIVATIONS if isinstance(kind, type)))
+NO_OPS = (nn.Identity, nn.Dropout)  # layers that do nothing in eval mode
 
 
 class FusedConvolution(nn.Module):
-    """A convolution that also applies an activation, and before it adds a tensor if there is one.
-
-    The sum is written over the added tensor, which is in the cache already.
+    """A convolution, an optional residual and an activation in one layer.
 
     Args:
-        conv: its weights and geometry are taken over.
-        activation: oneDNN's name of it.
-        scalars: parameters of the activation.
+        conv: the convolution, whose parameters are shared.
+        activation: oneDNN's name of the activation.
+        scalars: the activation's parameters.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str, scalars: list[float]) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self.geometry = geometry_of(conv)
-        self.activation, self.scalars = activation, scalars
+        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.activation = (activation, scalars, "")  # the last is oneDNN's algorithm; default
 
-    def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), and perhaps (B, C', H', W') to add → (B, C', H', W')."""
-        ops, layer = torch.ops.mkldnn, (self.weight, self.bias, *self.geometry)
-        after = (self.activation, self.scalars, "")
-        if other is None:
-            result: Tensor = ops._convolution_pointwise(inputs, *layer, *after)
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return activation(conv(inputs) + residual).
+
+        Args:
+            inputs: (B, C, H, W).
+            residual: (B, C', H', W'), like the result.
+        """
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        layer = (self.weight, self.bias, *self.geometry)
+        if residual is None:
+            result: Tensor = convolve(inputs, *layer, *self.activation)
         else:
-            result = ops._convolution_pointwise_.binary(other, inputs, *layer, "add", 1.0, *after)
+            result = convolve.binary(inputs, residual, *layer, "add", 1.0, *self.activation)
         return result
 
 
-def fold_batch_norms(network: nn.Module) -> int:
-    """Fold each batch normalisation into the convolution before it, in place.
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold each batch norm into the convolution before it, in place.
 
-    A network that cannot be traced, or a normalisation that follows something else, stays as it is.
+    Batch norms that follow another kind of layer remain, and a network that cannot be traced is not
+    changed.
 
     Args:
-        network: in eval mode, float32.
-
-    Returns:
-        Number of batch normalisations folded.
+        network: float32, in eval mode.
     """
     graph = trace(network)
     if graph is None:
-        return 0
-    modules = dict(network.named_modules())
-    pairs = [
-        (str(before.target), str(node.target))
-        for node in graph.nodes
-        if is_call(node, modules, nn.BatchNorm2d)
-        and is_call(before := node.args[0], modules, nn.Conv2d)
-        and len(before.users) == 1
-    ]
-    # A layer that is called twice may be followed by another normalisation each time.
-    num_calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    pairs = [pair for pair in pairs if num_calls[pair[0]] == num_calls[pair[1]] == 1]
-    for conv, norm in pairs:
-        network.set_submodule(conv, fuse_conv_bn_eval(modules[conv], modules[norm]))
-        network.set_submodule(norm, nn.Identity())
-    return len(pairs)
+        return
+    num_calls = count_calls(graph)
+    for norm in graph.nodes:
+        if type(called_layer(network, norm)) is not nn.BatchNorm2d:
+            continue
+        conv = norm.all_input_nodes[0]
+        # A layer that is called twice may have another neighbour each time.
+        used_once = num_calls[conv.target] == num_calls[norm.target] == len(conv.users) == 1
+        if used_once and type(called_layer(network, conv)) is nn.Conv2d:
+            layers: list[Any] = [network.get_submodule(node.target) for node in (conv, norm)]
+            network.set_submodule(conv.target, fuse_conv_bn_eval(*layers))
+            network.set_submodule(norm.target, nn.Identity())
 
 
-def fuse_activations(network: nn.Module) -> tuple[nn.Module, int]:
-    """Join convolutions with the additions and activations that follow them, for a CPU.
+def fuse_activations(network: nn.Module) -> nn.Module:
+    """Fuse convolutions with the additions and activations that follow them, for a CPU.
+
+    The result should be compared with `network` on an example: oneDNN does not support every layer,
+    and operations in place between the fused layers are not noticed.
 
     Args:
-        network: in eval mode, batch normalisations already folded; stays as it is.
+        network: in eval mode, with batch norms folded; not changed.
 
     Returns:
-        A network that computes the same with the same parameters, and its number of joined
-        convolutions; `network` itself where there is nothing to join.
+        A network with the same parameters; `network` itself if nothing can be fused.
     """
     graph = trace(network)
     if graph is None:
-        return network, 0
-    modules = dict(network.named_modules())
-    for node in list(graph.nodes):
-        if is_call(node, modules, *NOTHING):
-            replace_node(graph, node, node.args[0])
+        return network
+    num_calls = count_calls(graph)
     fused = fx.GraphModule(network, graph)
-    num_joined = sum(_join(fused, modules, node) for node in list(fused.graph.nodes))
-    if num_joined == 0:
-        return network, 0
+    for node in list(fused.graph.nodes):
+        if type(called_layer(fused, node)) in NO_OPS:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            fused.graph.erase_node(node)
+    is_fused = [_fuse_into_convolution(fused, node, num_calls) for node in list(fused.graph.nodes)]
+    if not any(is_fused):
+        return network
     fused.delete_all_unused_submodules()
     fused.recompile()
-    return fused.eval(), num_joined
+    return fused.eval()
 
 
 def trace(network: nn.Module) -> fx.Graph | None:
-    """The calls that the network makes; None where they depend on its input."""
+    """Return the graph of the network's calls; None if they depend on its input."""
     try:
         return fx.Tracer().trace(network)
-    except Exception:  # tracing runs the network's own code on stand-ins: anything may come
+    except Exception:  # tracing runs the network's own code, which may raise anything
         return None
 
 
-def is_call(node: Any, modules: dict[str, nn.Module], *kinds: type[nn.Module]) -> bool:
-    """Whether the node calls a module of exactly one of these types."""
-    is_module = isinstance(node, fx.Node) and node.op == "call_module"
-    return is_module and type(modules[str(node.target)]) in kinds
+def count_calls(graph: fx.Graph) -> Counter[Any]:
+    """Return name of a layer → number of times that it is called."""
+    return Counter(node.target for node in graph.nodes if node.op == "call_module")
 
 
-def replace_node(graph: fx.Graph, node: fx.Node, by: Any) -> None:
-    """Let `by` take the place of `node`."""
-    node.replace_all_uses_with(by)
-    graph.erase_node(node)
+def called_layer(network: nn.Module, node: fx.Node) -> nn.Module | None:
+    """Return the layer that a node calls; None if it calls something else."""
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _join(fused: fx.GraphModule, modules: dict[str, nn.Module], node: fx.Node) -> bool:
-    """Join what ends in `node`, where that is an activation after a convolution.
+def _fuse_into_convolution(
+    fused: fx.GraphModule, activation: fx.Node, num_calls: Counter[Any]
+) -> bool:
+    """Replace an activation, the addition and the convolution before it by a `FusedConvolution`.
+
+    Args:
+        fused: the network, changed in place.
+        activation: any node of its graph.
+        num_calls: from `count_calls`.
 
     Returns:
-        Whether it was joined.
+        Whether `activation` is an activation after a convolution.
     """
-    kind = type(modules[str(node.target)]) if node.op == "call_module" else node.target
-    activation = ACTIVATIONS.get(kind)
-    if activation is None:
+    layer = called_layer(fused, activation)
+    kind = activation.target if layer is None else type(layer)
+    if kind not in ACTIVATIONS:
         return False
-    before: Any = node.args[0]
-    addition = before if before.target in ADDITIONS and len(before.users) == 1 else None
-    terms = [before] if addition is None else list(addition.args)
-    free = (t for t in terms if is_plain_convolution(t, modules) and len(t.users) == 1)
-    conv = next(free, None)
-    others = [term for term in terms if term is not conv]
-    if conv is None or not all(_may_be_overwritten(o, addition, modules) for o in others):
+    source = activation.all_input_nodes[0]
+    addition = source if _is_plain_addition(source) else None
+    terms = source.all_input_nodes if addition else [source]
+    conv = next((term for term in terms if _can_be_fused(fused, term, num_calls)), None)
+    if conv is None:
         return False
-    name, layer = str(conv.target), modules[str(conv.target)]
-    assert isinstance(layer, nn.Conv2d)
-    fused.set_submodule(name, FusedConvolution(layer, *activation))
-    with fused.graph.inserting_before(node):
-        joined = fused.graph.call_module(name, (conv.args[0], *others))
-    replace_node(fused.graph, node, joined)
-    for done in (addition, conv):
-        if done is not None:
-            fused.graph.erase_node(done)
+    name = str(conv.target)
+    plain: Any = fused.get_submodule(name)
+    fused.set_submodule(name, FusedConvolution(plain, *ACTIVATIONS[kind]))
+    inputs = (conv.args[0], *(term for term in terms if term is not conv))
+    with fused.graph.inserting_before(activation):
+        activation.replace_all_uses_with(fused.graph.call_module(name, inputs))
+    for node in (activation, addition, conv):
+        if node is not None:
+            fused.graph.erase_node(node)
     return True
 
 
-def is_plain_convolution(node: Any, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node is a convolution, called once, that fills up with zeros by numbers."""
-    if not is_call(node, modules, nn.Conv2d) or len(node.args) != 1:
+def _is_plain_addition(node: fx.Node) -> bool:
+    """Return whether the node adds two different tensors and has one user."""
+    is_sum = node.target in ADDITIONS and len(node.all_input_nodes) == 2 and not node.kwargs
+    return is_sum and len(node.users) == 1
+
+
+def _can_be_fused(network: nn.Module, node: fx.Node, num_calls: Counter[Any]) -> bool:
+    """Return whether the node is a convolution that oneDNN can fuse, with one call and one user."""
+    conv = called_layer(network, node)
+    if not (type(conv) is nn.Conv2d and len(node.args) == 1):
         return False
-    conv: Any = modules[str(node.target)]
-    calls = [n for n in node.graph.nodes if n.op == "call_module" and n.target == node.target]
-    return len(calls) == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
-def geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:
-    """Padding, stride, dilation and groups, as oneDNN's layers take them."""
-    return conv.padding, conv.stride, conv.dilation, conv.groups
-
-
-def _may_be_overwritten(other: Any, addition: Any, modules: dict[str, nn.Module]) -> bool:
-    """Whether the addition is the last to read `other`, and nothing else lies in its memory."""
-    if not is_call(other, modules, *OWNERS):
-        return False
-    nodes = list(addition.graph.nodes)
-    return all(nodes.index(user) <= nodes.index(addition) for user in other.users)
+    has_plain_padding = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return has_plain_padding and num_calls[node.target] == len(node.users) == 1

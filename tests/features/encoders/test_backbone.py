@@ -145,7 +145,7 @@ def test_fused_layers_that_fail_or_differ_are_not_used(monkeypatch):
     expected = reference_features(source, pixels)
     for impostor in (Broken(), Wrong()):
         monkeypatch.setattr(
-            backbone_module, "fuse_activations", lambda network, impostor=impostor: (impostor, 1)
+            backbone_module, "fuse_activations", lambda network, impostor=impostor: impostor
         )
         features = Backbone(copy.deepcopy(source), CPU, torch.float32)(pixels)
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
