@@ -27,7 +27,7 @@ Exit codes:
   1    error, including option values that are out of range
   2    wrong usage: unknown option, missing argument, or text for a number
   3    pretrained weights cannot be downloaded from torchvision's hub
-  130  interrupted by Ctrl-C or SIGTERM
+  130  interrupted by Ctrl-C; a training also by SIGTERM
 
 Examples:
   showtell prepare --dataset flickr8k --source path/to/flickr8k

@@ -131,10 +131,12 @@ def test_stopped_training_resumes_to_the_same_weights(scenes, monkeypatch, preci
     assert Manifest.read(scenes / "runs/r") is None
     assert train(replace(config, resume=True)).counts["num_epochs"] == 3
     resumed, whole = (load_file(scenes / f"runs/{run}/last.safetensors") for run in ("r", "whole"))
-    for name in whole:
-        if name.startswith("decoder."):
-            # A GPU adds in varying order.
-            torch.testing.assert_close(resumed[name], whole[name], rtol=0.02, atol=0.002)
+    resumed, whole = (
+        torch.cat([run[name].flatten() for name in sorted(run) if name.startswith("model.")])
+        for run in (resumed, whole)
+    )
+    # A GPU adds in varying order.
+    assert torch.dist(resumed, whole) < 0.02 * whole.norm()
 
 
 def test_decoded_batches_are_pinned_and_stay_intact(scenes) -> None:
