@@ -25,14 +25,14 @@ CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 class ShowTell(Decoder):
     """The Show and Tell decoder: word embedding, image projection, recurrent cell, output layer.
 
-    `Decoder` documents the arguments of each method.
+    Beyond the paper: image features are centred and scaled, the output layer shares the word
+    embedding, and the cell is a GRU by default. `Decoder` documents the arguments of each method.
 
     Source: Vinyals et al. 2015, arXiv:1411.4555; GRU: Cho et al. 2014, arXiv:1406.1078; tied
     embeddings: Press and Wolf 2017, arXiv:1608.05859.
     """
 
-    # Length that features are scaled to, so that image inputs and word inputs have a similar
-    # magnitude for every encoder.
+    # Features are scaled to this length: then images and words are inputs of similar size.
     feature_norm = 20.0
 
     feature_mean: Tensor
