@@ -40,7 +40,7 @@ class FeaturesConfig(DatasetConfig):
         "auto",
         "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
         "caffe, or a .pth or .safetensors file. auto uses the weights of existing features, else "
-        "cached weights, else IMAGENET1K_V1, or caffe if that download fails (resnet50 only).",
+        "IMAGENET1K_V1 from the cache or the hub, else caffe (resnet50 only).",
         group="Model",
         metavar="NAME|FILE",
     )

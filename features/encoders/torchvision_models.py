@@ -12,7 +12,7 @@ from ...pipeline.stage.errors import ConfigError, HubUnreachableError
 from ...pipeline.stage.files import hash_file, require_file
 from ..reading.transform import Transform
 from . import hub
-from .caffe import CACHE_NAME, caffe_transform, load_caffe_resnet50
+from .caffe import caffe_transform, load_caffe_resnet50
 from .family import FILE_SUFFIXES, EncoderFamily, PretrainedNetwork, is_weights_file
 from .state_dict import find_head, fit_state_dict, read_state_dict
 
@@ -60,7 +60,7 @@ class TorchvisionModels(EncoderFamily):
         return (published, CAFFE) if encoder == CAFFE_ENCODER else (published,)
 
     def choose_auto(self, encoder: str) -> str:
-        """Return the weights that are in the cache, else those from the hub, else caffe.
+        """Return torchvision's weights from the cache or the hub, else caffe.
 
         Raises:
             HubUnreachableError: the hub cannot be reached, and there are no Caffe weights.
@@ -70,12 +70,6 @@ class TorchvisionModels(EncoderFamily):
         entry = models.get_model_weights(encoder)[published]
         if hub.cached_path(entry).exists():
             return published
-        if has_caffe and (hub.checkpoints_dir() / CACHE_NAME).exists():
-            print_note(
-                "using the Caffe ResNet-50 weights that are on this machine already "
-                f"(--weights {published} downloads torchvision's)"
-            )
-            return CAFFE
         try:
             hub.download(entry)
         except HubUnreachableError as error:
