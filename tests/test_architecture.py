@@ -43,7 +43,7 @@ ORDER = {
     ],
     "serving": ["config", "captioner"],
     "bench": [
-        "config measurement limits",
+        "config measurement limits gpu_report",
         "decoder_products coco_scale extraction",
         "stages",
         "run",
@@ -208,4 +208,5 @@ def test_every_test_module_stands_where_what_it_tests_does() -> None:
     wholes = {"architecture", "cli", "docs", "gpu", "makefile", "packaging", "pipeline"}
     for path in (ROOT / "tests").rglob("test_*.py"):
         subject = path.relative_to(ROOT / "tests").with_stem(path.stem.removeprefix("test_"))
-        assert (ROOT / subject).exists() or subject.with_suffix("").as_posix() in wholes, path
+        exists = any((ROOT / subject).with_suffix(suffix).exists() for suffix in (".py", ".sh"))
+        assert exists or subject.with_suffix("").as_posix() in wholes, path

@@ -19,7 +19,7 @@ from ..measurement import Measurement
 
 GPU_SHARD_SIZE, CPU_SHARD_SIZE = 1024, 64  # images
 MIN_SHARDS, MIN_BATCHES = 3, 4
-FIRST_GUESS = 500.0  # images/s of one worker
+FIRST_GUESS = 500.0  # images/s of one worker; decides how many images are decoded
 HEADER = ("workers", "threads", "processes", "features stage")
 
 
@@ -34,11 +34,10 @@ def measure(config: BenchConfig) -> Measurement:
         )
     network = extraction.network_rate(seconds)
     rates = {"network_alone": network}
-    watch = Stopwatch()
+    threads, processes, watch = FIRST_GUESS, FIRST_GUESS / 2, Stopwatch()
     for count in worker_counts(count_cores()):
-        guess = FIRST_GUESS * count
-        threads = decoding_rate_of(extraction, guess * seconds, count, in_processes=False)
-        processes = decoding_rate_of(extraction, guess * seconds, count, in_processes=True)
+        threads = decoding_rate_of(extraction, threads * seconds, count, in_processes=False)
+        processes = decoding_rate_of(extraction, 2 * processes * seconds, count, in_processes=True)
         fastest = min(network, max(threads, processes))
         watch = Stopwatch()
         stage = extraction_rate_of(extraction, fastest * seconds, count, watch)

@@ -11,10 +11,10 @@ from showtell.pipeline.stage.manifest import Manifest
 
 
 def test_generated_coco_has_its_statistics_and_passes_all_stages(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(coco_scale, "TRAIN_IMAGES", 300)
-    monkeypatch.setattr(coco_scale, "TRAIN_CAPTIONS", 1_501)
-    monkeypatch.setattr(coco_scale, "VAL_IMAGES", 20)
-    monkeypatch.setattr(coco_scale, "VAL_CAPTIONS", 100)
+    monkeypatch.setattr(coco_scale, "TRAIN_IMAGES", 60)
+    monkeypatch.setattr(coco_scale, "TRAIN_CAPTIONS", 301)
+    monkeypatch.setattr(coco_scale, "VAL_IMAGES", 6)
+    monkeypatch.setattr(coco_scale, "VAL_CAPTIONS", 30)
     monkeypatch.setattr(coco_scale, "FEATURE_DIM", 32)
     monkeypatch.setattr(memory, "FEW", 100)
     monkeypatch.setattr(memory, "MANY", 300)
@@ -25,8 +25,8 @@ def test_generated_coco_has_its_statistics_and_passes_all_stages(tmp_path, monke
     manifest = Manifest.read(config.captions_dir)
     assert manifest is not None
     counts = manifest.counts
-    assert (counts["num_train_images"], counts["num_train_captions"]) == (300, 1_501)
-    assert (counts["num_val_images"], counts["num_val_captions"]) == (20, 100)
+    assert (counts["num_train_images"], counts["num_train_captions"]) == (60, 301)
+    assert (counts["num_val_images"], counts["num_val_captions"]) == (6, 30)
     lengths = read_captions(config.captions_dir / "captions.parquet").lengths
     assert 10 < lengths.mean() < 11.5
 
