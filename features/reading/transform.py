@@ -77,6 +77,8 @@ class Transform:
     def _resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Resize an image and cut the square from its center."""
         size = self.resized_size(*image.size)
+        if image.size == size == (self.crop_size, self.crop_size):
+            return image  # Pillow would copy it twice
         left, top = (round((side - self.crop_size) / 2) for side in size)
         crop = (left, top, left + self.crop_size, top + self.crop_size)
         if max(size) > MAX_CROPS_ACROSS * self.crop_size:

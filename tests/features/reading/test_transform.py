@@ -66,6 +66,12 @@ def test_transform_of_a_thin_line_resizes_only_the_crop(size, monkeypatch):
     torch.testing.assert_close(normalize(pixels, transform), expected, rtol=0, atol=one_level)
 
 
+def test_image_of_the_crop_size_keeps_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    transformed = caffe_transform()(Image.fromarray(pixels))
+    np.testing.assert_array_equal(transformed, pixels.transpose(2, 0, 1))
+
+
 def test_transform_with_another_crop_size_keeps_the_proportion():
     transform = transform_from_preset(PRESETS[0]).with_crop_size(448)
     assert (transform.crop_size, transform.resize_size) == (448, 512)
