@@ -7,6 +7,7 @@ from ..pipeline.stage.options import (
     argument,
     check_dataset_name,
     option,
+    require,
     require_choice,
 )
 
@@ -64,7 +65,6 @@ class BenchConfig(DatasetConfig):
         "Measure on generated captions and features with as many images as COCO.",
         group="Measuring",
     )
-
     scale: float = option(
         1.0,
         "Size of the data of --coco-scale, relative to COCO.",
@@ -82,3 +82,7 @@ class BenchConfig(DatasetConfig):
         super().__post_init__()
         for stage in self.stages or ():
             require_choice("STAGE", stage, self.known_stages)
+        require(
+            self.coco_scale or self.scale == 1,
+            "--scale is the size of generated data; add --coco-scale.",
+        )

@@ -1,5 +1,6 @@
 """`bench/gpu.sh`, without running it: its syntax, its commands and its time limits."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
 def run_script(*options: str) -> list[str]:
     command = [str(BASH), str(SCRIPT), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # In other locales bash escapes the accents of the folder's name in its own way.
+    environment = os.environ | {"LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout.splitlines()
 
 

@@ -7,7 +7,7 @@ import pytest
 from showtell.bench.config import BENCH_STAGES, COCO_SCALE_STAGES, BenchConfig
 from showtell.bench.measurement import Measurement
 from showtell.bench.run import bench, choose_data, choose_dataset, measure_stage
-from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.errors import ConfigError, MissingArtifactError
 
 
 @pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode"])
@@ -73,6 +73,11 @@ def test_dataset_with_the_most_captions_is_measured(scenes, tmp_path) -> None:
     assert choose_dataset(BenchConfig(data=scenes)) == "scenes"
     with pytest.raises(MissingArtifactError, match="no prepared dataset"):
         choose_dataset(BenchConfig(data=tmp_path / "empty"))
+
+
+def test_scale_without_coco_scale_is_refused() -> None:
+    with pytest.raises(ConfigError, match="add --coco-scale"):
+        BenchConfig(scale=0.5)
 
 
 def test_data_of_each_scale_has_its_own_folder(tmp_path) -> None:
