@@ -44,7 +44,14 @@ def pycocoevalcap_scores(java_on_path, tokenize_with_pycocoevalcap):
     """pycocoevalcap's scores, and its scores of each image, by name."""
     gts = tokenize_with_pycocoevalcap(REFERENCES)
     res = tokenize_with_pycocoevalcap({key: [HYPOTHESES[key]] for key in REFERENCES})
-    with java_on_path():
+    popen = subprocess.Popen
+
+    def with_paraphrases(command, **options):
+        """Say where the paraphrases are: METEOR does not find them below a path with spaces."""
+        return popen([*command, "-a", "data/paraphrase-en.gz"], **options)
+
+    with java_on_path(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", with_paraphrases)
         meteor, meteor_each = PycocoMeteor().compute_score(gts, res)
     bleu, bleu_each = Bleu(4).compute_score(gts, res, verbose=0)
     rouge_l, rouge_l_each = Rouge().compute_score(gts, res)
