@@ -312,10 +312,10 @@ def test_option_out_of_range_is_an_error(showtell: Run) -> None:
 
 def test_path_that_cannot_be_used_is_an_error(showtell: Run, monkeypatch) -> None:
     def fail(config: PrepareConfig) -> None:
-        raise PermissionError(13, "Permission denied", "/root/x")
+        raise PermissionError(13, "Permission denied", "/locked/x")
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
-    assert showtell("prepare") == (1, "error: /root/x: Permission denied.\n")
+    assert showtell("prepare") == (1, "error: /locked/x: Permission denied.\n")
 
 
 def test_bug_keeps_its_traceback(showtell: Run, monkeypatch) -> None:
