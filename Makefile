@@ -101,7 +101,7 @@ flickr8k-sc-%: flickr8k-soft-%
 	$(train-flickr8k) --preset self-critical --init flickr8k-soft-$*
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
