@@ -164,7 +164,7 @@ def test_download_accepts_an_archive_copied_by_hand(setting: Setting) -> None:
     assert requested == []
 
 
-@pytest.mark.parametrize("content", [TRAIN[:50], OTHER])
+@pytest.mark.parametrize("content", [TRAIN[:50], OTHER], ids=["cut", "other"])
 def test_download_refuses_but_keeps_a_wrong_file(setting: Setting, content: bytes) -> None:
     setting.raw.mkdir(parents=True)
     setting.target.write_bytes(content)
