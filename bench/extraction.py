@@ -15,9 +15,9 @@ from ..features.plan import ImageList, list_images, plan_shards
 from ..features.reading.batches import ImageBatch, read_batches, split_into_batches
 from ..features.reading.transform import Transform
 from ..features.runner import compute_shards
-from ..features.store import features_command, find_features
+from ..features.store import find_features
+from ..pipeline.stage.artifacts import require_stage
 from ..pipeline.stage.errors import DatasetError, MissingArtifactError
-from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import BenchConfig
 
@@ -45,7 +45,7 @@ class Extraction:
         """Load the network that made the features of `config.dataset`, for images of `dataset`."""
         device = choose_device("auto")
         directory = find_features(config.dataset_dir, config.features)
-        done = Manifest.require(directory, features_command(directory))
+        done = require_stage(directory, check_content=False)
         options = FeaturesConfig(
             data=config.data,
             dataset=dataset,

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from showtell.pipeline.captions import read_images
-from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.stage.artifacts import require_stage
 
 OUTPUT = Path(__file__).with_name("images") / "demo.png"
 COLUMNS, ROWS = 4, 2
@@ -50,7 +50,7 @@ def main() -> None:
 def read_examples(data: Path) -> list[tuple[Image.Image, str]]:
     """Return every n-th test image of the demo with its generated caption."""
     captions_dir = data / "scenes/captions"
-    source = Path(Manifest.require(captions_dir, "make demo").details["source"])
+    source = Path(require_stage(captions_dir).details["source"])
     table = read_images(captions_dir / "images.parquet")
     names = dict(zip(table.image_ids.tolist(), table.file_names, strict=True))
     results = json.loads((data / "runs/demo/eval/test-beam3/captions.json").read_text("utf-8"))

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from ..pipeline.layout import IMAGES_INPUT
+from ..pipeline.stage.checksums import checksums_of
+from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
 from ..pipeline.stage.errors import DatasetError
 from ..pipeline.stage.files import locked
@@ -26,7 +28,7 @@ from .device import choose_device, choose_precision, keep_freed_memory, precisio
 from .encoders.backbone import Backbone, load_backbone
 from .encoders.registry import AUTO, check_weights, find_family
 from .grids import grid_name
-from .layout import features_dir
+from .layout import absolute_weights, features_dir
 from .manifest import describe_features, describe_network, is_up_to_date
 from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
 from .reading.broken_images import MISSING
@@ -150,6 +152,9 @@ def compute_features(
     manifest = replace(
         manifest,
         outputs={name: (directory / name).stat().st_size for name in names},
+        # Each row of a grid has its checksum in the shard; reading all of them takes minutes.
+        checksums=checksums_of(directory, [job.name for job in jobs]),
+        command=command_of("features", replace(config, weights=absolute_weights(config.weights))),
         seconds=time.perf_counter() - started,
         details=manifest.details | details,
     ).write(directory)

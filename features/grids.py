@@ -9,6 +9,7 @@ through memory maps.
 """
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,8 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from ..pipeline.stage.errors import BadShardError
-from ..pipeline.stage.files import partial_path
-from .shards import DELETE_HINT, FeatureShard, describe, read_error, write_error
+from ..pipeline.stage.files import partial_path, sync, write_error
+from .shards import DELETE_HINT, FeatureShard, describe, read_error
 
 GridMap = np.memmap[tuple[int, ...], np.dtype[np.float16]]
 
@@ -32,7 +33,7 @@ def grid_name(shard_name: str) -> str:
 class GridWriter:
     """Write the grid file of a shard batch by batch; it appears only when `publish` is called.
 
-    Every method raises ShowTellError if the disk is full or the folder cannot be written.
+    Every method raises StorageError if the disk is full or the folder cannot be written.
 
     Args:
         path: of the grid file.
@@ -71,14 +72,17 @@ class GridWriter:
             self.file.seek(0)
             self._write_header()
             self.file.close()
+            sync(self.partial)
             self.partial.replace(self.path)
+            sync(self.path.parent)
         except OSError as error:
             raise write_error(self.path, error) from error
         return np.array(self.crcs, np.uint32)
 
     def discard(self) -> None:
         """Delete the file unless it has been published."""
-        self.file.close()
+        with suppress(OSError):  # closing writes what is left, which fails again on a full disk
+            self.file.close()
         self.partial.unlink(missing_ok=True)
 
     def _write_header(self) -> None:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from ..pipeline.captions import read_images
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.layout import IMAGES_PARQUET
+from ..pipeline.stage.artifacts import require_stage
 from ..pipeline.stage.errors import BadShardError
 from ..pipeline.stage.files import hash_file, hash_json
-from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
 from .grids import grid_name, open_grid
 from .reading.batches import split_into_batches
@@ -93,8 +93,7 @@ def list_images(config: FeaturesConfig) -> ImageList:
     Raises:
         MissingArtifactError: the dataset is not prepared.
     """
-    fix_command = f"showtell prepare --dataset {config.dataset}"
-    source = Path(Manifest.require(config.captions_dir, fix_command).details["source"])
+    source = Path(require_stage(config.captions_dir).details["source"])
     path = config.captions_dir / IMAGES_PARQUET
     table = read_images(path)
     order = np.argsort(table.image_ids, kind="stable")

@@ -38,8 +38,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..pipeline.stage.errors import BadShardError, MissingArtifactError, ShowTellError
-from ..pipeline.stage.files import atomic_path
+from ..pipeline.stage.errors import BadShardError, MissingArtifactError
+from ..pipeline.stage.files import write_bytes
 
 DELETE_HINT = "Delete it and run 'showtell features'."
 
@@ -92,24 +92,11 @@ def write_shard(path: Path, shard: FeatureShard) -> None:
 
     Raises:
         BadShardError: a field has the wrong shape, dtype, order or values.
-        ShowTellError: the disk is full, or the folder cannot be written.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     check_shard(path, shard)
     # Encoded in memory and written by Python, so that a full disk raises a plain OSError.
-    content = format_of(path).encode(shard)
-    try:
-        with atomic_path(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def write_error(path: Path, error: OSError) -> ShowTellError:
-    """Return the error to raise if a file could not be written."""
-    return ShowTellError(
-        f"{path} could not be written: {error.strerror}. Fix that and run 'showtell features' "
-        "again; finished shards are kept."
-    )
+    write_bytes(path, format_of(path).encode(shard))
 
 
 def read_shard(path: Path, feature_dim: int | None = None) -> FeatureShard:

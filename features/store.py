@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ..pipeline.layout import IMAGES_INPUT
+from ..pipeline.stage.artifacts import require_stage
 from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.stage.files import hash_file
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
@@ -52,7 +53,7 @@ class FeatureStore:
             BadShardError: a shard is damaged, or differs from the manifest.
             MismatchError: the dataset has been prepared again with other images.
         """
-        manifest = Manifest.require(directory, features_command(directory))
+        manifest = require_stage(directory, check_content=False)
         check_dataset(directory, manifest)
         num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
         num_views = manifest.counts.get("num_views", 1)
@@ -266,9 +267,9 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the stage has finished and all its files exist."""
+    """Whether the stage has finished and all its files exist with their sizes."""
     manifest = Manifest.read(directory)
-    return manifest is not None and not manifest.missing_outputs(directory)
+    return manifest is not None and not manifest.find_problems(directory, check_content=False)
 
 
 def check_dataset(directory: Path, manifest: Manifest) -> None:

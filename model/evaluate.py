@@ -27,6 +27,7 @@ as `beam5-ngram2`. The files:
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ import numpy as np
 from ..features.device import choose_device, keep_freed_memory
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
+from ..pipeline.stage.checksums import checksums_of
+from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import (
     format_seconds,
     print_json,
@@ -162,6 +165,10 @@ def _write_manifest(
         config=evaluation.options,
         inputs=evaluation.inputs_with(metrics),
         outputs={name: (evaluation.folder / name).stat().st_size for name in names},
+        checksums=checksums_of(evaluation.folder, names),
+        command=command_of(
+            "eval", replace(evaluation.config, run=[m.name for m in evaluation.members])
+        ),
         counts={"num_images": num_images},
         seconds=round(seconds, 3),
         details={"dataset": evaluation.members[0].run.dataset},

@@ -19,6 +19,8 @@ from ..features.device import (
     keep_freed_memory,
     precision_name,
 )
+from ..pipeline.stage.checksums import checksums_of
+from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import (
     ProgressLine,
     format_bytes,
@@ -366,6 +368,8 @@ class Trainer:
             config=self.config.as_json(),
             inputs=data.inputs,
             outputs={name: (self.run_dir / name).stat().st_size for name in outputs},
+            checksums=checksums_of(self.run_dir, outputs),
+            command=command_of("train", replace(self.config, run=self.run_dir.name)),
             counts={
                 "num_captions": self.batches.num_captions,
                 "num_parameters": num_parameters,

@@ -26,8 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .datasets.records import ImageRecord
-from .stage.errors import MismatchError, MissingArtifactError
-from .stage.files import atomic_path
+from .stage.artifacts import read_output, reading, repair_command
+from .stage.errors import MismatchError
+from .stage.files import write_bytes
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
 
 
@@ -126,7 +127,7 @@ def read_images(path: Path) -> ImageTable:
 
     Raises:
         MissingArtifactError: the file does not exist.
-        MismatchError: the file is damaged or has other columns.
+        DamagedFileError: the file is damaged or has other columns.
     """
     table = _read_table(path, ["image_id", "file_name", "split"])
     return ImageTable(
@@ -161,7 +162,8 @@ def read_references(
 
     Raises:
         MissingArtifactError: the file does not exist.
-        MismatchError: the file is damaged, or has no caption for one of the images.
+        DamagedFileError: the file is damaged.
+        MismatchError: it has no caption for one of the images.
     """
     wanted = np.asarray(image_ids, dtype=np.int64)
     table = _read_table(path, ["image_id", column])
@@ -173,31 +175,20 @@ def read_references(
     if missing := [image_id for image_id, texts in references.items() if not texts]:
         raise MismatchError(
             f"{path} has no captions for {len(missing):,} of {len(wanted):,} images "
-            f"(image_id {missing[0]}). {_how_to_fix(path)}"
+            f"(image_id {missing[0]}). Run '{repair_command(path)}'."
         )
     return references
 
 
 def _write_table(path: Path, columns: dict[str, Any]) -> None:
-    with atomic_path(path) as partial:
-        pq.write_table(pa.table(columns), partial, compression="zstd")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    write_bytes(path, memoryview(sink.getvalue()))
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:
     """Read columns in the given order, each in at most one chunk."""
-    try:
-        # By default, pyarrow turns a parent folder named a=b into a column.
-        table = pq.read_table(path, columns=columns, partitioning=None)
+    content = read_output(path)
+    with reading(path, pa.ArrowException):
+        table = pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)
         return table.select(columns).combine_chunks()
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. {_how_to_fix(path)}") from None
-    except (pa.ArrowException, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise MismatchError(
-            f"{path} cannot be read ({reason}). Delete it. {_how_to_fix(path)}"
-        ) from None
-
-
-def _how_to_fix(path: Path) -> str:
-    """Return the sentence that names the command which writes `path`."""
-    return f"Run 'showtell prepare --dataset {path.absolute().parent.parent.name}'."

@@ -12,9 +12,11 @@ For `scenes` it draws `images/` and `captions.csv` instead.
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ from .archives.fetch import HEADERS, Archive, fetch
 from .archives.partial_download import PartialDownload, read_json
 from .config import DownloadConfig
 from .datasets.scenes import SCENES_VERSION, draw_scenes
+from .stage.checksums import checksums_of
 from .stage.console import format_bytes, print_note
 from .stage.errors import DownloadError
 from .stage.files import atomic_path, file_size, locked, write_json
@@ -143,6 +146,9 @@ def _run(
             inputs=inputs,
             outputs={name: (raw_dir / name).stat().st_size for name in names},
             counts=counts,
+            # Archives are not read again: each member has its own checksum.
+            checksums=checksums_of(raw_dir, [name for name in names if not name.endswith(".zip")]),
+            command=f"download --dataset {shlex.quote(config['dataset'])}",
             seconds=stopwatch.seconds,
         ).write(raw_dir)
 
@@ -220,7 +226,7 @@ def unpack_members(archive: Archive, target: Path) -> None:
         for member in archive.members:
             path = target.parent / member
             with zipfile.ZipFile(target) as zipped:
-                if file_size(path) == zipped.getinfo(member).file_size:
+                if _is_unpacked(path, zipped.getinfo(member)):
                     continue
                 with (
                     atomic_path(path) as partial,
@@ -233,6 +239,11 @@ def unpack_members(archive: Archive, target: Path) -> None:
             f"{target}: cannot unpack {member} ({error}). Delete the archive, then run 'showtell "
             "download' again."
         ) from error
+
+
+def _is_unpacked(path: Path, member: zipfile.ZipInfo) -> bool:
+    """Return whether a file has the size and the checksum of the member of an archive."""
+    return file_size(path) == member.file_size and zlib.crc32(path.read_bytes()) == member.CRC
 
 
 def _require_disk_space(archives: Iterable[Archive], raw_dir: Path) -> None:

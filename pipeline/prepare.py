@@ -28,6 +28,8 @@ from .datasets.image_files import ImageFiles
 from .datasets.records import SPLITS, Dataset, ImageRecord
 from .datasets.registry import find_reader, load_dataset, source_dir
 from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
+from .stage.checksums import checksums_of
+from .stage.command_line import command_of
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import ShowTellError
 from .stage.files import atomic_path, hash_file, hash_json, locked
@@ -84,10 +86,11 @@ def prepare(config: PrepareConfig) -> Manifest:
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
+    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    if done := up_to_date(config):
+        print_note(f"prepare: {directory} is up to date")
+        return done
     with locked(directory):
-        if done := up_to_date(config):
-            print_note(f"prepare: {directory} is up to date")
-            return done
         stopwatch = Stopwatch()
         with stopwatch.part("read"):
             inputs = hash_inputs(config)
@@ -113,7 +116,7 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     """
     directory = config.captions_dir
     done = Manifest.read(directory)
-    if done is None or done.missing_outputs(directory):
+    if done is None or done.find_problems(directory):
         return None
     inputs = hash_inputs(config)
     try:
@@ -263,6 +266,8 @@ def _make_manifest(
         config=_config_json(config),
         inputs=inputs,
         outputs=outputs,
+        checksums=checksums_of(config.captions_dir, outputs),
+        command=command_of("prepare", config),
         counts={**counts, "vocab_size": len(vocab)},
         skipped=skipped,
         seconds=stopwatch.seconds,

@@ -8,8 +8,9 @@ from typing import Any
 
 from .layout import IMAGES_INPUT, IMAGES_PARQUET
 from .stage.console import format_bytes, format_seconds
+from .stage.errors import DamagedFileError, MissingArtifactError
 from .stage.files import hash_file
-from .stage.manifest import Manifest
+from .stage.manifest import MANIFEST_NAME, MISSING, Manifest
 
 # Counts to show on the line of a stage. Each stage has only a few of them.
 SHOWN_COUNTS = (
@@ -33,7 +34,8 @@ class StageStatus:
     Attributes:
         stage: name of the command.
         path: output folder of the stage.
-        state: `done`, `missing`, `running`, `stopped: <how to resume>` or `stale: <reason>`.
+        state: `done`, `missing`, `running`, `stopped: <how to resume>`, `stale: <reason>` or
+            `damaged: <file>`.
         manifest: the manifest of the stage; None if the stage has not finished.
     """
 
@@ -86,11 +88,15 @@ def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
         path: output folder of the stage.
         changed: names of inputs that have changed since the stage ran, which makes it stale.
     """
-    manifest = Manifest.read(path)
-    if manifest is None:
+    try:
+        manifest = Manifest.load(path)
+    except MissingArtifactError:
         return StageStatus(stage, path, "missing", None)
-    if missing := manifest.missing_outputs(path):
-        return StageStatus(stage, path, f"stale: {missing[0]} is missing", manifest)
+    except DamagedFileError:
+        return StageStatus(stage, path, f"damaged: {MANIFEST_NAME}", None)
+    for name, problem in manifest.find_problems(path)[:1]:
+        state = f"stale: {name} is missing" if problem == MISSING else f"damaged: {name}"
+        return StageStatus(stage, path, state, manifest)
     state = f"stale: {', '.join(changed)} changed" if changed else "done"
     return StageStatus(stage, path, state, manifest)
 

@@ -76,6 +76,7 @@ HOMES = {
     "rich": {"pipeline/stage/console.py"},
     "httpx": {"pipeline/archives/*", "pipeline/download.py"},
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},
+    "xxhash": {"pipeline/stage/checksums.py"},
     "tensorboardX": {"model/runs/run_log.py"},
     "tokenizers": {"pipeline/text/subwords.py"},
 }

@@ -13,6 +13,7 @@ from ...pipeline.captions import read_images, read_references
 from ...pipeline.config import PrepareConfig
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
 from ...pipeline.prepare import prepare
+from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.manifest import Manifest
 from ..config import BenchConfig
 from ..measurement import Measurement
@@ -20,7 +21,7 @@ from ..measurement import Measurement
 
 def measure(config: BenchConfig) -> Measurement:
     """Measure the whole stage, the parsing of its files, and Java's PTB tokenizer."""
-    done = Manifest.require(config.captions_dir, "showtell prepare")
+    done = require_stage(config.captions_dir)
     parsing_s = time_parsing([Path(name) for name in done.inputs if Path(name).is_file()])
     with tempfile.TemporaryDirectory() as work:
         manifest = prepare(PrepareConfig(**(options_of(done) | {"data": Path(work)})))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.captions import read_images
 from ...pipeline.layout import IMAGES_PARQUET, VOCAB_JSON
+from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.files import hash_file
@@ -83,7 +84,7 @@ def plan_evaluation(config: EvalConfig) -> Evaluation:
     members = load_members(config.data, config.run, config.dataset, config.views)
     dataset = members[0].run.dataset
     captions_dir = config.data / dataset / "captions"
-    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {dataset}")
+    prepared = require_stage(captions_dir)
     _check_vocab(captions_dir, members[0])
     split, image_ids = _choose_images(captions_dir, config.split)
     metrics = choose_metrics(spice=config.spice, clip=config.clip)

@@ -22,10 +22,10 @@ from ...features.reading.decode import decode_image
 from ...pipeline.captions import read_images
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.layout import IMAGES_PARQUET
+from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
 from ...pipeline.stage.files import hash_file
-from ...pipeline.stage.manifest import Manifest
 from .metric import CaptionSet, Floats, Metric
 
 PROMPT = "A photo depicts "
@@ -134,7 +134,7 @@ def _read_in_batches(image_ids: list[int], captions_dir: Path) -> Iterator[dict[
     """Yield image_id → image of up to `BATCH_SIZE` images at a time."""
     images = read_images(captions_dir / IMAGES_PARQUET)
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    files = ImageFiles(Path(Manifest.require(captions_dir, "showtell prepare").details["source"]))
+    files = ImageFiles(Path(require_stage(captions_dir).details["source"]))
     for start in range(0, len(image_ids), BATCH_SIZE):
         batch = image_ids[start : start + BATCH_SIZE]
         yield {image_id: read_image(files, names[image_id]) for image_id in batch}

@@ -6,10 +6,10 @@ from pathlib import Path
 from ...features.store import FeatureStore, extend_command, find_features, require_views
 from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
+from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.files import hash_file, require_file
-from ...pipeline.stage.manifest import Manifest
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
@@ -56,7 +56,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         MismatchError: the features belong to other images.
     """
     captions_dir = config.captions_dir
-    prepared = Manifest.require(captions_dir, f"showtell prepare --dataset {config.dataset}")
+    prepared = require_stage(captions_dir)
     store = FeatureStore.load(find_features(config.dataset_dir, config.features))
     require_features(config, store)
     images = read_images(captions_dir / IMAGES_PARQUET)

@@ -127,8 +127,8 @@ def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
             f"{run_dir} was stopped before it finished. Add --resume to continue it, or choose "
             f"another name with --run."
         )
-    if finished is not None and (missing := finished.missing_outputs(run_dir)):
+    if finished is not None and (problems := finished.find_problems(run_dir)):
         raise MissingArtifactError(
-            f"{run_dir / missing[0]} is missing or has changed since the run finished. {advice}"
+            f"{run_dir / problems[0][0]} is damaged: {problems[0][1]}. {advice}"
         )
     return True

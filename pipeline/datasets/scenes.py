@@ -171,7 +171,8 @@ def draw_scenes(
     for number, (split, scene) in enumerate(choose_scenes(sizes, scene_rng), start=1):
         file_name = f"images/{number:06}.jpg"
         image = draw_scene(scene, image_rng.choice(backgrounds[scene.landscape]), image_rng)
-        with atomic_path(directory / file_name) as partial:
+        # Not durable: the stage draws all images again if one is damaged.
+        with atomic_path(directory / file_name, durable=False) as partial:
             image.save(partial, quality=95, subsampling=0)
         rows += [(file_name, caption, split) for caption in write_captions(scene, caption_rng)]
     _write_table(directory / "captions.csv", rows)

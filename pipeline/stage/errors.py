@@ -30,6 +30,14 @@ class MissingArtifactError(ShowTellError):
     """A file or folder that a stage reads does not exist."""
 
 
+class DamagedFileError(ShowTellError):
+    """A file that showtell wrote has changed since, or cannot be read."""
+
+
+class StorageError(ShowTellError):
+    """A file could not be written: the disk is full, or the folder is read-only."""
+
+
 class WeightsError(ShowTellError):
     """Pretrained weights cannot be fetched, verified or loaded into the network."""
 
@@ -46,7 +54,7 @@ class StoppedError(ShowTellError):
     exit_status = 130
 
 
-class BadShardError(ShowTellError):
+class BadShardError(DamagedFileError):
     """A feature shard is damaged, or differs from its manifest."""
 
 

@@ -1,5 +1,6 @@
 """Atomic writes, hashes, and locks on folders."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import MissingArtifactError, ShowTellError
+from .errors import MissingArtifactError, ShowTellError, StorageError
 
 LOCK_NAME = ".lock"
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_size(path: Path) -> int | None:
@@ -57,24 +59,78 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is deleted on failure.
 
     The temporary name keeps the suffix, because writers choose the file format by it.
+
+    Args:
+        path: of the finished file.
+        durable: whether the file must survive a power cut as soon as it has its name.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
+    with reporting_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            if durable:
+                sync(partial)
+            partial.replace(path)
+            if durable:
+                sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def reporting_write_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors about writing `path` into a `StorageError`."""
     try:
-        yield partial
-        partial.replace(path)
+        yield
+    except OSError as error:
+        # Errors of a write name no file. Those of other files are not about `path`.
+        own = (None, str(path), str(partial_path(path)), str(path.parent))
+        if error.errno in (None, errno.ENOENT) or error.filename not in own:
+            raise
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> StorageError:
+    """Return the error to raise if a file could not be written."""
+    advice = "Fix that"
+    if error.errno in FULL_DISK_ERRORS:
+        advice = "Free some disk space, or choose another disk with --data"
+    return StorageError(
+        f"{path} could not be written: {error.strerror}. {advice}, then run the same command "
+        "again; finished work is kept."
+    )
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync
+            raise
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, *contents: bytes | memoryview) -> None:
+    """Write a file atomically. Raises the errors of `atomic_path`."""
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        for content in contents:
+            file.write(content)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager

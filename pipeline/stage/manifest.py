@@ -1,7 +1,7 @@
 """The manifest of a stage: a record of its options, inputs and outputs, written last.
 
 A stage is complete when `manifest.json` exists in its output folder and matches the stage's
-options and inputs. The file is a JSON object with the fields of `Manifest`.
+options and inputs. The file is a JSON object with the fields of `Manifest`, and `checksum`.
 """
 
 import json
@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import MissingArtifactError
+from .checksums import checksum_of_file, seal, unseal
+from .errors import DamagedFileError, MissingArtifactError
 from .files import file_size, write_json
 
 MANIFEST_NAME = "manifest.json"
+MISSING = "does not exist"
+CHANGED = "its content does not match its checksum"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Manifest:
         skipped: (image, reason) for each image left out.
         seconds: wall time of the run that completed the stage, without interrupted runs.
         details: other information, such as the image transform; ignored by `matches`.
+        checksums: file name → checksum of an output. Missing for outputs that are too large to read
+            each time (archives, grids) and verify themselves, and in files of earlier versions.
+        command: the command that makes the outputs, without `showtell` and `--data`.
     """
 
     stage: str
@@ -40,53 +46,60 @@ class Manifest:
     skipped: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+    command: str = ""
 
     def write(self, directory: Path) -> Self:
         """Write `manifest.json` atomically and return `self`. A stage calls this last."""
-        write_json(directory / MANIFEST_NAME, asdict(self))
+        write_json(directory / MANIFEST_NAME, seal(asdict(self)))
         return self
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
-        """Read the manifest of `directory`; return None if it is missing or invalid."""
+        """Read the manifest of `directory`; return None if it is missing or damaged."""
         try:
-            values = json.loads((directory / MANIFEST_NAME).read_text("utf-8"))
-            values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
-            return cls(**values)
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+            return cls.load(directory)
+        except (MissingArtifactError, DamagedFileError):
             return None
 
     @classmethod
-    def require(cls, directory: Path, fix_command: str) -> "Manifest":
-        """Return the manifest of a complete stage.
+    def load(cls, directory: Path) -> "Manifest":
+        """Read the manifest of `directory`.
+
+        Raises:
+            MissingArtifactError: it does not exist.
+            DamagedFileError: it is not a manifest, or has been changed.
+        """
+        path = directory / MANIFEST_NAME
+        try:
+            values = unseal(json.loads(path.read_bytes()))
+            values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
+            return cls(**values)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingArtifactError(f"{path} does not exist.") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedFileError(f"{path} is damaged: {reason}.") from None
+
+    def find_problems(
+        self, directory: Path, *, check_content: bool = True
+    ) -> list[tuple[str, str]]:
+        """Return (name, problem) of each output that is not the file that the stage wrote.
 
         Args:
             directory: output folder of the stage.
-            fix_command: the command that runs the stage.
-
-        Raises:
-            MissingArtifactError: the stage is not complete, or an output is missing or has changed.
+            check_content: whether to verify the checksums of the outputs, not only their sizes.
         """
-        manifest = cls.read(directory)
-        if manifest is None:
-            path = directory / MANIFEST_NAME
-            problem = "is not a valid manifest" if path.exists() else "does not exist"
-            raise MissingArtifactError(f"{path} {problem}. Run '{fix_command}' first.")
-        if missing := manifest.missing_outputs(directory):
-            raise MissingArtifactError(
-                f"{directory / missing[0]} is missing, or its size is not the "
-                f"{manifest.outputs[missing[0]]:,} bytes recorded in {MANIFEST_NAME}. "
-                f"Run '{fix_command}' again."
-            )
-        return manifest
-
-    def missing_outputs(self, directory: Path) -> list[str]:
-        """Return the names of the outputs that are missing or have changed in size."""
-        return [
-            name
-            for name, size_bytes in self.outputs.items()
-            if file_size(directory / name) != size_bytes
-        ]
+        problems = []
+        for name, size_bytes in self.outputs.items():
+            found, expected = file_size(directory / name), self.checksums.get(name)
+            if found is None:
+                problems.append((name, MISSING))
+            elif found != size_bytes:
+                problems.append((name, f"it has {found:,} bytes, expected {size_bytes:,}"))
+            elif check_content and expected and checksum_of_file(directory / name) != expected:
+                problems.append((name, CHANGED))
+        return problems
 
     def matches(
         self, directory: Path, version: int, config: dict[str, Any], inputs: dict[str, str]
@@ -96,5 +109,5 @@ class Manifest:
             self.version == version
             and self.config == json.loads(json.dumps(config))
             and self.inputs == inputs
-            and not self.missing_outputs(directory)
+            and not self.find_problems(directory)
         )

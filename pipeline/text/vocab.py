@@ -22,7 +22,8 @@ from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 
-from ..stage.errors import DatasetError, MismatchError, MissingArtifactError
+from ..stage.artifacts import read_output, reading
+from ..stage.errors import DatasetError
 from ..stage.files import write_json
 from .subwords import UNKNOWN, WordSplitter
 
@@ -110,10 +111,11 @@ class Vocab:
 
         Raises:
             MissingArtifactError: the file does not exist.
-            MismatchError: the file is not a vocabulary of this version.
+            DamagedFileError: the file is damaged, or not a vocabulary of this version.
         """
-        try:
-            value = json.loads(path.read_text("utf-8"))
+        content = read_output(path)
+        with reading(path):
+            value = json.loads(content)
             if (value["format"], value["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{value['format']} {value['version']}, expected {VERSION}")
             if value["specials"] != list(SPECIALS):
@@ -121,15 +123,6 @@ class Vocab:
             tokenizer = str(value["tokenizer"]) if "pieces" in value else None
             entries = value["words" if tokenizer is None else "pieces"]
             words, counts = tuple(entries), tuple(map(int, entries.values()))
-        except FileNotFoundError:
-            raise MissingArtifactError(
-                f"{path} does not exist. Run 'showtell prepare' first."
-            ) from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MismatchError(
-                f"{path} is not a vocabulary of version {VERSION} ({error}). "
-                "Delete it and run 'showtell prepare' again."
-            ) from None
         return cls(SPECIALS + words, (0,) * len(SPECIALS) + counts, tokenizer)
 
 

@@ -566,7 +566,7 @@ def test_features_outlive_their_images(tmp_path, network):
 
 def test_unprepared_dataset_error_names_the_command(tmp_path, network):
     config = FeaturesConfig(data=tmp_path, dataset="tiny")
-    with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset tiny' first"):
+    with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset tiny"):
         extract(config)
     assert not config.dataset_dir.exists()
 

@@ -97,7 +97,7 @@ def test_full_disk_is_a_short_error_and_leaves_no_file(tmp_path):
 
     writer = GridWriter(tmp_path / "part-00000.grid.npy", (V, P, D))
     writer.file = FullDisk(writer.file)
-    with pytest.raises(ShowTellError, match=r"part-00000\.grid\.npy.*No space left.*are kept"):
+    with pytest.raises(ShowTellError, match=r"part-00000\.grid\.npy.*No space left.*is kept"):
         writer.append(make_grids(1))
     writer.discard()
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 import errno
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -268,12 +269,10 @@ def test_full_disk_is_a_short_error_and_keeps_the_old_shard(tmp_path, suffix, mo
     path = tmp_path / f"part{suffix}"
     write_shard(path, make_shard())
 
-    def fail(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:10])
+    def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ShowTellError, match="No space left on device") as caught:
         write_shard(path, make_shard(9))
     assert "\n" not in str(caught.value)

@@ -182,7 +182,7 @@ def test_features_load_without_captions(tmp_path):
 def test_folder_without_a_manifest_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     (directory / "manifest.json").unlink()
-    message = r"manifest\.json does not exist\. Run 'showtell features --dataset tiny' first"
+    message = r"manifest\.json does not exist\. Run 'showtell features --dataset tiny"
     with pytest.raises(MissingArtifactError, match=message):
         FeatureStore.load(directory)
 
@@ -190,7 +190,9 @@ def test_folder_without_a_manifest_is_an_error_with_the_command(tmp_path):
 def test_missing_shard_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     (directory / "part-00001.h5").unlink()
-    with pytest.raises(MissingArtifactError, match=r"part-00001\.h5 is missing.*showtell features"):
+    with pytest.raises(
+        MissingArtifactError, match=r"part-00001\.h5 does not exist.*showtell features"
+    ):
         FeatureStore.load(directory)
 
 
@@ -324,7 +326,7 @@ def test_missing_grid_is_an_error_with_the_command(tmp_path):
     directory = write_features(tmp_path)
     add_extras(directory)
     (directory / "part-00001.grid.npy").unlink()
-    message = r"part-00001\.grid\.npy is missing.*showtell features"
+    message = r"part-00001\.grid\.npy does not exist.*showtell features"
     with pytest.raises(MissingArtifactError, match=message):
         FeatureStore.load(directory)
 

@@ -10,6 +10,7 @@ from showtell.model.config import CompareConfig
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.pipeline import status
+from showtell.pipeline.stage.checksums import seal, unseal
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
 from showtell.pipeline.stage.files import hash_file
 from showtell.pipeline.stage.manifest import Manifest
@@ -74,9 +75,9 @@ def write_ensemble(data: Path, images: ImageScores) -> Path:
 
 def change_manifest(data: Path, run: str, section: str, name: str, value: object) -> None:
     path = data / "runs" / run / "eval/val-beam3/manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = unseal(json.loads(path.read_text()))
     manifest[section][name] = value
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(seal(manifest)))
 
 
 # --- the statistics ----------------------------------------------------------------------------
@@ -208,6 +209,7 @@ def test_evaluation_without_scores_of_each_image_is_an_error(data) -> None:
     folder = data / "runs/a/eval/val-beam3"
     (folder / "scores.npz").unlink()
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"outputs": {}, "version": 1}))
+    manifest = unseal(json.loads(path.read_text())) | {"outputs": {}, "version": 1}
+    path.write_text(json.dumps(seal(manifest)))
     with pytest.raises(MissingArtifactError, match=r"has no scores\.npz because an older version"):
         compare(CompareConfig(data=data, eval_a="a", eval_b="b"))

@@ -33,6 +33,7 @@ from showtell.pipeline import status as status_module
 from showtell.pipeline.captions import read_images, read_references
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
+from showtell.pipeline.stage.checksums import seal, unseal
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError, ScorerError
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -439,9 +440,9 @@ def test_captions_are_kept_when_scoring_fails(data, scorers, monkeypatch) -> Non
 def change_features(data: Path, section: str, name: str, value: object) -> None:
     """Change a value in the manifest of the features."""
     path = next(data.glob("scenes/features/*/manifest.json"))
-    manifest = json.loads(path.read_text("utf-8"))
+    manifest = unseal(json.loads(path.read_text("utf-8")))
     manifest[section][name] = value
-    path.write_text(json.dumps(manifest), "utf-8")
+    path.write_text(json.dumps(seal(manifest)), "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -481,7 +482,7 @@ def test_another_vocabulary_is_an_error(data, scorers) -> None:
 
 def test_unprepared_dataset_is_an_error_with_the_command(data, scorers) -> None:
     shutil.rmtree(data / "scenes/captions")
-    with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset scenes'"):
+    with pytest.raises(MissingArtifactError, match="Run 'showtell prepare --dataset scenes"):
         evaluate(EvalConfig(data=data, run="r"))
 
 

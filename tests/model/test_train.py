@@ -326,7 +326,7 @@ def test_finished_run_needs_its_weights_but_no_checkpoint(scenes, capsys) -> Non
     with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
     (run_dir / "best.safetensors").unlink()
-    with pytest.raises(MissingArtifactError, match=r"best\.safetensors is missing or has changed"):
+    with pytest.raises(MissingArtifactError, match=r"best\.safetensors is damaged: does not exist"):
         train(tiny_config(scenes, epochs=1))
 
 

@@ -90,7 +90,7 @@ def test_prepare_manifest_records_counts_and_inputs(tmp_path):
     assert manifest.details["source"] == str((tmp_path / "source").resolve())
     table = tmp_path / "source" / "captions.csv"
     assert manifest.inputs[str(table.resolve())] == hash_file(table)
-    assert manifest.missing_outputs(config.captions_dir) == []
+    assert manifest.find_problems(config.captions_dir) == []
 
 
 def test_prepare_does_nothing_when_up_to_date(tmp_path, capsys, monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from showtell.pipeline.stage.manifest import MANIFEST_NAME, Manifest
 
 CONFIG = {"dataset": "scenes", "min_count": None, "share": 0.5, "sizes": (1, 2)}
@@ -38,7 +39,7 @@ def test_manifest_file_is_json_with_the_fields(tmp_path) -> None:
     values = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert values["stage"] == "prepare" and values["version"] == 3
     assert values["skipped"] == [["ä.jpg", "the file is empty"], ["b.jpg", "truncated"]]
-    assert set(values) == set(Manifest.__dataclass_fields__)
+    assert set(values) == {*Manifest.__dataclass_fields__, "checksum"}
 
 
 def test_read_without_a_manifest_returns_none(tmp_path) -> None:
@@ -97,40 +98,33 @@ def test_matches_nothing_that_differs(tmp_path) -> None:
     assert not manifest.matches(tmp_path, 3, CONFIG, INPUTS)
 
 
-def test_missing_outputs_are_absent_or_changed_in_size(tmp_path) -> None:
+def test_problems_are_absent_outputs_other_sizes_and_other_content(tmp_path) -> None:
     manifest = replace(make_manifest(tmp_path), outputs={"out.bin": 5, "sub/b.bin": 0, "c.bin": 1})
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.bin").write_bytes(b"")
-    assert manifest.missing_outputs(tmp_path) == ["c.bin"]
+    assert manifest.find_problems(tmp_path) == [("c.bin", "does not exist")]
     (tmp_path / "c.bin").write_bytes(b"1")
-    assert manifest.missing_outputs(tmp_path) == []
+    assert manifest.find_problems(tmp_path) == []
+    manifest = replace(manifest, checksums=checksums_of(tmp_path, ["out.bin", "c.bin"]))
+    assert manifest.find_problems(tmp_path) == []
     (tmp_path / "out.bin").write_bytes(b"123456")
     (tmp_path / "sub" / "b.bin").unlink()
-    assert manifest.missing_outputs(tmp_path) == ["out.bin", "sub/b.bin"]
+    (tmp_path / "c.bin").write_bytes(b"2")
+    assert manifest.find_problems(tmp_path) == [
+        ("out.bin", "it has 6 bytes, expected 5"),
+        ("sub/b.bin", "does not exist"),
+        ("c.bin", "its content does not match its checksum"),
+    ]
+    assert len(manifest.find_problems(tmp_path, check_content=False)) == 2
 
 
-def test_require_returns_the_manifest_of_a_finished_stage(tmp_path) -> None:
-    manifest = make_manifest(tmp_path).write(tmp_path)
-    assert Manifest.require(tmp_path, "showtell prepare") == manifest
-
-
-def test_require_names_the_missing_manifest_and_the_command(tmp_path) -> None:
-    with pytest.raises(MissingArtifactError) as caught:
-        Manifest.require(tmp_path, "showtell prepare --dataset scenes")
-    assert str(caught.value) == (
-        f"{tmp_path / 'manifest.json'} does not exist. "
-        "Run 'showtell prepare --dataset scenes' first."
-    )
-
-
-def test_require_names_the_damaged_output_and_the_command(tmp_path) -> None:
+def test_load_tells_a_damaged_manifest_from_a_missing_one(tmp_path) -> None:
+    with pytest.raises(MissingArtifactError, match=r"manifest\.json does not exist"):
+        Manifest.load(tmp_path)
     make_manifest(tmp_path).write(tmp_path)
-    (tmp_path / "out.bin").write_bytes(b"cut")
-    with pytest.raises(MissingArtifactError) as caught:
-        Manifest.require(tmp_path, "showtell prepare")
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'out.bin'} is missing, or its size is not")
-    assert "the 5 bytes recorded in manifest.json" in message and message.endswith(
-        "Run 'showtell prepare' again."
-    )
-    assert "\n" not in message
+    assert Manifest.load(tmp_path) == make_manifest(tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    path.write_bytes(path.read_bytes().replace(b'"num_images": 2', b'"num_images": 3'))
+    with pytest.raises(DamagedFileError, match="does not match its checksum"):
+        Manifest.load(tmp_path)
+    assert Manifest.read(tmp_path) is None

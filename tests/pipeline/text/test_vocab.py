@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from showtell.pipeline.stage.errors import DatasetError, MismatchError, MissingArtifactError
+from showtell.pipeline.stage.errors import DamagedFileError, DatasetError, MissingArtifactError
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, SPECIALS, UNK, Vocab, build_vocab
 
 CAPTIONS = [["a", "dog", "runs"], ["a", "cat"], ["a", "dog"], ["b", "cat"]]
@@ -94,5 +94,5 @@ def test_vocab_file_that_is_missing_or_invalid_is_reported(tmp_path):
     bad.append({**good, "pieces": {" a": 1}})  # without a tokenizer
     for value in bad:
         path.write_text(json.dumps(value))
-        with pytest.raises(MismatchError, match=r"vocab\.json is not a vocabulary of version 1"):
+        with pytest.raises(DamagedFileError, match=r"vocab\.json is damaged"):
             Vocab.read(path)

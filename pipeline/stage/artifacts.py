@@ -1,0 +1,163 @@
+"""Read the files that stages write: verified against the manifest, with errors that name the fix.
+
+Every folder of a stage holds a `manifest.json` with the checksum of each output.
+"""
+
+import json
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .checksums import checksum
+from .command_line import data_option
+from .errors import DamagedFileError, MissingArtifactError, ShowTellError, StorageError
+from .manifest import CHANGED, MANIFEST_NAME, MISSING, Manifest
+
+# Files that record the command of their folder in a line `"command": "…"`.
+COMMAND_FILES = (MANIFEST_NAME, "config.json")
+COMMAND_LINE = re.compile(rb'^ "command": (".+"),?$', re.MULTILINE)
+
+# What parsers raise for damaged content, besides the errors of their own library.
+FORMAT_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    zlib.error,
+)
+
+
+def require_stage(directory: Path, *, check_content: bool = True) -> Manifest:
+    """Return the manifest of a finished stage.
+
+    Args:
+        directory: output folder of the stage.
+        check_content: whether to verify the checksums of the outputs, not only their sizes.
+
+    Raises:
+        MissingArtifactError: the stage is not finished, or an output does not exist.
+        DamagedFileError: the manifest is damaged, or an output is not the one it lists.
+    """
+    try:
+        manifest = Manifest.load(directory)
+    except (MissingArtifactError, DamagedFileError) as error:
+        raise type(error)(f"{error} Run '{repair_command(directory / MANIFEST_NAME)}'.") from None
+    for name, problem in manifest.find_problems(directory, check_content=check_content)[:1]:
+        path = directory / name
+        if problem == MISSING:
+            raise MissingArtifactError(f"{path} {problem}. Run '{repair_command(path)}'.")
+        raise damaged(path, problem)
+    return manifest
+
+
+def read_output(path: Path) -> bytes:
+    """Return the content of a stage's output, verified against the manifest beside it.
+
+    Manifests of earlier versions have no checksums; they verify the size only.
+
+    Raises:
+        MissingArtifactError: the file does not exist.
+        DamagedFileError: it is not the file that the stage wrote, or cannot be read.
+    """
+    with reading(path):
+        content = path.read_bytes()
+        manifest = Manifest.read(path.parent)
+        if manifest is not None and (problem := find_problem(manifest, path.name, content)):
+            raise ValueError(problem)
+    return content
+
+
+def find_problem(manifest: Manifest, name: str, content: bytes) -> str | None:
+    """Return how an output differs from what the manifest lists; None if it does not."""
+    size, expected = manifest.outputs.get(name), manifest.checksums.get(name)
+    if size is not None and size != len(content):
+        return f"it has {len(content):,} bytes, expected {size:,}"
+    if expected is not None and checksum(content) != expected:
+        return CHANGED
+    return None
+
+
+@contextmanager
+def reading(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
+    """Turn whatever reading a file of showtell's raises into one error: path, reason and repair.
+
+    Args:
+        path: of the file.
+        library_errors: exceptions of the library that parses it, besides `FORMAT_ERRORS`.
+
+    Raises:
+        MissingArtifactError: the file does not exist.
+        StorageError: the operating system cannot read it.
+        DamagedFileError: its content is not what a stage writes.
+    """
+    try:
+        yield
+    except ShowTellError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingArtifactError(
+            f"{path} does not exist. Run '{repair_command(path)}'."
+        ) from None
+    except FORMAT_ERRORS + library_errors as error:
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise damaged(path, describe(error)) from error
+
+
+def damaged(path: Path, reason: str) -> DamagedFileError:
+    """Return the error for a damaged file: path, reason, and the command that repairs it."""
+    return DamagedFileError(f"{path} is damaged: {reason}. Run '{repair_command(path)}'.")
+
+
+def describe(error: Exception) -> str:
+    """Return the message of an error on one line of at most 200 characters."""
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"it has no {text}"
+    return text.rstrip(".")
+
+
+def repair_command(path: Path) -> str:
+    """Return the command that writes a file under the data folder again.
+
+    Args:
+        path: `data/<dataset>/captions/…`, `data/<dataset>/features/<name>/…`, `data/runs/<run>/…`.
+            It need not exist.
+    """
+    folder = path.parent
+    folder = folder.parent if folder.name.startswith(".") else folder  # features/<name>/.next
+    data, command = _command_by_place(folder)
+    return f"showtell {_recorded_command(folder) or command}{data_option(data)}"
+
+
+def _recorded_command(folder: Path) -> str | None:
+    """Return the command that a folder's files record; it survives damage elsewhere in them."""
+    for name in COMMAND_FILES:
+        try:
+            found = COMMAND_LINE.search((folder / name).read_bytes())
+            if found:
+                return str(json.loads(found[1]))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _command_by_place(folder: Path) -> tuple[Path, str]:
+    """Return the data folder, and the command that writes `folder`, with default options."""
+    parent = folder.absolute().parent
+    if parent.name == "features":
+        return parent.parents[1], f"features --dataset {shlex.quote(parent.parent.name)}"
+    if parent.name == "eval":
+        return parent.parents[2], f"eval --run {shlex.quote(parent.parent.name)}"
+    if parent.name in ("runs", "ensembles"):
+        return parent.parent, f"train --run {shlex.quote(folder.name)}"
+    stage = "download" if folder.name == "raw" else "prepare"
+    return parent.parent, f"{stage} --dataset {shlex.quote(parent.name)}"

@@ -1,0 +1,36 @@
+"""Write commands as users type them, for the advice in errors and in manifests."""
+
+import os
+import shlex
+from pathlib import Path
+
+from .options import StageConfig, flag, options_of, spec_of
+
+# Options that say where or how a command runs, but not what it makes.
+LEFT_OUT = ("data", "device", "num_workers", "resume")
+
+
+def command_of(stage: str, config: StageConfig) -> str:
+    """Return the command that runs a stage with these options, without `showtell` and `--data`.
+
+    Options at their default are left out. Relative paths become absolute.
+    """
+    words = [stage]
+    for declared in options_of(type(config)):
+        value = getattr(config, declared.name)
+        if declared.name in LEFT_OUT or value == declared.default:
+            continue
+        name = [] if spec_of(declared).positional else [flag(declared.name)]
+        if isinstance(value, bool):
+            words.append(name[0] if value else flag(f"no_{declared.name}"))
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            words += [*name, str(item.absolute() if isinstance(item, Path) else item)]
+    return shlex.join(words)
+
+
+def data_option(data: Path) -> str:
+    """Return ` --data DIR`, or nothing if commands use that folder without the option."""
+    if data.resolve() == Path(os.environ.get("SHOWTELL_DATA") or "data").resolve():
+        return ""
+    return f" --data {shlex.quote(str(data))}"

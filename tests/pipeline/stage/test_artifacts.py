@@ -1,0 +1,198 @@
+import errno
+import json
+import os
+import shlex
+import zlib
+from pathlib import Path
+
+import pytest
+
+from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.stage.artifacts import (
+    read_output,
+    reading,
+    repair_command,
+    require_stage,
+)
+from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage.command_line import command_of
+from showtell.pipeline.stage.errors import (
+    DamagedFileError,
+    MissingArtifactError,
+    ShowTellError,
+    StorageError,
+)
+from showtell.pipeline.stage.manifest import MANIFEST_NAME, Manifest
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch) -> Path:
+    """The finished folder `data/mine/captions`, seen from the folder of `data`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
+    directory = Path("data/mine/captions")
+    directory.mkdir(parents=True)
+    (directory / "out.bin").write_bytes(b"12345")
+    Manifest(
+        stage="prepare",
+        version=1,
+        config={},
+        inputs={},
+        outputs={"out.bin": 5},
+        checksums=checksums_of(directory, ["out.bin"]),
+        command="prepare --dataset mine --source '/my photos'",
+    ).write(directory)
+    return directory
+
+
+REPAIR = "Run 'showtell prepare --dataset mine --source '/my photos''."
+
+
+def test_undamaged_output_is_returned(stage) -> None:
+    assert read_output(stage / "out.bin") == b"12345"
+    assert require_stage(stage).outputs == {"out.bin": 5}
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"12344", "its content does not match its checksum"),
+        (b"1234", "it has 4 bytes, expected 5"),
+        (b"", "it has 0 bytes, expected 5"),
+    ],
+)
+def test_damaged_output_is_refused_with_the_command_that_repairs_it(
+    stage, content: bytes, problem: str
+) -> None:
+    (stage / "out.bin").write_bytes(content)
+    expected = f"{stage / 'out.bin'} is damaged: {problem}. {REPAIR}"
+    for read in (lambda: read_output(stage / "out.bin"), lambda: require_stage(stage)):
+        with pytest.raises(DamagedFileError) as caught:
+            read()
+        assert str(caught.value) == expected
+
+
+def test_missing_output_is_refused_with_the_command_that_repairs_it(stage) -> None:
+    (stage / "out.bin").unlink()
+    for read in (lambda: read_output(stage / "out.bin"), lambda: require_stage(stage)):
+        with pytest.raises(MissingArtifactError) as caught:
+            read()
+        assert str(caught.value) == f"{stage / 'out.bin'} does not exist. {REPAIR}"
+
+
+def test_output_listed_without_a_checksum_is_verified_by_its_size(stage) -> None:
+    values = json.loads((stage / MANIFEST_NAME).read_text())
+    for name in ("checksums", "checksum", "command"):
+        del values[name]  # as earlier versions wrote it
+    (stage / MANIFEST_NAME).write_text(json.dumps(values))
+    (stage / "out.bin").write_bytes(b"abcde")
+    assert read_output(stage / "out.bin") == b"abcde"
+    (stage / "out.bin").write_bytes(b"abcd")
+    with pytest.raises(DamagedFileError, match="4 bytes, expected 5"):
+        read_output(stage / "out.bin")
+
+
+def test_manifest_is_called_missing_only_if_it_is_missing(stage) -> None:
+    manifest = stage / MANIFEST_NAME
+    manifest.write_bytes(manifest.read_bytes().replace(b'"version": 1', b'"version": 3'))
+    with pytest.raises(DamagedFileError) as caught:
+        require_stage(stage)
+    assert str(caught.value) == (
+        f"{manifest} is damaged: its content does not match its checksum. {REPAIR}"
+    )
+    assert Manifest.read(stage) is None
+    manifest.unlink()
+    with pytest.raises(MissingArtifactError) as caught:
+        require_stage(stage)
+    assert str(caught.value) == f"{manifest} does not exist. Run 'showtell prepare --dataset mine'."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("not a number"),
+        KeyError("image_id"),
+        TypeError("no"),
+        IndexError("7"),
+        AttributeError("x"),
+        OverflowError("too large"),
+        EOFError(),
+        RecursionError("too deep"),
+        NotImplementedError("codec"),
+        zlib.error("Error -3"),
+        OSError("Couldn't deserialize thrift"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_of_a_parser_becomes_one_line(stage, error: Exception) -> None:
+    with pytest.raises(DamagedFileError) as caught, reading(stage / "out.bin"):
+        raise error
+    message = str(caught.value)
+    assert message.startswith(f"{stage / 'out.bin'} is damaged: ")
+    assert message.endswith(REPAIR) and "\n" not in message
+
+
+def test_errors_of_the_system_are_not_called_damage(stage) -> None:
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out.bin")
+    with (
+        pytest.raises(StorageError, match=r"out.bin cannot be read: Permission denied\."),
+        reading(stage / "out.bin"),
+    ):
+        raise denied
+
+
+def test_own_errors_and_bugs_pass_through(stage) -> None:
+    class LibraryError(Exception):
+        pass
+
+    for error in (ShowTellError("mine"), MemoryError(), LibraryError(), NameError()):
+        with pytest.raises(type(error)), reading(stage / "out.bin"):
+            raise error
+    with pytest.raises(DamagedFileError), reading(stage / "out.bin", LibraryError):
+        raise LibraryError("bad page")
+
+
+@pytest.mark.parametrize(
+    "path, command",
+    [
+        ("data/mine/raw/a.zip", "download --dataset mine"),
+        ("data/mine/captions/vocab.json", "prepare --dataset mine"),
+        ("data/my set/captions/vocab.json", "prepare --dataset 'my set'"),
+        ("data/mine/features/resnet50-caffe/part-00000.h5", "features --dataset mine"),
+        ("data/mine/features/resnet50-caffe/.next/part-00000.h5", "features --dataset mine"),
+        ("data/runs/gru/best.safetensors", "train --run gru"),
+        ("data/runs/gru/eval/val-beam3/metrics.json", "eval --run gru"),
+    ],
+)
+def test_repair_command_follows_from_the_place_of_a_file(
+    tmp_path, monkeypatch, path: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
+    assert repair_command(Path(path)) == f"showtell {command}"
+    elsewhere = Path("disk 2") / path
+    assert repair_command(elsewhere) == f"showtell {command} --data '{tmp_path}/disk 2/data'"
+    monkeypatch.setenv("SHOWTELL_DATA", "disk 2/data")
+    assert repair_command(elsewhere) == f"showtell {command}"
+    assert repair_command(Path(path)) == f"showtell {command} --data {tmp_path}/data"
+
+
+def test_recorded_command_makes_the_same_config(tmp_path, monkeypatch) -> None:
+    """Read back by Typer, with every kind of option."""
+    from typer.testing import CliRunner
+
+    from showtell import cli
+
+    monkeypatch.chdir(tmp_path)
+    config = PrepareConfig(dataset="it's mine", source=Path("a b"), min_count=2, seed=7)
+    words = shlex.split(command_of("prepare", config))
+    result = CliRunner().invoke(cli.app, [*words, "--print-config"])
+    assert result.exit_code == 0, result.output
+    given = [line for line in result.output.splitlines() if not line.startswith(("#", "["))]
+    assert given == [
+        'dataset = "it\'s mine"',
+        f'source = "{tmp_path / "a b"}"',
+        "seed = 7",
+        "min-count = 2",
+    ]
