@@ -3,17 +3,12 @@
 The throughput counts the captions of the dataset, as in `epoch`; SCST samples as many itself.
 """
 
-import shutil
-import time
-
 from ...model.config import TrainConfig
 from ...model.decoders.config import DecoderConfig
 from ...model.presets import TRAIN_PRESETS
-from ...model.train import Trainer, train
-from ...model.training.data import load_training_data
 from ..config import BenchConfig
 from ..decoder_products import decoding_products, training_products
-from ..limits import Shape, time_products
+from ..limits import Shape
 from ..measurement import Measurement
 from . import epoch
 
@@ -31,36 +26,8 @@ def measure(config: BenchConfig) -> Measurement:
         batch_size=epoch.batch_size(),
         **preset,
     )
-    run_dir = config.data / "runs" / RUN
-    shutil.rmtree(run_dir, ignore_errors=True)
-    started = time.perf_counter()
-    manifest = train(options)
-    seconds = time.perf_counter() - started
-    trainer = Trainer(options, load_training_data(options), config.data / "bench" / "run")
-    return Measurement(
-        throughput=manifest.counts["num_captions"] / manifest.seconds,
-        unit="captions/s",
-        limit=products_rate(trainer),
-        limited_by="its matrix products alone, if samples are as long as the captions",
-        shares={"epoch": manifest.seconds / seconds, "start": 1 - manifest.seconds / seconds},
-        details={
-            "batch_size": options.batch_size,
-            "num_steps": manifest.counts["num_steps"],
-            "seconds": seconds,
-            "seconds_of_epoch": manifest.seconds,
-            "seconds_of_validation": epoch.read_validation_seconds(run_dir),
-        },
-    )
-
-
-def products_rate(trainer: Trainer) -> float:
-    """Return the captions/s of the matrix products of one batch."""
-    batches = trainer.batches.plan_epoch(0)
-    batch = trainer.batches.gather(batches[len(batches) // 2])
-    lengths = batch.lengths.tolist()
-    shapes = scst_products(trainer.decoder.config, len(batch.image_rows), lengths)
-    precision = trainer.precision
-    return len(lengths) / time_products(shapes, precision.device, precision.dtype)
+    limited_by = "its matrix products alone, if samples are as long as the captions"
+    return epoch.measure_epoch(options, scst_products, limited_by)
 
 
 def scst_products(config: DecoderConfig, num_images: int, lengths: list[int]) -> list[Shape]:
