@@ -6,6 +6,7 @@ Pooled features are held in memory; grid features are read from memory-mapped fi
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.artifacts import require_stage
+from ..pipeline.stage.command_line import command_line
 from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
 from ..pipeline.stage.files import hash_file
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
@@ -311,9 +313,9 @@ def require_views(store: FeatureStore, num_views: int, grid: bool = False) -> No
 
 def features_command(directory: Path, manifest: Manifest | None = None) -> str:
     """Return the command that computes the features in `directory`, as far as it is known."""
-    command = f"showtell features --dataset {directory.parents[1].name}"
+    data, dataset = directory.absolute().parents[2], directory.parents[1].name
     if manifest is None:
-        return command
+        return command_line(data, "features", "--dataset", dataset)
     options = {
         "encoder": manifest.config["encoder"],
         "weights": manifest.details["weights"],
@@ -321,8 +323,9 @@ def features_command(directory: Path, manifest: Manifest | None = None) -> str:
         "image-size": manifest.config["image_size"],
         "views": manifest.config.get("views"),
     }
-    given = [f" --{name} {value}" for name, value in options.items() if value is not None]
-    return command + "".join(given) + (" --grid" if manifest.config.get("grid") else "")
+    given = [(f"--{name}", value) for name, value in options.items() if value is not None]
+    grid = ["--grid"] if manifest.config.get("grid") else []
+    return command_line(data, "features", "--dataset", dataset, *chain(*given), *grid)
 
 
 def extend_command(store: FeatureStore, num_views: int, grid: bool) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..pipeline.layout import CAPTIONS_PARQUET
+from ..pipeline.stage.command_line import command_line
 from ..pipeline.stage.console import print_json, print_note, print_result, print_table
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import Manifest
@@ -99,13 +100,14 @@ def find_evaluation(data: Path, name: str) -> Path:
         )
     raise MissingArtifactError(
         f"{name!r} is not the name of an evaluation: {run_dir / 'eval'} has none. Name the folder "
-        f"of an evaluation, or run '{eval_command(run_dir.name)}' first."
+        f"of an evaluation, or run '{eval_command(data, run_dir.name)}' first."
     )
 
 
-def eval_command(name: str) -> str:
+def eval_command(data: Path, name: str) -> str:
     """Return the command that evaluates a run, or an ensemble given as names joined by +."""
-    return f"showtell eval --run {name.replace('+', ' --run ')}"
+    runs = [word for run in name.split("+") for word in ("--run", run)]
+    return command_line(data, "eval", *runs)
 
 
 def require_evaluation(folder: Path) -> Manifest:
@@ -115,8 +117,9 @@ def require_evaluation(folder: Path) -> Manifest:
         MissingArtifactError: the evaluation is unfinished or out of date.
     """
     run_dir = folder.absolute().parents[1]
-    status = eval_status(run_dir.parents[1], folder.absolute())
-    fix = f"Run '{eval_command(run_dir.name)}' with its options again."
+    data = run_dir.parents[1]
+    status = eval_status(data, folder.absolute())
+    fix = f"Run '{eval_command(data, run_dir.name)}' with its options again."
     if status.manifest is None or status.state != "done":
         state = "not finished" if status.manifest is None else status.state
         raise MissingArtifactError(f"{folder} is {state}. {fix}")

@@ -20,7 +20,7 @@ from ..features.device import (
     precision_name,
 )
 from ..pipeline.stage.checksums import checksums_of
-from ..pipeline.stage.command_line import command_of
+from ..pipeline.stage.command_line import command_line, command_of
 from ..pipeline.stage.console import (
     ProgressLine,
     format_bytes,
@@ -243,10 +243,10 @@ class Trainer:
                     self._require_finite(losses)
                     self._save_checkpoint()
                 if signals:
+                    words = ("train", "--run", self.run_dir.name, "--resume")
                     raise StoppedError(
                         f"{self.run_dir} was stopped by {signals[0].name} at step "
-                        f"{progress.step}. Run 'showtell train --run {self.run_dir.name} "
-                        f"--resume' to continue."
+                        f"{progress.step}. Run '{command_line(config.data, *words)}' to continue."
                     )
         if losses:
             self._log_steps(log, losses, lr=lr, tokens_per_second=speed)

@@ -114,7 +114,7 @@ def find_archives(dataset: str) -> tuple[Archive, ...]:
         )
     raise DownloadError(
         f"dataset {dataset!r} cannot be downloaded, only {', '.join(ARCHIVES)} and scenes. "
-        f"For your own files run 'showtell prepare --dataset {dataset} --source DIR'."
+        f"For your own files run 'showtell prepare --dataset {shlex.quote(dataset)} --source DIR'."
     )
 
 
@@ -203,7 +203,7 @@ def verify_present(archive: Archive, target: Path) -> None:
     raise DownloadError(
         f"{target} has {found}, expected {archive.size_bytes:,} bytes with md5 {archive.md5}. "
         f"Delete it, or rename it to {target.name}.partial if it is an incomplete download; then "
-        "run 'showtell download' again."
+        "run the same command again."
     )
 
 
@@ -236,8 +236,8 @@ def unpack_members(archive: Archive, target: Path) -> None:
                     shutil.copyfileobj(source, file, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise DownloadError(
-            f"{target}: cannot unpack {member} ({error}). Delete the archive, then run 'showtell "
-            "download' again."
+            f"{target}: cannot unpack {member} ({error}). Delete the archive, then run the "
+            "same command again."
         ) from error
 
 
@@ -269,5 +269,5 @@ def _reporting_full_disk(raw_dir: Path) -> Iterator[None]:
             raise
         raise DownloadError(
             f"{raw_dir}: {error.strerror}. Downloaded files are kept: free some disk space, or "
-            "choose another disk with --data, then run 'showtell download' again."
+            "choose another disk with --data, then run the same command again."
         ) from error

@@ -17,6 +17,7 @@ from ...model.runs.find import find_run, run_names
 from ...model.runs.run import RunConfig, load_run
 from ...pipeline.captions import read_images
 from ...pipeline.layout import IMAGES_PARQUET
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import MissingArtifactError
 from ..config import BenchConfig
 from ..decoder_products import decoding_products
@@ -95,7 +96,8 @@ def find_plain_run(config: BenchConfig) -> Path:
     if RunConfig.read(run_dir).decoder.attention != "none":
         raise MissingArtifactError(
             f"{run_dir} uses attention, which this benchmark does not cover. Name another run with "
-            f"--run, or run 'showtell train --dataset {config.dataset}' first."
+            f"--run, or run '{command_line(config.data, 'train', '--dataset', config.dataset)}' "
+            "first."
         )
     return run_dir
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...pipeline.captions import read_images
 from ...pipeline.layout import IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.files import hash_file
@@ -107,11 +108,12 @@ def _check_vocab(captions_dir: Path, member: Member) -> None:
     """Check that the dataset's vocabulary is the one that the run was trained with."""
     vocab, run = Vocab.read(captions_dir / VOCAB_JSON), member.run
     if vocab.sha256 != run.vocab_sha256:
+        command = command_line(captions_dir.parents[1], "prepare", "--dataset", run.dataset)
         raise MismatchError(
             f"{captions_dir / VOCAB_JSON} has {len(vocab):,} words and hash {vocab.sha256[:12]}, "
             f"but the run {member.name} was trained with {run.decoder.vocab_size:,} and "
-            f"{run.vocab_sha256[:12]}. Run 'showtell prepare --dataset {run.dataset}' again "
-            f"with the options used before the training, or train a new run."
+            f"{run.vocab_sha256[:12]}. Run '{command}' again with the options used before the "
+            "training, or train a new run."
         )
 
 

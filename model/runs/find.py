@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
@@ -29,9 +30,10 @@ def choose_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
     if run is None:
         print_aside(f"Using the newest run, {run_dir.name}; choose another with --run.")
     if Manifest.read(run_dir) is None:
+        command = command_line(data, "train", "--run", run_dir.name, "--resume")
         print_aside(
             f"{run_dir.name} is not finished; using its best epoch so far. Continue it with "
-            f"'showtell train --run {run_dir.name} --resume'."
+            f"'{command}'."
         )
     return run_dir
 
@@ -54,12 +56,13 @@ def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
     if (run_dir / LAST_NAME).exists() and not (run_dir / BEST_NAME).exists():
         raise MissingArtifactError(
             f"{run_dir} has no weights yet because training stopped before the end of its first "
-            f"epoch. Run 'showtell train --run {run} --resume' first."
+            f"epoch. Run '{command_line(data, 'train', '--run', run_dir.name, '--resume')}' first."
         )
     wanted = "no run" if run is None else f"no run {run!r}"
     wanted += "" if dataset is None else f" of {dataset}"
     found = f"found: {', '.join(sorted(runs))}" if runs else "found none"
+    command = command_line(data, "train", "--dataset", dataset or "NAME")
     raise MissingArtifactError(
-        f"{data / 'runs'} has {wanted} with weights ({found}). Run 'showtell train "
-        f"--dataset {dataset or 'NAME'}' first, or name another folder with --data."
+        f"{data / 'runs'} has {wanted} with weights ({found}). Run '{command}' first, or name "
+        "another folder with --data."
     )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
 from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ...pipeline.stage.options import flag
@@ -79,8 +80,8 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
                 f"{run_dir} to train it from scratch, or choose another name with --run."
             )
         raise MissingArtifactError(
-            f"{run_dir / LAST_NAME} does not exist: there is nothing to resume. Run 'showtell "
-            f"train' without --resume."
+            f"{run_dir / LAST_NAME} does not exist: there is nothing to resume. Run "
+            f"'{command_line(config.data, 'train', '--run', run_dir.name)}' without --resume."
         )
     saved = RunConfig.read(run_dir)
     started = replace(saved.train_config(), data=config.data)

@@ -101,7 +101,7 @@ def fetch(
             raise DownloadError(
                 f"{url}: {reason}; gave up after {failures} failed attempts. "
                 f"{partial.size_bytes:,} of {archive.size_bytes:,} bytes are kept: run "
-                "'showtell download' again to resume."
+                "the same command again to resume."
             )
         wait_s = backoff(failures) if wait_s is None else wait_s
         print_warning(f"{archive.name}: {reason}; next attempt in {format_seconds(wait_s)}")

@@ -29,6 +29,16 @@ def command_of(stage: str, config: StageConfig) -> str:
     return shlex.join(words)
 
 
+def command_line(data: Path, *words: object) -> str:
+    """Return a command as users type it: quoted, and with `--data` if it needs that.
+
+    Args:
+        data: root of all files.
+        words: the command without `showtell`: `"train", "--run", "my run"`.
+    """
+    return f"showtell {shlex.join(map(str, words))}{data_option(data)}"
+
+
 def data_option(data: Path) -> str:
     """Return ` --data DIR`, or nothing if commands use that folder without the option."""
     if data.resolve() == Path(os.environ.get("SHOWTELL_DATA") or "data").resolve():

@@ -159,7 +159,7 @@ def test_rows_of_another_dataset_raise_with_the_command(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     message = (
         r"resnet50-caffe has no features of 2 images, e\.g\. 6.*belong to another dataset.*"
-        r"Run 'showtell features --dataset tiny --encoder resnet50 --weights caffe --format hdf5'"
+        r"Run 'showtell features --dataset tiny --encoder resnet50 --weights caffe --format hdf5 "
     )
     with pytest.raises(MismatchError, match=message):
         store.rows([3, 6, 7, 6])
@@ -259,7 +259,7 @@ def test_unknown_name_error_lists_the_available_features(tmp_path):
 
 
 def test_dataset_without_features_is_an_error_with_the_command(tmp_path):
-    message = r"no finished features\. Run 'showtell features --dataset tiny' first"
+    message = r"no finished features\. Run 'showtell features --dataset tiny --data .*' first"
     with pytest.raises(MissingArtifactError, match=message):
         find_features(tmp_path / DATASET, None)
 
@@ -272,7 +272,7 @@ def test_features_without_extras_have_one_view_without_a_copy(tmp_path):
     assert store.grid_shape is None
     digest = hashlib.sha256(np.array(IDS, np.int64).tobytes() + store.features.numpy().tobytes())
     assert store.sha256 == digest.hexdigest()
-    message = r"has no grid features\. Run 'showtell features .*--format hdf5 --grid'"
+    message = r"has no grid features\. Run 'showtell features .*--format hdf5 --data .* --grid'"
     with pytest.raises(MissingArtifactError, match=message):
         store.gather_grid(store.rows([3]))
 
@@ -345,5 +345,5 @@ def test_suggested_command_includes_views_and_grids(tmp_path):
     directory = write_features(tmp_path)
     add_extras(directory)
     write_table(tmp_path, [1, 2])
-    with pytest.raises(MismatchError, match=r"--views 3 --grid'"):
+    with pytest.raises(MismatchError, match=r"--views 3 --grid --data .*'"):
         FeatureStore.load(directory)

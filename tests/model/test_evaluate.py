@@ -283,7 +283,7 @@ def test_eval_prints_which_run_it_chose_and_whether_it_is_unfinished(data, score
     evaluate(EvalConfig(data=data))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Using the newest run, r; choose another with --run."
-    assert "Continue it with 'showtell train --run r --resume'" in lines[1]
+    assert f"Continue it with 'showtell train --run r --resume --data {data}'" in lines[1]
 
 
 def test_newest_run_of_a_dataset_is_evaluated(data, scorers) -> None:

@@ -195,7 +195,7 @@ def test_init_with_another_vocabulary_is_refused(scenes) -> None:
 
 
 def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
-    command = r"Run 'showtell features --dataset scenes .*--views {} --grid' first"
+    command = r"Run 'showtell features --dataset scenes .*--views {} --grid --data .*' first"
     for options, what, views in (
         ({"attention": "soft"}, "has no grids, which --attention soft needs", 1),
         ({"views": 2}, "has 1 views of each image, --views .* needs 2", 2),

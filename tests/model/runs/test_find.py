@@ -36,7 +36,8 @@ def test_unknown_run_is_an_error_that_lists_the_runs(tmp_path) -> None:
             find_run(tmp_path, name)
         assert str(caught.value) == (
             f"{tmp_path / 'runs'} has no run '{name}' with weights (found: a, b). "
-            "Run 'showtell train --dataset NAME' first, or name another folder with --data."
+            f"Run 'showtell train --dataset NAME --data {tmp_path}' first, or name another "
+            "folder with --data."
         )
 
 
@@ -45,7 +46,7 @@ def test_run_stopped_in_its_first_epoch_is_an_error_with_the_command(tmp_path) -
     (tmp_path / "runs/c").mkdir()
     (tmp_path / "runs/c/last.safetensors").touch()
     with pytest.raises(
-        MissingArtifactError, match=r"c has no weights yet .*train --run c --resume' first"
+        MissingArtifactError, match=r"no weights yet .*train --run c --resume --data .*' first"
     ):
         find_run(tmp_path, "c")
 
@@ -56,5 +57,6 @@ def test_missing_runs_are_an_error_with_the_command(tmp_path) -> None:
             find_run(tmp_path / "nowhere", name)
         assert f"has {what} with weights (found none)" in str(caught.value)
         assert str(caught.value).endswith(
-            "'showtell train --dataset NAME' first, or name another folder with --data."
+            f"'showtell train --dataset NAME --data {tmp_path}/nowhere' first, or name another "
+            "folder with --data."
         )

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shlex
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from showtell.pipeline.stage.artifacts import (
     require_stage,
 )
 from showtell.pipeline.stage.checksums import checksums_of
-from showtell.pipeline.stage.command_line import command_of
+from showtell.pipeline.stage.command_line import command_line, command_of
 from showtell.pipeline.stage.errors import (
     DamagedFileError,
     MissingArtifactError,
@@ -196,3 +197,13 @@ def test_recorded_command_makes_the_same_config(tmp_path, monkeypatch) -> None:
         "seed = 7",
         "min-count = 2",
     ]
+
+
+def test_suggested_command_survives_the_shell(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
+    name = """it's a "run" $HOME; rm *"""
+    command = command_line(Path("my data"), "train", "--run", name)
+    done = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["showtell", "train", "--run", name, "--data", "my data"]
+    assert command_line(Path("data"), "train") == "showtell train"
