@@ -9,12 +9,13 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .checksums import checksum
 from .command_line import data_option
 from .errors import DamagedFileError, MissingArtifactError, ShowTellError, StorageError
-from .manifest import CHANGED, MANIFEST_NAME, MISSING, Manifest
+from .manifest import MANIFEST_NAME, MISSING, Manifest
 
 # Files that record the command of their folder in a line `"command": "…"`.
 COMMAND_FILES = (MANIFEST_NAME, "config.json")
@@ -70,19 +71,11 @@ def read_output(path: Path) -> bytes:
     with reading(path):
         content = path.read_bytes()
         manifest = Manifest.read(path.parent)
-        if manifest is not None and (problem := find_problem(manifest, path.name, content)):
-            raise ValueError(problem)
+        if manifest is not None:
+            problem = manifest.find_problem(path.name, len(content), partial(checksum, content))
+            if problem is not None:
+                raise ValueError(problem)
     return content
-
-
-def find_problem(manifest: Manifest, name: str, content: bytes) -> str | None:
-    """Return how an output differs from what the manifest lists; None if it does not."""
-    size, expected = manifest.outputs.get(name), manifest.checksums.get(name)
-    if size is not None and size != len(content):
-        return f"it has {len(content):,} bytes, expected {size:,}"
-    if expected is not None and checksum(content) != expected:
-        return CHANGED
-    return None
 
 
 @contextmanager

@@ -5,7 +5,9 @@ options and inputs. The file is a JSON object with the fields of `Manifest`, and
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,7 +76,11 @@ class Manifest:
         try:
             values = unseal(json.loads(path.read_bytes()))
             values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
-            return cls(**values)
+            manifest = cls(**values)
+            for name in ("config", "inputs", "outputs", "counts", "details", "checksums"):
+                if not isinstance(getattr(manifest, name), dict):
+                    raise TypeError(f"{name!r} is not an object")
+            return manifest
         except (FileNotFoundError, NotADirectoryError):
             raise MissingArtifactError(f"{path} does not exist.") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -90,16 +96,31 @@ class Manifest:
             directory: output folder of the stage.
             check_content: whether to verify the checksums of the outputs, not only their sizes.
         """
-        problems = []
-        for name, size_bytes in self.outputs.items():
-            found, expected = file_size(directory / name), self.checksums.get(name)
-            if found is None:
-                problems.append((name, MISSING))
-            elif found != size_bytes:
-                problems.append((name, f"it has {found:,} bytes, expected {size_bytes:,}"))
-            elif check_content and expected and checksum_of_file(directory / name) != expected:
-                problems.append((name, CHANGED))
-        return problems
+        problems = {}
+        for name in self.outputs:
+            path = directory / name
+            checksum = partial(checksum_of_file, path) if check_content else None
+            problems[name] = self.find_problem(name, file_size(path), checksum)
+        return [(name, problem) for name, problem in problems.items() if problem]
+
+    def find_problem(
+        self, name: str, size_bytes: int | None, checksum: Callable[[], str] | None
+    ) -> str | None:
+        """Return how a file differs from the output of that name; None if it does not.
+
+        Args:
+            name: of the output. A name that is not listed has no problem.
+            size_bytes: size of the file, None if it does not exist.
+            checksum: returns the checksum of its content; None leaves the content unverified.
+        """
+        expected = self.outputs.get(name, size_bytes)
+        if size_bytes is None:
+            return MISSING
+        if size_bytes != expected:
+            return f"it has {size_bytes:,} bytes, expected {expected:,}"
+        if checksum is not None and name in self.checksums and checksum() != self.checksums[name]:
+            return CHANGED
+        return None
 
     def matches(
         self, directory: Path, version: int, config: dict[str, Any], inputs: dict[str, str]

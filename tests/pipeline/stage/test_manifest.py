@@ -64,8 +64,10 @@ FIELDS = b'"stage": "p", "version": 1, "config": {}, "inputs": {}, "outputs": {}
         b"{" + FIELDS + b"}",
         b"{" + FIELDS + b', "skipped": [1]}',
         b"{" + FIELDS + b', "skipped": [], "of_a_later_version": 1}',
+        b"{" + FIELDS.replace(b'"outputs": {}', b'"outputs": []') + b', "skipped": []}',
+        b"[" * 100_000,
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_read_of_an_invalid_manifest_returns_none(tmp_path, content: bytes) -> None:
     (tmp_path / MANIFEST_NAME).write_bytes(content)
