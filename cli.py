@@ -15,7 +15,7 @@ import typer
 from .bench.config import BenchConfig
 from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
-from .model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig
+from .model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig, VerifyConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import print_error, print_json
 from .pipeline.stage.errors import ShowTellError
@@ -157,6 +157,19 @@ def status(config: StatusConfig) -> None:
     from .model.runs.status import show_status
 
     show_status(config.data)
+
+
+@tool("verify", VerifyConfig, examples=("", "data/runs/gru", "data/flickr8k --json"))
+def verify(config: VerifyConfig) -> None:
+    """Read every file of the data folder; list those damaged, and the commands that repair them.
+
+    Archives are compared with their published MD5, all other files and each row of the grids with
+    their own checksums. Nothing is written. The exit status is 1 if a file is damaged or missing.
+    """
+    from .model.verify import verify
+
+    if not verify(config):
+        raise typer.Exit(1)
 
 
 def _print_version(wanted: bool) -> None:

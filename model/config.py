@@ -328,3 +328,14 @@ class CompareConfig(StageConfig):
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(StageConfig):
     """Options of `showtell status`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(StageConfig):
+    """Options of `showtell verify`."""
+
+    paths: list[Path] | None = argument(
+        "Files or folders to verify. Default: everything in the data folder.",
+        metavar="PATH...",
+        required=False,
+    )

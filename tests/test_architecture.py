@@ -22,7 +22,7 @@ ORDER = {
         "text archives config status",
         "datasets",
         "captions",
-        "prepare download",
+        "prepare download verify",
     ],
     "features": [
         "shards device reading",
@@ -31,6 +31,7 @@ ORDER = {
         "layout store plan",
         "manifest runner",
         "extract",
+        "verify",
     ],
     "model": [
         "presets kernels",
@@ -39,7 +40,7 @@ ORDER = {
         "config",
         "runs",
         "training evaluation",
-        "train evaluate compare",
+        "train evaluate compare verify",
     ],
     "serving": ["config", "captioner"],
     "bench": [

@@ -21,6 +21,9 @@ from .manifest import MANIFEST_NAME, MISSING, Manifest
 COMMAND_FILES = (MANIFEST_NAME, "config.json")
 COMMAND_LINE = re.compile(rb'^ "command": (".+"),?$', re.MULTILINE)
 
+# Subfolders of a stage's folder: of downloads, and of features that are being computed again.
+SUBFOLDERS = ("images", "annotations", ".next")
+
 # What parsers raise for damaged content, besides the errors of their own library.
 FORMAT_ERRORS = (
     OSError,
@@ -47,16 +50,30 @@ def require_stage(directory: Path, *, check_content: bool = True) -> Manifest:
         MissingArtifactError: the stage is not finished, or an output does not exist.
         DamagedFileError: the manifest is damaged, or an output is not the one it lists.
     """
+    manifest = require_manifest(directory)
+    for name, problem in manifest.find_problems(directory, check_content=check_content)[:1]:
+        raise output_error(directory / name, problem)
+    return manifest
+
+
+def require_manifest(directory: Path) -> Manifest:
+    """Return the manifest of a finished stage, without looking at the outputs.
+
+    Raises:
+        MissingArtifactError: the stage is not finished.
+        DamagedFileError: the manifest is damaged.
+    """
     try:
-        manifest = Manifest.load(directory)
+        return Manifest.load(directory)
     except (MissingArtifactError, DamagedFileError) as error:
         raise type(error)(f"{error} Run '{repair_command(directory / MANIFEST_NAME)}'.") from None
-    for name, problem in manifest.find_problems(directory, check_content=check_content)[:1]:
-        path = directory / name
-        if problem == MISSING:
-            raise MissingArtifactError(f"{path} {problem}. Run '{repair_command(path)}'.")
-        raise damaged(path, problem)
-    return manifest
+
+
+def output_error(path: Path, problem: str) -> DamagedFileError | MissingArtifactError:
+    """Return the error for a problem that `Manifest.find_problems` found."""
+    if problem == MISSING:
+        return MissingArtifactError(f"{path} {problem}. Run '{repair_command(path)}'.")
+    return damaged(path, problem)
 
 
 def read_output(path: Path) -> bytes:
@@ -126,9 +143,12 @@ def repair_command(path: Path) -> str:
             It need not exist.
     """
     folder = path.parent
-    folder = folder.parent if folder.name.startswith(".") else folder  # features/<name>/.next
+    if folder.name in SUBFOLDERS:
+        folder = folder.parent
     data, command = _command_by_place(folder)
-    return f"showtell {_recorded_command(folder) or command}{data_option(data)}"
+    command = f"showtell {_recorded_command(folder) or command}{data_option(data)}"
+    # `download` does not read an archive again that it has verified before.
+    return f"rm -f {shlex.quote(str(path))} && {command}" if path.suffix == ".zip" else command
 
 
 def _recorded_command(folder: Path) -> str | None:

@@ -1,0 +1,49 @@
+"""Verify the files of a features folder: shards, and every row of the grids."""
+
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ..pipeline.stage.artifacts import damaged
+from ..pipeline.stage.errors import ShowTellError
+from ..pipeline.stage.manifest import Manifest
+from ..pipeline.verify import Check, Reader, stage_checks
+from .extract import STAGING
+from .grids import grid_name, open_grid
+from .shards import FORMATS, read_shard
+from .store import read_listed_shard
+
+SHARD_SUFFIXES = {known.suffix for known in FORMATS.values()}
+
+
+def features_checks(directory: Path) -> Iterator[Check]:
+    """Yield the checks of `data/<dataset>/features/<name>`."""
+    manifest = Manifest.read(directory)
+    if manifest is None:
+        shards = [path for path in directory.glob("part-*") if path.suffix in SHARD_SUFFIXES]
+        yield from stage_checks(directory, {path.name: read_shard for path in shards})
+    else:
+        readers: dict[str, Reader] = {}
+        for name in manifest.details["fingerprints"]:
+            readers[name] = partial(_read_shard, manifest)
+            readers[grid_name(name)] = partial(_read_grid, manifest, name)
+        yield from stage_checks(directory, readers)
+    yield from stage_checks(directory / STAGING, {})
+
+
+def _read_shard(manifest: Manifest, path: Path) -> None:
+    read_listed_shard(path, manifest)
+
+
+def _read_grid(manifest: Manifest, shard_name: str, path: Path) -> None:
+    """Verify every row of a grid file by the checksums in its shard."""
+    try:
+        shard = read_listed_shard(path.with_name(shard_name), manifest)
+    except ShowTellError:
+        return  # reported as a problem of the shard, which is computed again with its grid
+    grid = open_grid(path, shard, manifest.counts["grid_places"])
+    assert shard.grid_crc32 is not None  # `open_grid` refuses such a shard
+    for image_id, row, crc32 in zip(shard.image_ids, grid, shard.grid_crc32, strict=True):
+        if zlib.crc32(row.reshape(-1).view("u1").data) != crc32:
+            raise damaged(path, f"the row of image {image_id} does not match its checksum")

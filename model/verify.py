@@ -1,0 +1,98 @@
+"""The command `showtell verify`: reads every file that stages wrote, and lists those damaged.
+
+Each file is read by the function that the stages use, so both agree about what is damaged.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..features.verify import features_checks
+from ..pipeline.stage.console import ProgressLine, format_bytes, print_json, print_result
+from ..pipeline.stage.errors import MissingArtifactError
+from ..pipeline.stage.files import file_size
+from ..pipeline.stage.options import RESERVED
+from ..pipeline.text.vocab import Vocab
+from ..pipeline.verify import Check, Problem, Reader, dataset_checks, stage_checks
+from .config import VerifyConfig
+from .metrics.image_scores import SCORES_NAME, ImageScores
+from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from .runs.run import RunConfig, read_tensors
+
+RUN_READERS: dict[str, Reader] = {
+    CONFIG_NAME: lambda path: RunConfig.read(path.parent),
+    VOCAB_NAME: Vocab.read,
+    BEST_NAME: read_tensors,
+}
+# Not listed in the manifest, because a finished run does not need them.
+TRAINING_READERS: dict[str, Reader] = {LAST_NAME: read_tensors}
+
+
+def verify(config: VerifyConfig) -> bool:
+    """Read and verify every file under the data folder, and print all problems.
+
+    Nothing is written, so it works on a read-only folder. Folders that another process is writing
+    to are left out.
+
+    Returns:
+        Whether no file is damaged or missing. The remains of stopped work do not count.
+
+    Raises:
+        MissingArtifactError: no stage wrote anything at one of the paths.
+    """
+    checks = select_checks(config)
+    sizes = [file_size(check.path) or 0 for check in checks]
+    problems: list[Problem] = []
+    with ProgressLine("verify", total=sum(sizes), unit="bytes") as progress:
+        for check, size in zip(checks, sizes, strict=True):
+            if problem := check.find_problem():
+                problems.append(problem)
+            progress.advance(size)
+    bad = [problem for problem in problems if problem.state != "unfinished"]
+    print_json({"num_files": len(checks), "num_bytes": sum(sizes), "problems": problems})
+    for problem in problems:
+        print_result(f"{problem.state}: {problem.message}")
+    print_result(
+        f"verify: {len(bad):,} of {len(checks):,} files ({format_bytes(sum(sizes))}) are damaged "
+        "or missing."
+    )
+    if len(commands := list(dict.fromkeys(problem.command for problem in bad))) > 1:
+        print_result("Repair them in this order:")
+        for command in commands:
+            print_result(f"  {command}")
+    return not bad
+
+
+def select_checks(config: VerifyConfig) -> list[Check]:
+    """Return the checks of everything under the data folder, or under the paths given.
+
+    Raises:
+        MissingArtifactError: no stage wrote anything at one of the paths.
+    """
+    checks = list(find_checks(config.data))
+    paths = [config.data] if config.paths is None else config.paths
+    selected: dict[Path, Check] = {}
+    for path in paths:
+        found = {c.path: c for c in checks if c.path.resolve().is_relative_to(path.resolve())}
+        if not found and config.paths is not None:
+            raise MissingArtifactError(
+                f"{path} holds no files of showtell's in the data folder {config.data}. Give a "
+                "file or folder in there, or name another data folder with --data."
+            )
+        selected |= found
+    return [check for check in checks if check.path in selected]
+
+
+def find_checks(data: Path) -> Iterator[Check]:
+    """Yield the checks of every file under `data`, in the order of the pipeline."""
+    for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
+        if dataset.name not in RESERVED:
+            yield from dataset_checks(dataset)
+            for features in sorted(dataset.glob("features/*")):
+                yield from features_checks(features)
+    evaluations: dict[str, Reader] = {SCORES_NAME: ImageScores.read}
+    for run in sorted(data.glob("runs/*")):
+        yield from stage_checks(run, RUN_READERS, TRAINING_READERS)
+        for evaluation in sorted(run.glob("eval/*")):
+            yield from stage_checks(evaluation, evaluations)
+    for evaluation in sorted(data.glob("ensembles/*/eval/*")):
+        yield from stage_checks(evaluation, evaluations)

@@ -1,0 +1,143 @@
+"""Verify the files of a dataset: each is read by the function that the stages use.
+
+`features/verify.py` and `model/verify.py` add the checks of their own files.
+"""
+
+import hashlib
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .captions import read_captions, read_images
+from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
+from .stage.artifacts import damaged, output_error, reading, repair_command, require_manifest
+from .stage.checksums import checksum_of_file
+from .stage.errors import MissingArtifactError, ShowTellError
+from .stage.files import LOCK_NAME, file_size, is_locked
+from .stage.manifest import MANIFEST_NAME, Manifest
+from .text.vocab import Vocab
+
+Reader = Callable[[Path], object]  # raises a ShowTellError if the file is not what a stage wrote
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not as a finished stage leaves it.
+
+    Attributes:
+        path: of the file.
+        state: `damaged`, `missing`, or `unfinished` for the remains of stopped work.
+        message: what is wrong, and what to do.
+        command: repairs the file.
+    """
+
+    path: Path
+    state: str
+    message: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A file to verify.
+
+    Attributes:
+        path: of the file.
+        read: reads and verifies the file.
+        command: repairs it; default the command of the stage that writes it.
+        is_artifact: False for the remains of stopped work, which are not damage.
+    """
+
+    path: Path
+    read: Callable[[], object]
+    command: str | None = None
+    is_artifact: bool = True
+
+    def find_problem(self) -> Problem | None:
+        """Verify the file; return None if it is sound."""
+        try:
+            self.read()
+        except ShowTellError as error:
+            state = "missing" if isinstance(error, MissingArtifactError) else "damaged"
+            state = state if self.is_artifact else "unfinished"
+            command = self.command or repair_command(self.path)
+            return Problem(self.path, state, str(error), command)
+        return None
+
+
+def dataset_checks(dataset: Path) -> Iterator[Check]:
+    """Yield the checks of `data/<dataset>/raw` and `captions`."""
+    raw = dataset / "raw"
+    archives = _archive_digests(Manifest.read(raw)).items()
+    yield from stage_checks(
+        raw, {name: partial(_check_digest, digest) for name, digest in archives}
+    )
+    readers: dict[str, Reader] = {
+        IMAGES_PARQUET: read_images,
+        CAPTIONS_PARQUET: read_captions,
+        VOCAB_JSON: Vocab.read,
+    }
+    yield from stage_checks(dataset / "captions", readers)
+
+
+def _archive_digests(manifest: Manifest | None) -> dict[str, str]:
+    """Return name of each archive → its published checksum, as in `md5:0123…`."""
+    inputs = manifest.inputs if manifest else {}
+    return {Path(name).name: digest for name, digest in inputs.items()}
+
+
+def _check_digest(expected: str, path: Path) -> None:
+    with path.open("rb") as file:
+        digest = f"md5:{hashlib.file_digest(file, 'md5').hexdigest()}"
+    if digest != expected:
+        raise damaged(path, f"it has {digest}, expected {expected}")
+
+
+def stage_checks(
+    directory: Path, readers: Mapping[str, Reader], unlisted: Mapping[str, Reader] | None = None
+) -> Iterator[Check]:
+    """Yield the checks of a stage's folder; none while another process writes to it.
+
+    Args:
+        directory: output folder of the stage.
+        readers: name of an output → function that reads it, where a checksum is not enough.
+        unlisted: the same for files that the manifest does not list; they need not exist.
+    """
+    names = {path.name for path in directory.glob("*") if path.is_file()} - {LOCK_NAME}
+    if not names or is_locked(directory):
+        return
+    is_finished = MANIFEST_NAME in names
+    yield Check(
+        directory / MANIFEST_NAME, partial(require_manifest, directory), is_artifact=is_finished
+    )
+    manifest = Manifest.read(directory)
+    for name in manifest.outputs if manifest else sorted(names & readers.keys()):
+        read = partial(_read_output, directory, name, manifest, readers.get(name))
+        yield Check(directory / name, read)
+    for name, reader in (unlisted or {}).items():
+        if name in names:
+            yield Check(directory / name, partial(reader, directory / name))
+    for path in (directory / name for name in sorted(names) if ".partial" in name):
+        # A finished stage does not look for them again.
+        command = f"rm {shlex.quote(str(path))}" if is_finished else repair_command(path)
+        yield Check(path, partial(_refuse_leftover, path, command), command, is_artifact=False)
+
+
+def _read_output(
+    directory: Path, name: str, manifest: Manifest | None, reader: Reader | None
+) -> None:
+    """Verify a file by the manifest of its stage, then by its own reader."""
+    path = directory / name
+    with reading(path):
+        if manifest is not None:
+            checksum = partial(checksum_of_file, path)
+            if problem := manifest.find_problem(name, file_size(path), checksum):
+                raise output_error(path, problem)
+        if reader is not None:
+            reader(path)
+
+
+def _refuse_leftover(path: Path, command: str) -> None:
+    raise ShowTellError(f"{path} was left behind by a stage that was stopped. Run '{command}'.")

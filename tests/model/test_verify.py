@@ -1,0 +1,226 @@
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from showtell.model.verify import find_checks
+from showtell.pipeline.stage.files import locked
+from showtell.pipeline.stage.manifest import Manifest
+
+Run = Callable[..., tuple[int, str]]
+RunJson = Callable[..., tuple[int, Any]]
+
+NUM_FLIPS = 7  # over the whole file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_scenes() -> Iterator[None]:
+    """Make `download` draw 12 scenes."""
+    from showtell.pipeline import download
+
+    with pytest.MonkeyPatch.context() as patch:
+        small = partial(download.draw_scenes, num_train=8, num_val=2, num_test=2)
+        patch.setattr(download, "draw_scenes", small)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_data(few_scenes, tmp_path_factory, random_weights) -> Path:
+    """A data folder with every kind of artifact except evaluations. Copy it back after writing."""
+    from showtell.features.config import FeaturesConfig
+    from showtell.features.extract import extract
+    from showtell.model.config import TrainConfig
+    from showtell.model.train import train
+    from showtell.pipeline.config import DownloadConfig, PrepareConfig
+    from showtell.pipeline.download import download
+    from showtell.pipeline.prepare import prepare
+
+    data = tmp_path_factory.mktemp("verify") / "data"
+    common: dict[str, Any] = {"data": data, "dataset": "scenes"}
+    download(DownloadConfig(**common))
+    prepare(PrepareConfig(**common, min_count=1))
+    network = {"encoder": "resnet18", "weights": str(random_weights), "shard_size": 7}
+    extract(FeaturesConfig(**common, **network, image_size=32))
+    grid = {"image_size": 64, "format": "parquet", "grid": True, "views": 2}
+    extract(FeaturesConfig(**common, **network, **grid))
+    sizes = {"hidden_size": 8, "embed_size": 8, "epochs": 1, "device": "cpu"}
+    train(TrainConfig(**common, **sizes, run="r", features="resnet18-random-32"))
+    return data
+
+
+@pytest.fixture
+def data(whole_data, tmp_path, scorers, showtell) -> Iterator[Path]:
+    """The same with an evaluation, at the same place for every test; restored afterwards."""
+    kept = shutil.copytree(whole_data, tmp_path / "kept")
+    assert showtell("eval", "--run", "r", "--data", whole_data)[0] == 0
+    yield whole_data
+    shutil.rmtree(whole_data)
+    shutil.move(kept, whole_data)
+
+
+KINDS = (
+    "scenes/raw/captions.csv",
+    "scenes/raw/images/000001.jpg",
+    "scenes/raw/manifest.json",
+    "scenes/captions/images.parquet",
+    "scenes/captions/captions.parquet",
+    "scenes/captions/vocab.json",
+    "scenes/captions/manifest.json",
+    "scenes/features/resnet18-random-32/part-00000.h5",
+    "scenes/features/resnet18-random-32/manifest.json",
+    "scenes/features/resnet18-random-64/part-00001.parquet",
+    "scenes/features/resnet18-random-64/part-00001.grid.npy",
+    "runs/r/config.json",
+    "runs/r/vocab.json",
+    "runs/r/best.safetensors",
+    "runs/r/last.safetensors",
+    "runs/r/metrics.jsonl",
+    "runs/r/manifest.json",
+    "runs/r/eval/test-beam3/metrics.json",
+    "runs/r/eval/test-beam3/captions.json",
+    "runs/r/eval/test-beam3/scores.npz",
+    "runs/r/eval/test-beam3/manifest.json",
+)
+
+
+PENDING = [
+    *KINDS[9:17],
+    "runs/r/eval/test-beam3/captions.json",
+]
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_sound_folder_is_verified_without_writing(data, showtell) -> None:
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    status, output = showtell("verify", "--data", data)
+    assert status == 0 and "0 of" in output
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+    checked = {check.path for check in find_checks(data)}
+    unchecked = {path for path in data.rglob("*") if path.is_file()} - checked
+    unchecked = {path.name for path in unchecked if "tensorboard" not in path.parts}
+    assert unchecked <= {".lock", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize("name", [*KINDS[:14], *KINDS[16:]])
+def test_any_flipped_bit_is_found(data, name: str) -> None:
+    path = data / name
+    original = path.read_bytes()
+    num_bits = 8 * len(original)
+    for index in range(NUM_FLIPS):
+        flip(path, index * (num_bits - 1) // (NUM_FLIPS - 1))
+        checks = [check for check in find_checks(data) if check.path == path]
+        problems = [check.find_problem() for check in checks]
+        assert [problem and problem.state for problem in problems] == ["damaged"]
+        path.write_bytes(original)
+
+
+# The others follow with the stages that repair them.
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in PENDING])
+def test_command_for_a_damaged_file_repairs_it(
+    data, showtell: Run, showtell_json: RunJson, name: str
+) -> None:
+    path = data / name
+    original = path.read_bytes()
+    flip(path, 4 * len(original))
+    status, result = showtell_json("verify", "--data", data)
+    assert status == 1
+    (problem,) = result["problems"]
+    follow(problem["command"], showtell)
+    assert showtell("verify", "--data", data)[0] == 0
+    assert without_times(path, path.read_bytes()) == without_times(path, original)
+
+
+def without_times(path: Path, content: bytes) -> Any:
+    """The content of a file without what differs between two runs of the same command."""
+    if path.name not in ("manifest.json", "metrics.json"):
+        return content
+    timed = {"checksum", "checksums", "seconds", "details", "images_per_second"}
+    values = json.loads(content).items()
+    return {k: v for k, v in values if k not in timed and not k.endswith("_seconds")}
+
+
+def test_all_bad_files_are_listed_in_the_order_of_the_pipeline(data, showtell: Run) -> None:
+    flip(data / "runs/r/config.json", 99)
+    flip(data / "scenes/captions/vocab.json", 99)
+    (data / "scenes/captions/images.parquet").unlink()
+    status, output = showtell("verify", "--data", data)
+    assert status == 1
+    states = [line.partition(": ")[0] for line in output.splitlines()]
+    assert states[:4] == ["missing", "damaged", "damaged", "verify"]
+    assert f"3 of {len(list(find_checks(data)))} files" in output
+    first, second = output.splitlines()[-2:]
+    assert first.startswith("  showtell prepare") and second.startswith("  showtell train")
+
+
+def test_remains_of_stopped_work_are_listed_but_are_no_damage(data, showtell_json) -> None:
+    (data / "scenes/captions/.vocab.1.partial.json").touch()
+    (data / "runs/r/manifest.json").unlink()
+    (data / "scenes/features/resnet18-random-32/.next").mkdir()
+    (data / "scenes/features/resnet18-random-32/.next/part-00000.h5").touch()
+    status, result = showtell_json("verify", "--data", data)
+    assert status == 0
+    assert {problem["state"] for problem in result["problems"]} == {"unfinished"}
+    assert [Path(problem["path"]).name for problem in result["problems"]] == [
+        ".vocab.1.partial.json",
+        "manifest.json",
+        "manifest.json",
+    ]
+
+
+def test_folder_that_is_being_written_is_left_out(data, showtell: Run) -> None:
+    (data / "scenes/captions/vocab.json").write_text("")
+    with locked(data / "scenes/captions"):
+        assert showtell("verify", "--data", data)[0] == 0
+    assert showtell("verify", "--data", data)[0] == 1
+
+
+def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
+    (data / "scenes/captions/vocab.json").write_text("")
+    assert showtell("verify", data / "runs/r", "--data", data)[0] == 0
+    assert showtell("verify", data / "scenes/captions/images.parquet", "--data", data)[0] == 0
+    assert showtell("verify", data / "runs/r", data / "scenes", "--data", data)[0] == 1
+    for path in (tmp_path, data / "nosuch"):
+        status, output = showtell("verify", path, "--data", data)
+        assert status == 1 and f"{path} holds no files" in " ".join(output.split())
+
+
+def test_archives_are_compared_with_their_published_md5(tmp_path, showtell: Run) -> None:
+    raw = tmp_path / "coco2014/raw"
+    raw.mkdir(parents=True)
+    archive = raw / "a.zip"
+    archive.write_bytes(b"archive")
+    md5 = hashlib.md5(b"archive").hexdigest()
+    Manifest(
+        stage="download",
+        version=1,
+        config={},
+        inputs={"zips/a.zip": f"md5:{md5}"},
+        outputs={"a.zip": 7},
+    ).write(raw)
+    assert showtell("verify", "--data", tmp_path)[0] == 0
+    archive.write_bytes(b"Archive")
+    status, output = showtell("verify", "--data", tmp_path)
+    assert status == 1
+    assert f"Run 'rm -f {archive} && showtell download --dataset coco2014" in output
+
+
+def follow(command: str, showtell: Run) -> None:
+    """Run a command that showtell has given."""
+    for words in map(shlex.split, command.split(" && ")):
+        if words[0] == "rm":
+            subprocess.run(words, check=True)
+        else:
+            status, output = showtell(*words[1:])
+            assert status == 0, f"{command}: {output}"
