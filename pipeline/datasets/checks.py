@@ -5,7 +5,10 @@ exist, image ids are unique, splits exist. Contradictions raise; incomplete imag
 """
 
 import random
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 from ..config import PrepareConfig
@@ -68,7 +71,9 @@ class ListingChecker:
         num_empty = 0
         for name, captions in self.listing.captions.items():
             _require_text(name, captions)
-            kept = [text for caption in captions if caption and (text := caption.strip())]
+            kept: list[str | None] = [
+                text for caption in captions if caption and (text := caption.strip())
+            ]
             num_empty += len(captions) - len(kept)
             self.listing.captions[name] = kept
         if num_empty:
@@ -91,15 +96,37 @@ class ListingChecker:
                 )
 
     def _require_images(self) -> None:
-        names = list(self.listing.captions)
-        fingerprints = ImageFiles(self.source).fingerprints(names)
+        """Require a file for each name; accept one that is spelled differently if only one fits."""
+        names, files = list(self.listing.captions), ImageFiles(self.source)
+        fingerprints = files.fingerprints(names)
         missing = [n for n, found in zip(names, fingerprints, strict=True) if found is None]
+        similar = {name: files.find_similar(name) for name in missing}
+        uses = Counter(chain(set(names) - set(missing), *similar.values()))
+        actual = {n: found[0] for n, found in similar.items() if [uses[f] for f in found] == [1]}
+        missing = [name for name in missing if name not in actual]
         if missing:
+            near = similar[missing[0]] or files.find_near(missing[0])
+            hint = f" Close to {missing[0]}: {_first(near)}." if near else ""
             raise DatasetError(
                 f"{len(missing):,} of {len(names):,} images with captions were not found "
                 f"({_first(missing)}), neither in {self.source} nor in a zip archive named after "
-                f"their folder. {explain_source(self.config.dataset)}"
+                f"their folder.{hint} {explain_source(self.config.dataset)}"
             )
+        if actual:
+            self._rename(actual)
+
+    def _rename(self, actual: dict[str, str]) -> None:
+        """Use the names that files have, instead of other spellings."""
+        for field in ("captions", "image_ids", "splits"):
+            values = getattr(self.listing, field)
+            if values is not None:
+                renamed = {actual.get(name, name): value for name, value in values.items()}
+                setattr(self.listing, field, renamed)
+        name, found = next(iter(actual.items()))
+        self.warnings.append(
+            f"{_count_images(list(actual))} found under another spelling, in upper or lower case, "
+            f"slashes or Unicode normalization ({name} is {found})."
+        )
 
     def _require_unique_ids(self) -> None:
         name_of: dict[int, str] = {}
@@ -153,19 +180,19 @@ class ListingChecker:
             names[self._splits[name]].append(name)  # type: ignore[index]
         ids, captions = self.listing.image_ids, self.listing.captions
         return [
-            ImageRecord(ids[name], name, split, tuple(captions[name]))
+            ImageRecord(ids[name], name, split, tuple(filter(None, captions[name])))
             for split in SPLITS
             for name in sorted(names[split], key=ids.__getitem__)
         ]
 
 
-def _require_text(name: str, captions: list[str]) -> None:
-    """Refuse captions that are not text, or that UTF-8 cannot encode (lone surrogates)."""
+def _require_text(name: str, captions: list[str | None]) -> None:
+    """Check the captions of readers that do not check them: text that UTF-8 can encode."""
     try:
         "".join([name, *(caption for caption in captions if caption is not None)]).encode()
     except (TypeError, UnicodeEncodeError) as error:
         raise DatasetError(
-            f"image {name!r} has a caption that is not text ({error}): {captions!r}."
+            f"image {name!a} has a caption that is not text ({error}): {reprlib.repr(captions)}."
         ) from None
 
 

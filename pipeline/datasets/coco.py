@@ -1,13 +1,24 @@
 """Reader of COCO's published annotations."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from ..stage.errors import DatasetError, MissingArtifactError
+from .image_files import ZipImages
 from .listing import Listing, explain_source
-from .text_files import parse_json, reporting_layout_errors
+from .text_files import (
+    decode_utf8,
+    parse_caption,
+    parse_id,
+    parse_json,
+    parse_name,
+    reporting_errors,
+)
+
+LAYOUT = (
+    'Expected {"images": [{"id": 1, "file_name": "x.jpg"}, …], '
+    '"annotations": [{"image_id": 1, "caption": "…"}, …]}.'
+)
 
 
 class CocoReader:
@@ -39,51 +50,51 @@ class CocoReader:
         listing = Listing(splits={})
         for split in ("train", "val"):
             path = self.source / self._member(split)
+            content = None
             if self.inputs == [self.archive]:
-                path, content = self.archive, _read_zip_member(self.archive, self._member(split))
-            else:
-                content = path.read_bytes() if path in self.inputs else None
+                path, content = self.archive, _read_member(self.archive, self._member(split))
+            elif path in self.inputs:
+                with reporting_errors(path):
+                    content = path.read_bytes()
             if content is not None:
-                annotations = parse_json(content, path)
-                with reporting_layout_errors(path):
-                    self._add(listing, split, annotations)
+                self._add(listing, split, parse_json(decode_utf8(content, path), path), path)
         return listing
 
-    def _add(self, listing: Listing, split: str, annotations: Any) -> None:
+    def _add(self, listing: Listing, split: str, annotations: Any, path: Path) -> None:
         """Add the images and captions of one split to the listing."""
         assert listing.splits is not None
-        captions_of: dict[int, list[str]] = {}
-        for image in annotations["images"]:
-            image_id, name = image["id"], f"{split}{self.year}/{image['file_name']}"
-            if image_id in captions_of or name in listing.captions:
-                raise DatasetError(
-                    f"captions_{split}{self.year}.json lists image {image_id} ({name}) twice."
-                )
-            captions_of[image_id] = listing.captions[name] = []
-            listing.image_ids[name] = int(image_id)
-            listing.splits[name] = split
+        captions_of: dict[int, list[str | None]] = {}
         unknown = []
-        for annotation in annotations["annotations"]:
-            image_id, caption = annotation["image_id"], annotation["caption"]
-            if image_id in captions_of:
-                captions_of[image_id].append(caption)
-            else:
-                unknown.append(image_id)
+        with reporting_errors(path, expected=LAYOUT) as position:
+            for image in position.each(annotations, "images"):
+                image_id = parse_id(image["id"], "id")
+                name = f"{split}{self.year}/{parse_name(image['file_name'], 'file_name')}"
+                if image_id in captions_of or name in listing.captions:
+                    raise DatasetError(
+                        f"{path}, {position.text}: image {image_id} ({name}) is listed twice. "
+                        "Remove one of its entries."
+                    )
+                captions_of[image_id] = listing.captions[name] = []
+                listing.image_ids[name] = image_id
+                listing.splits[name] = split
+            for annotation in position.each(annotations, "annotations"):
+                image_id = parse_id(annotation["image_id"], "image_id")
+                caption = parse_caption(annotation["caption"], "caption")
+                if image_id in captions_of:
+                    captions_of[image_id].append(caption)
+                else:
+                    unknown.append(image_id)
         if unknown:
             raise DatasetError(
-                f"captions_{split}{self.year}.json has {len(unknown):,} captions for images that "
-                f"it does not list (image_id {', '.join(map(str, unknown[:3]))})."
+                f"{path} has {len(unknown):,} captions for images that it does not list "
+                f"(image_id {', '.join(map(str, unknown[:3]))}). Add these images, or remove the "
+                "captions."
             )
 
 
-def _read_zip_member(path: Path, member: str) -> bytes | None:
-    """Return the content of a member, or None if the archive or the member does not exist."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(member)
-    except (FileNotFoundError, KeyError):
-        return None
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(
-            f"{path} is a damaged zip archive ({error}). Delete it and download it again."
-        ) from None
+def _read_member(path: Path, member: str) -> bytes | None:
+    """Return the content of a zip member, or None if the archive does not contain it."""
+    archive = ZipImages(path)
+    info = archive.find(member)
+    with reporting_errors(path, expected="Delete the archive and download it again."):
+        return None if info is None else archive.read(info)

@@ -1,12 +1,21 @@
 """Reader of Flickr8k and Flickr30k: caption files of Kaggle and of the authors, and split lists."""
 
 import re
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..stage.errors import DatasetError, MissingArtifactError
 from .image_files import ImageFiles
 from .listing import Listing, RandomSplit, explain_source
-from .text_files import find_column, read_csv, read_utf8
+from .text_files import (
+    Position,
+    parse_caption,
+    parse_name,
+    read_caption_columns,
+    read_utf8,
+    reporting_errors,
+)
 
 IMAGE_FOLDERS = (
     "Images",
@@ -17,11 +26,21 @@ IMAGE_FOLDERS = (
     "flickr30k-images",
     "flickr30k_images",
     "flickr30k_images/flickr30k_images",
+    "Flickr_Data/Images",
+    "Flickr_Data/Flickr_Data/Images",
     "",
 )
-TEXT_FOLDERS = ("", "Flickr8k_text", "flickr30k_images")
+TEXT_FOLDERS = (
+    "",
+    "Flickr8k_text",
+    "flickr30k_images",
+    "Flickr_TextData",
+    "Flickr_Data/Flickr_TextData",
+    "Flickr_Data/Flickr_Data/Flickr_TextData",
+)
 CAPTION_FILES = (
     "captions.txt",
+    "captions.csv",
     "results.csv",
     "Flickr8k.token.txt",
     "results_20130124.token",
@@ -59,7 +78,7 @@ class FlickrReader:
         captions_file = _find_file(source, CAPTION_FILES)
         if captions_file is None:
             raise MissingArtifactError(
-                f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:4])}. "
+                f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:5])}. "
                 + explain_source(dataset)
             )
         self.captions_file = captions_file
@@ -90,14 +109,15 @@ class FlickrReader:
         """Return file name → split."""
         splits: dict[str, str] = {}
         for split, path in self.lists.items():
-            for line in read_utf8(path).split("\n"):
-                if not (name := line.strip()):
-                    continue
-                name = name if name.endswith(".jpg") else f"{name}.jpg"
-                if splits.setdefault(name, split) != split:
-                    raise DatasetError(
-                        f"{path}: image {name} is in two splits, {splits[name]!r} and {split!r}."
-                    )
+            with reporting_errors(path) as position:
+                for number, line in _lines(read_utf8(path)):
+                    position.text = f"line {number}"
+                    name = parse_name(line, "the name")
+                    name = name if name.lower().endswith(".jpg") else f"{name}.jpg"
+                    if splits.setdefault(name, split) != split:
+                        raise ValueError(
+                            f"image {name} is in two splits, {splits[name]!r} and {split!r}"
+                        )
         return splits
 
 
@@ -140,22 +160,31 @@ def number_images(names: list[str]) -> dict[str, int]:
     return {name: int(match[0]) for name, match in zip(names, matches, strict=True) if match}
 
 
-def _read_captions(path: Path) -> dict[str, list[str]]:
+def _read_captions(path: Path) -> dict[str, list[str | None]]:
     """Read one of the published formats; the first line tells which."""
+    captions: dict[str, list[str | None]] = {}
+    with reporting_errors(path) as position:
+        for name, caption in _read_rows(path, position):
+            name = parse_name(name, "the name")
+            captions.setdefault(name, []).append(parse_caption(caption, "the caption"))
+    if not captions:
+        raise DatasetError(f"{path} holds no captions. Expected one in each line.")
+    return captions
+
+
+def _read_rows(path: Path, position: Position) -> Iterator[tuple[str, str]]:
     text = read_utf8(path)
     first_line = text.split("\n", 1)[0]
-    if "\t" in first_line:
-        rows = [_split_token_line(line, path, number) for number, line in _lines(text)]
-    elif "|" in first_line:
-        rows = [_split_pipe_line(line, path, number) for number, line in _lines(text)[1:]]
-    else:
-        rows = _read_comma_rows(path)
-    captions: dict[str, list[str]] = {}
-    for name, caption in rows:
-        captions.setdefault(name, []).append(caption)
-    if not captions:
-        raise DatasetError(f"{path} holds no captions.")
-    return captions
+    if "\t" not in first_line and "|" not in first_line:
+        columns = read_caption_columns(path, ("image", "image_name"), ("caption", "comment"))
+        for line, name, caption, _ in columns:
+            position.text = f"line {line}"
+            yield name, caption
+        return
+    has_header = "\t" not in first_line
+    for number, text_of_line in _lines(text)[has_header:]:
+        position.text = f"line {number}"
+        yield _split_pipe_line(text_of_line) if has_header else _split_token_line(text_of_line)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -164,26 +193,16 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def _split_token_line(line: str, path: Path, number: int) -> tuple[str, str]:
+def _split_token_line(line: str) -> tuple[str, str]:
     label, tab, caption = line.partition("\t")
     name, mark, index = label.rpartition("#")
     if not (tab and mark and name and index.strip().isdigit()):
-        raise DatasetError(
-            f"{path}, line {number}: expected 'name.jpg#0<TAB>caption', got {line!r}."
-        )
+        raise ValueError(f"expected 'name.jpg#0<TAB>caption', got {reprlib.repr(line)}")
     return name, caption
 
 
-def _split_pipe_line(line: str, path: Path, number: int) -> tuple[str, str]:
+def _split_pipe_line(line: str) -> tuple[str, str]:
     match = PIPE_ROW.fullmatch(line)
     if match is None:
-        raise DatasetError(f"{path}, line {number}: expected 'name.jpg| 0| caption', got {line!r}.")
-    return match["name"].strip(), match["caption"]
-
-
-def _read_comma_rows(path: Path) -> list[tuple[str, str]]:
-    rows = read_csv(path)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    name_column = find_column(header, ("image", "image_name"), path)
-    caption_column = find_column(header, ("caption", "comment"), path)
-    return [(row[name_column].strip(), row[caption_column]) for _, row in rows]
+        raise ValueError(f"expected 'name.jpg| 0| caption', got {reprlib.repr(line)}")
+    return match["name"], match["caption"]

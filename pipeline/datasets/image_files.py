@@ -4,18 +4,34 @@
 `root/train2014.zip`. So COCO's archives need no unpacking.
 """
 
+import errno
 import os
 import struct
 import threading
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
-from ..stage.errors import DatasetError
+from ..stage.artifacts import FORMAT_ERRORS, describe
+from ..stage.errors import DatasetError, StorageError
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and the extra field
 NOT_IMAGES = "__MACOSX/"
+MAX_FILE_BYTES = 256 << 20  # of an image or annotation file; larger ones are refused unread
+UTF8_FLAG = 0x800
+MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def fold(name: str) -> str:
+    """Return what spellings of one file name share.
+
+    They may differ in upper and lower case, Unicode normalisation, and the kind of slash.
+    """
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 class ZipImages:
@@ -30,12 +46,19 @@ class ZipImages:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, struct.error, *FORMAT_ERRORS) as error:
+            if isinstance(error, OSError) and error.errno is not None and error.strerror:
+                raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
             raise DatasetError(
-                f"{path} is not a readable zip archive ({error}). It is damaged or incomplete: "
-                "delete it and download it again."
+                f"{path} is not a readable zip archive ({describe(error)}). It is damaged or "
+                "incomplete: delete it and download it again."
             ) from None
-        self.members = {i.filename: i for i in infos if not i.filename.startswith(NOT_IMAGES)}
+        names = map(_member_name, infos)
+        self.members = {
+            name: info
+            for name, info in zip(names, infos, strict=True)
+            if not name.startswith(NOT_IMAGES)
+        }
         folders = {name.partition("/")[0] if "/" in name else "" for name in self.members}
         self.prefixes = (f"{path.stem}/", f"{folders.pop()}/" if len(folders) == 1 else "")
 
@@ -46,35 +69,71 @@ class ZipImages:
                 return info
         return None
 
+    def find_similar(self, name: str) -> list[str]:
+        """Return the names of the members that `find` would find, were they spelled as `name`."""
+        found = [self._folded.get(fold(prefix) + fold(name), []) for prefix in ("", *self.prefixes)]
+        return list(dict.fromkeys(member for members in found for member in members))
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        folded: dict[str, list[str]] = {}
+        for name in self.members:
+            folded.setdefault(fold(name), []).append(name)
+        return folded
+
     def read(self, info: zipfile.ZipInfo) -> bytes:
         """Read one member and verify its checksum.
 
         Raises:
-            OSError: the member is damaged, encrypted, or uses an unsupported compression.
+            OSError: the member is damaged, encrypted, larger than `MAX_FILE_BYTES`, or uses an
+                unsupported compression.
         """
+        name = f"{self.path}: member {info.filename}"
+        _require_size(name, max(info.file_size, info.compress_size))
         with self.path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(LOCAL_HEADER.size)
+            header = b""
+            if info.header_offset >= 0:
+                file.seek(info.header_offset)
+                header = file.read(LOCAL_HEADER.size)
             if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-                raise OSError(f"{self.path}: member {info.filename} is not at its recorded offset")
+                raise OSError(f"{name} is not at its recorded offset")
             _, name_length, extra_length = LOCAL_HEADER.unpack(header)
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            content = self._decompress(info, file.read(info.compress_size))
+            content = _decompress(name, info, file.read(info.compress_size))
         if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-            raise OSError(f"{self.path}: member {info.filename} is damaged (wrong checksum)")
+            raise OSError(f"{name} is damaged (wrong checksum)")
         return content
 
-    def _decompress(self, info: zipfile.ZipInfo, compressed: bytes) -> bytes:
-        is_encrypted = info.flag_bits & 1
-        if info.compress_type == zipfile.ZIP_STORED and not is_encrypted:
-            return compressed
-        if info.compress_type == zipfile.ZIP_DEFLATED and not is_encrypted:
-            try:
-                return zlib.decompress(compressed, wbits=-15, bufsize=info.file_size)
-            except zlib.error as error:
-                raise OSError(f"{self.path}: member {info.filename} is damaged ({error})") from None
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a zip member, "/"-separated.
+
+    Some archives have names in UTF-8 without the flag that says so, or with the slash of Windows.
+    """
+    name = info.filename
+    if not info.flag_bits & UTF8_FLAG:
+        with suppress(ValueError):  # otherwise it is in cp437, the default
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
+
+
+def _decompress(name: str, info: zipfile.ZipInfo, compressed: bytes) -> bytes:
+    """Return the content of a member, and at most one byte more than its recorded size."""
+    is_encrypted = info.flag_bits & 1
+    if info.compress_type == zipfile.ZIP_STORED and not is_encrypted:
+        return compressed
+    if info.compress_type == zipfile.ZIP_DEFLATED and not is_encrypted:
+        try:
+            return zlib.decompressobj(wbits=-15).decompress(compressed, info.file_size + 1)
+        except zlib.error as error:
+            raise OSError(f"{name} is damaged ({error})") from None
+    raise OSError(f"{name} is encrypted, or its compression is not deflate")
+
+
+def _require_size(name: str, size_bytes: int) -> None:
+    if size_bytes > MAX_FILE_BYTES:
         raise OSError(
-            f"{self.path}: member {info.filename} is encrypted, or its compression is not deflate"
+            f"{name} has {size_bytes:,} bytes, expected at most {MAX_FILE_BYTES:,} for an image"
         )
 
 
@@ -89,6 +148,7 @@ class ImageFiles:
         self.root = root
         self._zips: dict[str, ZipImages | None] = {}  # keyed by the folder the archive replaces
         self._lock = threading.Lock()
+        self._entries: dict[str, dict[str, list[str]]] = {}
 
     def __reduce__(self) -> tuple[type["ImageFiles"], tuple[Path]]:
         return ImageFiles, (self.root,)
@@ -101,15 +161,17 @@ class ImageFiles:
 
         Raises:
             FileNotFoundError: there is no such file or zip member.
-            OSError: it cannot be read.
+            OSError: it cannot be read, or has more than `MAX_FILE_BYTES`.
             DatasetError: the zip archive is damaged.
         """
+        path = self.root / file_name
         try:
-            return (self.root / file_name).read_bytes()
+            with path.open("rb") as file:
+                _require_size(str(path), os.fstat(file.fileno()).st_size)
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             found = self._find_zipped(file_name)
         if found is None:
-            path = self.root / file_name
             raise FileNotFoundError(
                 f"{path} was not found, neither as a file nor inside a zip archive"
             )
@@ -121,6 +183,10 @@ class ImageFiles:
 
         Returns:
             "size:mtime_ns" for a file, "size:crc" for a zip member, None if there is neither.
+
+        Raises:
+            StorageError: a folder cannot be read.
+            DatasetError: a zip archive is damaged.
         """
         folders: dict[str, dict[str, str]] = {}
         fingerprints = []
@@ -133,6 +199,51 @@ class ImageFiles:
                 fingerprint = f"{found[1].file_size}:{found[1].CRC:08x}"
             fingerprints.append(fingerprint)
         return fingerprints
+
+    def find_similar(self, file_name: str) -> list[str]:
+        """Return the files whose names differ from `file_name` only in what `fold` ignores."""
+        return sorted(set(self._find_similar("", fold(file_name).split("/"))))
+
+    def find_near(self, file_name: str) -> list[str]:
+        """Return files of the same name with another suffix, or in another folder nearby.
+
+        Looks into the root, its subfolders, and the folder of `file_name`.
+        """
+        folder, _, name = file_name.rpartition("/")
+        subfolders = [name for names in self._list_folder("").values() for name in names]
+        stem = fold(name).rpartition(".")[0] or fold(name)
+        near = [
+            f"{place}/{entry}".lstrip("/")
+            for place in dict.fromkeys((folder, "", *sorted(subfolders)))
+            for folded, entries in self._list_folder(place).items()
+            if folded.startswith(stem) and folded.rpartition(".")[0] == stem
+            for entry in entries
+        ]
+        return [path for path in near if path.isprintable() and (self.root / path).is_file()]
+
+    def _find_similar(self, folder: str, parts: list[str]) -> Iterator[str]:
+        first, *rest = parts
+        entries = self._list_folder(folder)
+        for name in entries.get(first, ()):
+            path = f"{folder}/{name}".lstrip("/")
+            if rest:
+                yield from self._find_similar(path, rest)
+            elif (self.root / path).is_file():
+                yield path
+        for name in entries.get(f"{first}.zip", ()) if rest else ():
+            path = f"{folder}/{name}".lstrip("/").removesuffix(".zip")
+            if archive := self._open_zip(path):
+                yield from (f"{path}/{member}" for member in archive.find_similar("/".join(rest)))
+
+    def _list_folder(self, folder: str) -> dict[str, list[str]]:
+        """Return folded name → names of the entries of a folder; empty if it is no folder."""
+        if folder not in self._entries:
+            entries: dict[str, list[str]] = {}
+            with suppress(OSError), os.scandir(self.root / folder) as found:
+                for name in sorted(entry.name for entry in found):
+                    entries.setdefault(fold(name), []).append(name)
+            self._entries[folder] = entries
+        return self._entries[folder]
 
     def _find_zipped(self, file_name: str) -> tuple[ZipImages, zipfile.ZipInfo] | None:
         """Find `a/b/x.jpg` in `a/b.zip`, then in `a.zip`."""
@@ -161,6 +272,7 @@ def _fingerprint_folder(folder: Path) -> dict[str, str]:
                 if entry.is_file():
                     status = entry.stat()
                     fingerprints[entry.name] = f"{status.st_size}:{status.st_mtime_ns}"
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+    except OSError as error:
+        if error.errno not in MISSING_ERRORS:
+            raise StorageError(f"{folder} cannot be read: {error.strerror}.") from None
     return fingerprints

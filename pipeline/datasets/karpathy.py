@@ -1,5 +1,6 @@
 """Reader of Karpathy-split JSON files (`dataset_coco.json`, `dataset_flickr8k.json`, …)."""
 
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,21 @@ from typing import Any
 from ..stage.errors import DatasetError
 from ..stage.files import require_file
 from .listing import Listing
-from .text_files import parse_json, reporting_layout_errors
+from .text_files import (
+    Position,
+    parse_caption,
+    parse_id,
+    parse_json,
+    parse_name,
+    read_utf8,
+    reporting_errors,
+    require_type,
+)
 
+LAYOUT = (
+    'Expected {"images": [{"filename": "x.jpg", "imgid": 1, "split": "train", '
+    '"sentences": [{"raw": "…"}, …]}, …]}.'
+)
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -29,28 +43,37 @@ class KarpathyReader:
 
     def read(self) -> Listing:
         """Read all images. An image id is the cocoid, or the imgid if there is no cocoid."""
-        content = parse_json(self.path.read_bytes(), self.path)
+        content = parse_json(read_utf8(self.path), self.path)
         listing = Listing(splits={})
-        with reporting_layout_errors(self.path):
-            self._add(listing, content["images"])
+        with reporting_errors(self.path, expected=LAYOUT) as position:
+            self._add(listing, content, position)
         if not listing.captions:
-            raise DatasetError(f"{self.path} lists no images.")
+            raise DatasetError(f"{self.path} lists no images. {LAYOUT}")
         return listing
 
-    def _add(self, listing: Listing, images: list[dict[str, Any]]) -> None:
+    def _add(self, listing: Listing, content: Any, position: Position) -> None:
         assert listing.splits is not None
-        without_path = [image["filename"] for image in images if not image.get("filepath")]
+        without_path = [
+            parse_name(image["filename"], "filename")
+            for image in position.each(content, "images")
+            if not image.get("filepath")
+        ]
         folder = self.find_folder(without_path) if without_path else ""
-        for image in images:
-            parent, split = image.get("filepath") or folder, image["split"]
-            name = f"{parent}/{image['filename']}" if parent else image["filename"]
+        for image in position.each(content, "images"):
+            parent, split = image.get("filepath"), image["split"]
+            parent = parse_name(parent, "filepath") if parent else folder
+            name = parse_name(image["filename"], "filename")
+            name = f"{parent}/{name}" if parent else name
             if name in listing.captions:
-                raise DatasetError(f"{self.path} lists image {name} twice.")
-            if split not in KARPATHY_SPLITS:
-                raise DatasetError(
-                    f"{self.path}: image {name} is in split {split!r}, expected one of "
-                    f"{', '.join(KARPATHY_SPLITS)}."
-                )
-            listing.captions[name] = [sentence["raw"] for sentence in image["sentences"]]
-            listing.image_ids[name] = int(image["cocoid"] if "cocoid" in image else image["imgid"])
+                raise ValueError(f"image {name} is listed twice")
+            if not (isinstance(split, str) and split in KARPATHY_SPLITS):
+                known = ", ".join(KARPATHY_SPLITS)
+                raise ValueError(f"split is {reprlib.repr(split)}, expected one of {known}")
+            sentences = require_type(image["sentences"], list, "sentences", "a list of objects")
+            listing.captions[name] = [
+                parse_caption(require_type(item, dict, "a sentence", "an object")["raw"], "raw")
+                for item in sentences
+            ]
+            key = "cocoid" if "cocoid" in image else "imgid"
+            listing.image_ids[name] = parse_id(image[key], key)
             listing.splits[name] = KARPATHY_SPLITS[split]

@@ -34,14 +34,14 @@ class Listing:
 
     Attributes:
         captions: file name (relative to the source folder, "/"-separated) → captions in the order
-            of the source; an empty list for an image without captions.
+            of the source, None for a missing one; an empty list for an image without captions.
         image_ids: file name → image id.
         splits: file name → "train", "val" or "test". Images that are not in it belong to no
             split. None if the source defines no splits.
         random_split: sizes of the random split that is drawn when `splits` is None.
     """
 
-    captions: dict[str, list[str]] = field(default_factory=dict)
+    captions: dict[str, list[str | None]] = field(default_factory=dict)
     image_ids: dict[str, int] = field(default_factory=dict)
     splits: dict[str, str] | None = None
     random_split: RandomSplit = RandomSplit()

@@ -4,8 +4,8 @@ Formats: CSV, JSONL (one JSON object per line) and Parquet; in the latter two, `
 a list of strings. Other columns are ignored. File names are relative to the source folder.
 """
 
-import json
 import posixpath
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,22 @@ import pyarrow.parquet as pq
 from ..stage.errors import DatasetError
 from ..stage.files import require_file
 from .listing import Listing
-from .text_files import find_column, read_csv, read_utf8
+from .text_files import (
+    Position,
+    find_column,
+    parse_caption,
+    parse_json,
+    parse_name,
+    read_caption_columns,
+    read_utf8,
+    reporting_errors,
+    require_type,
+)
 
 TABLE_NAMES = ("captions.csv", "captions.jsonl", "captions.parquet")
 COLUMNS = ("file_name", "caption", "split")
+LAYOUT = "Expected a row for each caption: file_name, caption and, optionally, split."
+DAMAGED_PARQUET = "Expected a Parquet file. It may be damaged or incomplete; write it again."
 SPLIT_NAMES = {
     "train": "train",
     "val": "val",
@@ -29,8 +41,8 @@ SPLIT_NAMES = {
     "test": "test",
 }
 
-# Position in the file ("line 7"), file_name, caption and split. Empty cells are "" or None.
-Row = tuple[str, Any, Any, Any]
+# file_name, caption and split. Empty cells are "" or None.
+Row = tuple[Any, Any, Any]
 
 
 class TableReader:
@@ -49,17 +61,15 @@ class TableReader:
         """Read the table. Image ids count from 1, in order of first appearance."""
         listing = Listing()
         splits: dict[str, str] = {}
-        for position, name, caption, split in ROW_READERS[self.table.suffix.lower()](self.table):
-            where = f"{self.table}, {position}"
-            name = _parse_name(name, where)
-            listing.captions.setdefault(name, []).extend(_parse_captions(caption, where))
-            if split is not None and split != "":
-                _set_split(splits, name, split, where)
+        read_rows = ROW_READERS[self.table.suffix.lower()]
+        with reporting_errors(self.table, expected=LAYOUT) as position:
+            for name, caption, split in read_rows(self.table, position):
+                name = posixpath.normpath(parse_name(name, "file_name"))
+                listing.captions.setdefault(name, []).extend(_parse_captions(caption))
+                if split is not None and split != "":
+                    _set_split(splits, name, split)
         if not listing.captions:
-            raise DatasetError(
-                f"{self.table} has no rows. Expected a row for each caption, with the columns "
-                "file_name and caption."
-            )
+            raise DatasetError(f"{self.table} has no rows. {LAYOUT}")
         listing.splits = self._require_all_or_none(splits, listing.captions)
         listing.image_ids = {name: number for number, name in enumerate(listing.captions, 1)}
         return listing
@@ -78,85 +88,60 @@ class TableReader:
         return splits or None
 
 
-def _parse_name(name: object, where: str) -> str:
-    """Return the normalised file name; `where` names the file and row in error messages."""
-    if not isinstance(name, str) or not name.strip():
-        raise DatasetError(f"{where}: file_name is {name!r}, expected the name of an image file.")
-    return posixpath.normpath(name.strip())
+def _parse_captions(value: object) -> list[str | None]:
+    """Return the captions of a row: one, or a list."""
+    captions = value if isinstance(value, list) else [value]
+    return [parse_caption(caption, "caption") for caption in captions]
 
 
-def _parse_captions(caption: object, where: str) -> list[str]:
-    """Return the captions of a row; None in the cell or its list counts as no caption."""
-    captions: list[object] = caption if isinstance(caption, list) else [caption]
-    texts = [text for text in captions if isinstance(text, str)]
-    if len(texts) + captions.count(None) < len(captions):
-        raise DatasetError(f"{where}: caption is {caption!r}, expected text.")
-    return texts
-
-
-def _set_split(splits: dict[str, str], name: str, split: object, where: str) -> None:
+def _set_split(splits: dict[str, str], name: str, split: object) -> None:
     """Add the split of an image to `splits`; raise if an earlier row has another one."""
     known = SPLIT_NAMES.get(split.strip().lower()) if isinstance(split, str) else None
     if known is None:
-        raise DatasetError(
-            f"{where}: split is {split!r}, expected one of {', '.join(SPLIT_NAMES)}."
+        raise ValueError(
+            f"split is {reprlib.repr(split)}, expected one of {', '.join(SPLIT_NAMES)}"
         )
     if splits.setdefault(name, known) != known:
-        raise DatasetError(
-            f"{where}: image {name} is in two splits, {splits[name]!r} above and {known!r} here. "
-            "Keep all captions of an image in one split."
+        raise ValueError(
+            f"image {name} is in two splits, {splits[name]!r} above and {known!r} here; keep all "
+            "captions of an image in one split"
         )
 
 
-def _read_csv_rows(path: Path) -> Iterator[Row]:
-    rows = read_csv(path)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    if not header:
-        return
-    name_column, caption_column = (find_column(header, (name,), path) for name in COLUMNS[:2])
-    split_column = header.index("split") if "split" in header else None
-    for line, row in rows:
-        split = None if split_column is None else row[split_column]
-        yield f"line {line}", row[name_column], row[caption_column], split
+def _read_csv_rows(path: Path, position: Position) -> Iterator[Row]:
+    columns = ((name,) for name in COLUMNS)
+    for line, name, caption, split in read_caption_columns(path, *columns):
+        position.text = f"line {line}"
+        yield name, caption, split
 
 
-def _read_jsonl_rows(path: Path) -> Iterator[Row]:
+def _read_jsonl_rows(path: Path, position: Position) -> Iterator[Row]:
     for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DatasetError(
-                f"{where}: invalid JSON ({error.msg}). Each line must be one JSON object."
-            ) from None
-        if not isinstance(row, dict):
-            raise DatasetError(f'{where}: expected an object {{"file_name": …, "caption": …}}.')
-        for column in COLUMNS[:2]:
-            if column not in row:
-                raise DatasetError(f"{where}: no key {column!r}. Found the keys {sorted(row)}.")
-        yield f"line {number}", row["file_name"], row["caption"], row.get("split")
+        position.text = f"line {number}"
+        row = require_type(parse_json(line, path, first_line=number), dict, "the row", "an object")
+        yield row["file_name"], row["caption"], row.get("split")
 
 
-def _read_parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(path)
+def _read_parquet_rows(path: Path, position: Position) -> Iterator[Row]:
+    # An open file: pyarrow takes a path such as "s3:x" for the address of a server.
+    with (
+        reporting_errors(path, pa.ArrowException, expected=DAMAGED_PARQUET),
+        path.open("rb") as content,
+        pq.ParquetFile(content) as file,
+    ):
         header = file.schema_arrow.names
         for column in COLUMNS[:2]:
             find_column(header, (column,), path)
         table = file.read(columns=[column for column in COLUMNS if column in header])
         columns = [table.column(name).to_pylist() for name in COLUMNS if name in header]
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise DatasetError(
-            f"{path} cannot be read as Parquet ({reason}). The file may be damaged; write it again."
-        ) from None
     for number, row in enumerate(zip(*columns, strict=True), 1):
-        yield f"row {number}", row[0], row[1], row[2] if len(row) == 3 else None
+        position.text = f"row {number}"
+        yield row[0], row[1], row[2] if len(row) == 3 else None
 
 
-ROW_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+ROW_READERS: dict[str, Callable[[Path, Position], Iterator[Row]]] = {
     ".csv": _read_csv_rows,
     ".jsonl": _read_jsonl_rows,
     ".parquet": _read_parquet_rows,

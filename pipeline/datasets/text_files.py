@@ -1,23 +1,96 @@
-"""Reads UTF-8 text, JSON and CSV; errors name the file and the line."""
+"""Reads annotation files: UTF-8 text, JSON and CSV, and the values in them.
+
+Whatever is wrong with a file becomes one `DatasetError` with its path, the position in it, and what
+was expected. Functions that check a value raise a ValueError, which `reporting_errors` completes.
+"""
 
 import csv
 import io
 import json
+import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..stage.errors import DatasetError
+from ..stage.artifacts import FORMAT_ERRORS, describe
+from ..stage.errors import DatasetError, ShowTellError, StorageError
+
+# Characters that no file name holds, and that break a message into several lines.
+NOT_IN_NAMES = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+NOT_IN_CAPTIONS = re.compile(r"[\0\ud800-\udfff]")
+MAX_NAME_BYTES = 255  # of a file or folder, in all usual file systems
+MAX_PATH_BYTES = 1024
+CSV_ERRORS = (csv.Error,)
+INT64_LIMIT = 2**63
+EXACT_FLOAT_LIMIT = 2**53  # larger integers are rounded as floats, so two ids could become one
+# More digits than this are a ValueError in Python, which does not say where they are.
+LONG_NUMBER = re.compile(r"\d{4301}")
+
+
+class Position:
+    """Where in a file a reader is, for error messages.
+
+    Attributes:
+        text: such as "line 7" or "images[3]"; empty for the file as a whole.
+    """
+
+    text = ""
+
+    def each(self, parent: object, key: str) -> Iterator[dict[str, Any]]:
+        """Yield the objects of the list `parent[key]`, and keep track of the position."""
+        items = require_type(parent, dict, "the file", "an object")[key]
+        for index, item in enumerate(require_type(items, list, key, "a list of objects")):
+            self.text = f"{key}[{index}]"
+            yield require_type(item, dict, "the value", "an object")
+        self.text = ""
+
+
+@contextmanager
+def reporting_errors(
+    path: Path, *library_errors: type[Exception], expected: str = ""
+) -> Iterator[Position]:
+    """Turn whatever reading an annotation file raises into one error.
+
+    Args:
+        path: of the file.
+        library_errors: exceptions of the library that parses it, besides `FORMAT_ERRORS`.
+        expected: a sentence about the layout of the file, which ends the message.
+
+    Yields:
+        The position, which the reader updates as it goes.
+
+    Raises:
+        StorageError: the operating system cannot read the file.
+        DatasetError: the file is not what was expected.
+    """
+    position = Position()
+    try:
+        yield position
+    except ShowTellError:
+        raise
+    except FORMAT_ERRORS + CSV_ERRORS + library_errors as error:
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+        reason = describe(error)
+        if isinstance(error, KeyError):
+            reason = f"key {reprlib.repr(error.args[0])} is missing"
+        if isinstance(error, RecursionError):
+            reason = "its values are nested too deeply"
+        where = f"{path}, {position.text}" if position.text else str(path)
+        raise DatasetError(f"{where}: {reason}. {expected}".rstrip()) from None
 
 
 def read_utf8(path: Path) -> str:
     """Read a UTF-8 text file, without its byte order mark.
 
     Raises:
+        StorageError: the file cannot be read.
         DatasetError: the file is not UTF-8.
     """
-    return decode_utf8(path.read_bytes(), path)
+    with reporting_errors(path):
+        return decode_utf8(path.read_bytes(), path)
 
 
 def decode_utf8(content: bytes, path: Path) -> str:
@@ -40,30 +113,40 @@ def decode_utf8(content: bytes, path: Path) -> str:
         ) from None
 
 
-def parse_json(content: bytes, path: Path) -> Any:
-    """Parse the content of a JSON file.
+def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
+    """Parse JSON.
 
     Args:
-        content: of the file.
+        text: of the file, or of some of its lines.
         path: of the file, for the error message.
+        first_line: number of the first line of `text` in the file.
 
     Raises:
-        DatasetError: the content is not JSON.
+        DatasetError: the text is not JSON, or holds what no annotation file needs: values nested
+            too deeply to read, or numbers of thousands of digits.
     """
-    try:
-        return json.loads(decode_utf8(content, path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{path}, line {error.lineno}, column {error.colno}: invalid JSON ({error.msg}). "
-            "The file is damaged or incomplete; download it again."
-        ) from None
+    with reporting_errors(path) as position:
+        position.text = "" if first_line == 1 else f"line {first_line}"
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            line, column, reason = error.lineno, error.colno, error.msg
+        except ValueError:
+            found = LONG_NUMBER.search(text)
+            start = found.start() if found else 0
+            line, column = text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start)
+            reason = "a number of more than 4,300 digits"
+    raise DatasetError(
+        f"{path}, line {line + first_line - 1}, column {column}: invalid JSON ({reason}). "
+        "The file is damaged or incomplete; download or write it again."
+    )
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read a CSV file, including its header. Blank lines are skipped.
 
     Yields:
-        The number of the line where the row ends, counting from 1, and the fields of the row:
+        The number of the line where the row starts, counting from 1, and the fields of the row:
         always as many as the header has.
 
     Raises:
@@ -71,21 +154,76 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             few fields.
     """
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
-    width = 0
+    width, line = 0, 1
     try:
         for row in reader:
             width = width or len(row)
             if len(row) == width:
-                yield reader.line_num, row
+                yield line, row
             elif row:
                 raise DatasetError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, expected {width} as in "
-                    "the header. Put a field that contains a comma in double quotes."
+                    f"{path}, {_lines(line, reader.line_num)}: {len(row)} fields, expected {width} "
+                    "as in the header. Put a field that contains a comma in double quotes."
                 )
+            line = reader.line_num + 1
     except csv.Error as error:
         raise DatasetError(
-            f"{path}, line {reader.line_num}: invalid CSV ({error}). Fix the quotes of this row."
+            f"{path}, {_lines(line, reader.line_num)}: invalid CSV ({error}). Fix the double "
+            f"quotes of the row that starts in line {line}: a quote inside a quoted field is "
+            'written "".'
         ) from None
+
+
+def read_caption_columns(
+    path: Path, names: tuple[str, ...], captions: tuple[str, ...], splits: tuple[str, ...] = ()
+) -> Iterator[tuple[int, str, str, str | None]]:
+    """Read the columns of a CSV file that has one row per caption.
+
+    Args:
+        path: of the file.
+        names: the titles that the column of file names may have.
+        captions: those of the column of captions.
+        splits: those of the column of splits, which need not exist.
+
+    Yields:
+        Number of the line, file name, caption and split of each row.
+
+    Raises:
+        DatasetError: also if a quoted caption contains other rows, because of a stray quote.
+    """
+    rows = list(read_csv(path))
+    if not rows:
+        return
+    header = [title.strip() for title in rows[0][1]]
+    name_column, caption_column = (
+        find_column(header, titles, path) for titles in (names, captions)
+    )
+    split_column = next((header.index(title) for title in splits if title in header), None)
+    suffixes: set[str] | None = None
+    for line, row in rows[1:]:
+        name, caption = row[name_column], row[caption_column]
+        if len(caption.splitlines()) > 1:
+            suffixes = suffixes or {_suffix(other[name_column]) for _, other in rows[1:]}
+            for number, text in enumerate(caption.splitlines()[1:], line + 1):
+                cells = text.split(",")
+                if len(cells) > name_column and _suffix(cells[name_column]) in suffixes - {""}:
+                    raise DatasetError(
+                        f"{path}, line {line}: the caption contains other rows of the table, such "
+                        f"as {reprlib.repr(text)} (line {number}). Remove the stray double quote "
+                        f'in line {line}, or write it as "".'
+                    )
+        yield line, name, caption, None if split_column is None else row[split_column]
+
+
+def _lines(first: int, last: int) -> str:
+    """Return "line 3" or "lines 3 to 7"."""
+    return f"line {first}" if last <= first else f"lines {first} to {last}"
+
+
+def _suffix(name: str) -> str:
+    """Return "jpg" for "a.JPG"; empty if there is none."""
+    stem, _, suffix = name.strip().rpartition(".")
+    return suffix.lower() if stem else ""
 
 
 def find_column(header: list[str], names: tuple[str, ...], path: Path) -> int:
@@ -99,18 +237,73 @@ def find_column(header: list[str], names: tuple[str, ...], path: Path) -> int:
             return header.index(name)
     raise DatasetError(
         f"{path} has no column {' or '.join(map(repr, names))}; its columns are "
-        f"{', '.join(map(repr, header[:8])) or 'none'}. The first line must name the columns."
+        f"{', '.join(map(reprlib.repr, header[:8])) or 'none'}. The first line must name the "
+        "columns."
     )
 
 
-@contextmanager
-def reporting_layout_errors(path: Path) -> Iterator[None]:
-    """Turn the exceptions of reading JSON with another layout into one `DatasetError`."""
-    try:
-        yield
-    except KeyError as error:
-        raise DatasetError(
-            f"{path} does not have the published layout: key {error} is missing."
-        ) from None
-    except (TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{path} does not have the published layout ({error}).") from None
+def require_type(value: object, kind: type, name: str, expected: str) -> Any:
+    """Return `value` if it has the given type.
+
+    Raises:
+        ValueError: it has another.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {reprlib.repr(value)}, expected {expected}")
+    return value
+
+
+def parse_id(value: object, key: str) -> int:
+    """Return an image id: an integer, whether written as 7, 7.0 or "7".
+
+    Raises:
+        ValueError: it is no integer, or does not fit into 64 bits.
+    """
+    number = None
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value):
+        number = int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_FLOAT_LIMIT:
+        number = int(value)
+    if number is None or not -INT64_LIMIT <= number < INT64_LIMIT:
+        raise ValueError(f"{key} is {reprlib.repr(value)}, expected an integer of at most 64 bits")
+    return number
+
+
+def parse_name(value: object, key: str) -> str:
+    """Return a file name without surrounding white space.
+
+    Raises:
+        ValueError: it is not text, empty, too long, or has control characters.
+    """
+    name = value.strip() if isinstance(value, str) else ""
+    if not name:
+        raise ValueError(f"{key} is {reprlib.repr(value)}, expected the name of an image file")
+    if found := NOT_IN_NAMES.search(name):
+        raise ValueError(
+            f"{key} is {reprlib.repr(value)}, expected a name without the character {found[0]!a}"
+        )
+    lengths = [len(part) for part in name.encode().split(b"/")]
+    if max(lengths) > MAX_NAME_BYTES or sum(lengths) > MAX_PATH_BYTES:
+        raise ValueError(
+            f"{key} is {reprlib.repr(value)}, expected a name of at most {MAX_NAME_BYTES} bytes"
+        )
+    return name
+
+
+def parse_caption(value: object, key: str) -> str | None:
+    """Return a caption, or None for a missing one.
+
+    Raises:
+        ValueError: it is not text, or has characters that UTF-8 cannot encode, or NUL.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {reprlib.repr(value)}, expected text")
+    if found := NOT_IN_CAPTIONS.search(value):
+        raise ValueError(
+            f"{key} is {reprlib.repr(value)}, expected text without the character {found[0]!a}"
+        )
+    return value

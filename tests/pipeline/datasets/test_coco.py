@@ -104,16 +104,22 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"].append(c["images"][0]), "lists image 1 .* twice"),
+        (lambda c: c["images"].append(c["images"][0]), r"images\[2\]: image 1 .* is listed twice"),
         (lambda c: c["images"].pop(), r"2 captions for images that it does not list \(image_id 2"),
         (
             lambda c: c.pop("annotations"),
-            "does not have the published layout: key 'annotations' is missing",
+            r"train2014\.json: key 'annotations' is missing\. Expected \{\"images\"",
         ),
-        (lambda c: c["images"][0].pop("id"), "key 'id' is missing"),
-        (lambda c: c.update(images=3), "does not have the published layout"),
-        (lambda c: c["annotations"][0].update(caption=7), "a caption that is not text"),
-        (lambda c: c["annotations"][0].update(caption="\ud800"), "a caption that is not text"),
+        (lambda c: c["images"][0].pop("id"), r"images\[0\]: key 'id' is missing"),
+        (lambda c: c.update(images=3), "images is 3, expected a list of objects"),
+        (
+            lambda c: c["annotations"][0].update(caption=7),
+            r"s\[0\]: caption is 7, expected",
+        ),
+        (
+            lambda c: c["annotations"][0].update(caption="\ud800"),
+            r"the character '\\ud800'",
+        ),
         (lambda c: c.update(annotations=[]), "none of the 3 images of .* has a caption"),
         (lambda c: c["images"][0].update(file_name="../../x.jpg"), "is outside the source"),
     ],
@@ -140,7 +146,7 @@ def test_coco_reports_truncated_json_with_its_position(tmp_path):
 
 def test_coco_reports_a_damaged_annotations_zip(tmp_path):
     (tmp_path / "annotations_trainval2014.zip").write_bytes(b"<html>404</html>")
-    with pytest.raises(DatasetError, match=r"annotations_trainval2014\.zip is a damaged zip"):
+    with pytest.raises(DatasetError, match=r"annotations_trainval2014\.zip is not a readable zip"):
         load_dataset(PrepareConfig(dataset="coco2014", source=tmp_path))
 
 

@@ -57,9 +57,15 @@ def test_karpathy_without_filepath_finds_the_published_folder(tmp_path, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "dev"}, "is in split 'dev', expected one of train, restval, val, test"),
+        (
+            {"split": "dev"},
+            r"images\[0\]: split is 'dev', expected one of train, restval",
+        ),
         ({"cocoid": 5}, "image id 5 belongs to both"),
-        ({"filename": "COCO_val2014_000000000005.jpg"}, "lists image val2014/.*05.jpg twice"),
+        (
+            {"filename": "COCO_val2014_000000000005.jpg"},
+            r"images\[1\]: image val2014/.*05.jpg is listed twice",
+        ),
         ({"filepath": "../val2014"}, "is outside the source"),
         ({"sentences": [{"tokens": []}]}, "key 'raw' is missing"),
         ({"filepath": "train2014"}, "1 of 4 images with captions were not found"),
