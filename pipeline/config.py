@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .stage.options import DatasetConfig, option
+from .stage.options import DatasetConfig, expand_home, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +79,4 @@ class PrepareConfig(DatasetConfig):
     @property
     def tokenizer(self) -> Path | None:
         """The path of the `tokenizer.json` given by `--vocab`, or None."""
-        return None if self.vocab in ("words", "bpe") else Path(self.vocab)
+        return None if self.vocab in ("words", "bpe") else expand_home(Path(self.vocab))

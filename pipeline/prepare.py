@@ -37,6 +37,7 @@ from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
 from .stage.stopwatch import Stopwatch
 from .text.columns import TokenizedCaptions, tokenize_all
+from .text.scripts import unspaced_words_warnings
 from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
@@ -57,6 +58,7 @@ class Prepared:
         splits: (M,) str, the split of each caption.
         vocab: vocabulary of the train split.
         left_out: (file name, reason) for each image whose captions have no words.
+        warnings: about the words.
     """
 
     records: list[ImageRecord]
@@ -66,6 +68,7 @@ class Prepared:
     splits: npt.NDArray[np.str_]
     vocab: Vocab
     left_out: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -167,6 +170,9 @@ def _encode(
         has_words = tokenized.lengths > 0
         records, left_out = _drop_captions_without_words(records, has_words)
         captions, tokenized = captions.filter(pa.array(has_words)), tokenized.select(has_words)
+    warnings = unspaced_words_warnings(tokenized.count(), len(tokenized))
+    for warning in warnings:  # before the vocabulary, which may turn out to be empty
+        print_warning(warning)
     per_image = [len(record.captions) for record in records]
     splits = np.repeat([record.split for record in records], per_image)
     with stopwatch.part("vocabulary"):
@@ -180,7 +186,7 @@ def _encode(
             offsets=offsets,
         )
         words = tokenized.texts()
-    return Prepared(records, captions, words, encoded, splits, vocab, left_out)
+    return Prepared(records, captions, words, encoded, splits, vocab, left_out, warnings)
 
 
 def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
@@ -275,7 +281,7 @@ def _make_manifest(
             "source": str(source_dir(config).resolve()),
             "oov": oov,
             "left_out": dict(Counter(reason for _, reason in skipped)),
-            "warnings": list(dataset.warnings),
+            "warnings": [*dataset.warnings, *prepared.warnings],
             "vocab_sha256": vocab.sha256,
             "seconds": stopwatch.parts,
         },

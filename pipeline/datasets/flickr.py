@@ -143,12 +143,22 @@ def find_image_folder(source: Path, names: list[str]) -> str:
     """
     files = ImageFiles(source)
     num_found: dict[str, int] = {}
-    for folder in IMAGE_FOLDERS:
-        paths = [f"{folder}/{name}" if folder else name for name in names]
+    for folder, paths in _image_paths(names).items():
         num_found[folder] = sum(found is not None for found in files.fingerprints(paths))
         if num_found[folder] == len(names):
             break
+    if not any(num_found.values()):
+        for folder, paths in _image_paths(names).items():
+            num_found[folder] = sum(map(bool, map(files.find_similar, paths)))
     return max(num_found, key=lambda folder: num_found[folder])
+
+
+def _image_paths(names: list[str]) -> dict[str, list[str]]:
+    """Return folder → where the images would be in it."""
+    return {
+        folder: [f"{folder}/{name}" if folder else name for name in names]
+        for folder in IMAGE_FOLDERS
+    }
 
 
 def number_images(names: list[str]) -> dict[str, int]:

@@ -98,7 +98,10 @@ class ZipImages:
             if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
                 raise OSError(f"{name} is not at its recorded offset")
             _, name_length, extra_length = LOCAL_HEADER.unpack(header)
-            file.seek(name_length + extra_length, os.SEEK_CUR)
+            encoding = "utf-8" if info.flag_bits & UTF8_FLAG else "cp437"
+            if file.read(name_length).decode(encoding, "replace") != info.orig_filename:
+                raise OSError(f"{name} has another name at its recorded offset")
+            file.seek(extra_length, os.SEEK_CUR)
             content = _decompress(name, info, file.read(info.compress_size))
         if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
             raise OSError(f"{name} is damaged (wrong checksum)")
@@ -219,7 +222,7 @@ class ImageFiles:
             if folded.startswith(stem) and folded.rpartition(".")[0] == stem
             for entry in entries
         ]
-        return [path for path in near if path.isprintable() and (self.root / path).is_file()]
+        return [path for path in near if path.isprintable() and _is_file(self.root / path)]
 
     def _find_similar(self, folder: str, parts: list[str]) -> Iterator[str]:
         first, *rest = parts
@@ -228,7 +231,7 @@ class ImageFiles:
             path = f"{folder}/{name}".lstrip("/")
             if rest:
                 yield from self._find_similar(path, rest)
-            elif (self.root / path).is_file():
+            elif _is_file(self.root / path):
                 yield path
         for name in entries.get(f"{first}.zip", ()) if rest else ():
             path = f"{folder}/{name}".lstrip("/").removesuffix(".zip")
@@ -259,8 +262,16 @@ class ImageFiles:
         with self._lock:
             if folder not in self._zips:
                 path = self.root / f"{folder}.zip"
-                self._zips[folder] = ZipImages(path) if path.is_file() else None
+                self._zips[folder] = ZipImages(path) if _is_file(path) else None
             return self._zips[folder]
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether `path` is a file; False if its name is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _fingerprint_folder(folder: Path) -> dict[str, str]:

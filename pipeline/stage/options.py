@@ -234,7 +234,7 @@ def _validate_one(name: str, spec: OptionSpec, kind: type, value: Any) -> Any:
 def _convert(name: str, kind: type, value: Any) -> Any:
     is_bool = isinstance(value, bool)
     if kind is Path and isinstance(value, str | os.PathLike):
-        return Path(value)
+        return expand_home(Path(value))
     if kind is int and hasattr(value, "__index__") and not is_bool:
         return operator.index(value)  # also numpy's integers
     if kind is float and isinstance(value, numbers.Real) and not is_bool:
@@ -242,6 +242,14 @@ def _convert(name: str, kind: type, value: Any) -> Any:
     if not isinstance(value, kind) or (is_bool and kind is not bool):
         raise ConfigError(f"{name} must be {TYPE_NAMES[kind]}, got {value!r}.")
     return value
+
+
+def expand_home(path: Path) -> Path:
+    """Replace a leading `~` or `~user` by the home folder; shells do not in `--data=~/x`."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user: a file may be called so
+        return path
 
 
 def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:

@@ -245,6 +245,17 @@ def test_prepare_warns_about_a_small_vocabulary(tmp_path, capsys):
         prepare(make_config(tmp_path, min_count=None))
 
 
+def test_prepare_warns_about_captions_without_spaces(tmp_path, capsys):
+    rows = [("a.png", "一只狗在草地上奔跑。", "train"), ("b.png", "两个男人在打排球。", "val")]
+    write_source(tmp_path / "source", rows)
+    config = make_config(tmp_path, min_count=None)
+    with pytest.raises(DatasetError, match="occurs at least 5 times"):
+        prepare(config)  # most sentences occur once
+    assert "Put spaces between the words" in capsys.readouterr().err.replace("\n", " ")
+    (warning,) = prepare(make_config(tmp_path, min_count=1)).details["warnings"]
+    assert "'一只狗在草地上奔跑' counts as one word" in warning
+
+
 def test_prepare_fails_while_another_process_writes(tmp_path):
     config = make_config(tmp_path)
     with (

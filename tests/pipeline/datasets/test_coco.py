@@ -95,6 +95,45 @@ def test_coco_images_without_captions_are_left_out_and_counted(tmp_path):
     assert dataset.warnings == (f"1 image without captions, left out ({name}).",)
 
 
+@pytest.mark.parametrize(("listed", "captioned"), [("1", 1), (1, "1"), (1.0, 1), ("01", 1.0)])
+def test_coco_ids_match_by_value(tmp_path, listed, captioned):
+    train = coco_json("train", 2014, [1, 2])
+    train["images"][0]["id"] = listed
+    for annotation in train["annotations"]:
+        if annotation["image_id"] == 1:
+            annotation["image_id"] = captioned
+    config = write_coco(tmp_path, train=train, val=coco_json("val", 2014, [3]))
+    captions = {record.image_id: record.captions for record in load_dataset(config).records}
+    assert captions[1] == ("Caption 0 of 1.", "Caption 1 of 1.")
+
+
+def test_coco_fractions_are_no_ids(tmp_path):
+    train = coco_json("train", 2014, [1, 2])
+    train["images"][0]["id"], train["images"][1]["id"] = 0.25, 0.5
+    config = write_coco(tmp_path, train=train)
+    with pytest.raises(DatasetError, match=r"images\[0\]: id is 0\.25, expected an integer"):
+        load_dataset(config)
+
+
+def test_coco_reads_a_zip_whose_member_is_damaged(tmp_path):
+    config = write_coco(tmp_path, train=coco_json("train", 2014, [1, 2]))
+    path = tmp_path / "annotations" / "captions_train2014.json"
+    archive = tmp_path / "annotations_trainval2014.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.write(path, "annotations/captions_train2014.json")
+    path.unlink()
+    whole = load_dataset(config)
+    content = archive.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        archive.write_bytes(flipped)
+        try:
+            assert load_dataset(config) == whole
+        except DatasetError as error:
+            assert "\n" not in str(error)
+
+
 def broken(change):
     content = coco_json("train", 2014, [1, 2])
     change(content)

@@ -61,6 +61,7 @@ def found(records):
     [
         ("captions.txt", kaggle_csv(CAPTIONS)),
         ("captions.txt", "\ufeff" + kaggle_csv(CAPTIONS).replace("\n", "\r\n")),
+        ("captions.csv", kaggle_csv(CAPTIONS)),
         ("results.csv", kaggle_pipes(CAPTIONS)),
         ("flickr30k_images/results.csv", kaggle_pipes(CAPTIONS)),
         ("Flickr8k.token.txt", tokens(CAPTIONS)),
@@ -140,6 +141,27 @@ def test_flickr_without_lists_uses_the_official_proportions(tmp_path, dataset, n
     assert load_dataset(PrepareConfig(dataset=dataset, source=tmp_path)) == loaded
     other = load_dataset(PrepareConfig(dataset=dataset, source=tmp_path, seed=1)).records
     assert found(other) != found(loaded.records)
+
+
+@pytest.mark.parametrize("root", ["", "Flickr_Data", "Flickr_Data/Flickr_Data"])
+def test_flickr_reads_the_layout_with_a_text_data_folder(tmp_path, root):
+    texts, folder = "Flickr_TextData", tmp_path / root
+    lists = {f"{texts}/{name}": listed for name, listed in LISTS.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_flickr(folder, f"{texts}/Flickr8k.token.txt", tokens(CAPTIONS), lists)
+    (folder / texts / "Flickr8k.lemma.token.txt").write_text(tokens({NAMES[0]: ["a dog be"]}))
+    records = load_dataset(PrepareConfig(dataset="flickr8k", source=tmp_path)).records
+    assert found(records) == EXPECTED
+    assert all((tmp_path / r.file_name).is_file() for r in records)
+
+
+@pytest.mark.parametrize("images", ["Images", "Flicker8k_Dataset"])
+def test_flickr_finds_images_with_another_suffix_case(tmp_path, images):
+    names = [name.replace(".jpg", ".JPG") for name in NAMES]
+    dataset = load_dataset(write_flickr(tmp_path, images=images, names=names))
+    assert found(dataset.records) == EXPECTED
+    assert {r.file_name for r in dataset.records} == {f"{images}/{name}" for name in names}
+    assert "4 images found under another spelling" in dataset.warnings[-1]
 
 
 def test_flickr_ids_are_positions_if_numbers_repeat(tmp_path):

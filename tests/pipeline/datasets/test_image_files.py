@@ -1,10 +1,13 @@
 import pickle
+import struct
 import threading
+import tracemalloc
 import zipfile
 import zlib
 
 import pytest
 
+from showtell.pipeline.datasets import image_files
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.stage.errors import DatasetError
 
@@ -129,3 +132,118 @@ def test_threads_read_one_zip_without_mixing_members(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_member_larger_than_it_says_is_not_inflated(tmp_path):
+    path, size = tmp_path / "a.zip", 50_000_000
+    write_zip(path, {"a/x.jpg": bytes(size)}, zipfile.ZIP_DEFLATED)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<I", size), struct.pack("<I", 1000)))
+    tracemalloc.start()
+    with pytest.raises(OSError, match=r"a/x\.jpg is damaged"):
+        ImageFiles(tmp_path).read("a/x.jpg")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_member_larger_than_any_image_is_refused_unread(tmp_path, monkeypatch, compression):
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 1000)
+    write_zip(tmp_path / "a.zip", {"a/x.jpg": bytes(1001), "a/y.jpg": bytes(1000)}, compression)
+    write_file(tmp_path / "b" / "x.jpg", bytes(1001))
+    files = ImageFiles(tmp_path)
+    assert files.read("a/y.jpg") == bytes(1000)
+    monkeypatch.setattr(image_files, "_decompress", None)
+    for name in ("a/x.jpg", "b/x.jpg"):
+        with pytest.raises(OSError, match=r"has 1,001 bytes, expected at most 1,000") as error:
+            files.read(name)
+        assert error.value.errno is None  # the image is at fault, not the disk
+
+
+def test_every_flipped_bit_of_a_zip_is_found(tmp_path):
+    path = tmp_path / "a.zip"
+    members = {f"a/{i}.jpg": bytes(range(i, 100)) for i in range(3)}
+    write_zip(path, members, zipfile.ZIP_DEFLATED)
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            files = ImageFiles(tmp_path)
+            found = dict(zip(members, files.fingerprints(list(members)), strict=True))
+        except DatasetError as error:
+            assert "a.zip is not a readable zip" in str(error)
+            continue
+        for name, fingerprint in found.items():
+            if fingerprint is not None:  # None: its name is damaged
+                try:
+                    assert files.read(name) == members[name]
+                except OSError as error:
+                    assert error.errno is None
+
+
+NFC, NFD = "caf\u00e9.jpg", "cafe\u0301.jpg"
+
+
+@pytest.mark.parametrize(
+    ("actual", "name"),
+    [
+        ("images/" + NFC, "images/" + NFD),
+        ("images/" + NFD, "images/" + NFC),
+        ("images/a.JPG", "images/a.jpg"),
+        ("images/a.jpg", "images/A.JPG"),
+        ("Images/a.jpg", "images/a.jpg"),
+        ("images/a.jpg", "images\\a.jpg"),
+        ("images/b/a.jpg", "Images\\B\\a.JPG"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_find_similar_ignores_case_slashes_and_normalization(tmp_path, actual, name, zipped):
+    write_file(tmp_path / "other" / "a.jpg", b"x")
+    if zipped:
+        folder = actual.split("/")[0]
+        write_zip(tmp_path / f"{folder}.zip", {actual.split("/", 1)[1]: b"right"})
+    else:
+        write_file(tmp_path / actual, b"right")
+    files = ImageFiles(tmp_path)
+    (found,) = files.find_similar(name)
+    assert files.read(found) == b"right"
+    assert files.find_similar("images/none.jpg") == []
+    assert files.find_similar("../" + name) == []
+
+
+def test_find_similar_names_all_files_that_fit(tmp_path):
+    for name in ("a.JPG", "a.jpg", "A.jpg", "b.jpg"):
+        write_file(tmp_path / name, b"x")
+    assert ImageFiles(tmp_path).find_similar("A.JPG") == ["A.jpg", "a.JPG", "a.jpg"]
+
+
+def test_find_near_names_other_suffixes_and_folders(tmp_path):
+    for name in ("a.png", "photos/a.jpg", "photos/aa.jpg", "x/y/a.jpg"):
+        write_file(tmp_path / name, b"x")
+    assert ImageFiles(tmp_path).find_near("a.jpg") == ["a.png", "photos/a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["images/" + NFC, "images/图.jpg", "images\\" + NFD])
+def test_zip_members_in_utf8_without_the_flag_are_found(tmp_path, name):
+    path = tmp_path / "images.zip"
+    placeholder = "x" * len(name.encode())
+    write_zip(path, {placeholder: b"right"})
+    path.write_bytes(path.read_bytes().replace(placeholder.encode(), name.encode()))
+    assert ImageFiles(tmp_path).read(name.replace("\\", "/")) == b"right"
+
+
+def test_zip_members_in_cp437_keep_their_names(tmp_path):
+    path = tmp_path / "images.zip"
+    write_zip(path, {"caf?.jpg": b"right"})
+    path.write_bytes(path.read_bytes().replace(b"caf?", "café".encode("cp437")))
+    assert ImageFiles(tmp_path).read("images/café.jpg") == b"right"
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    names = ["x" * 300 + "/a.jpg", "a" * 300, "loop/a.jpg", "loop.jpg", "x/" * 2000 + "a"]
+    assert ImageFiles(tmp_path).fingerprints(names) == [None] * 5

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,6 +226,51 @@ def test_table_reports_bad_input_in_one_line(tmp_path, name, content, message):
     with pytest.raises(DatasetError, match=message) as error:
         load_dataset(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "actual"),
+    [
+        ("images\\b.png", "images/b.png"),
+        ("images/B.PNG", "images/b.png"),
+        ("Images/b.png", "images/b.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+    ],
+)
+def test_table_images_are_found_under_another_spelling(tmp_path, listed, actual):
+    rows = [(listed, "A cat.", "train"), ("c.png", "A dog.", "val")]
+    config = write_table(tmp_path, "t.csv", as_csv(rows), (actual, "c.png"))
+    dataset = load_dataset(config)
+    assert found(dataset.records)[0] == (1, actual, "train", ("A cat.",))
+    (warning,) = dataset.warnings
+    assert warning.startswith("1 image found under another spelling, in upper or lower case")
+    assert warning.endswith(f"({listed} is {actual}).")
+
+
+@pytest.mark.parametrize(
+    ("rows", "images", "near"),
+    [
+        (["A.png"], ["a.png", "a.PNG"], "A.png: a.PNG, a.png"),  # two fit
+        (["A.png", "a.png"], ["a.png"], "A.png: a.png"),  # the only one has its row
+        (["A.png", "a.PNG"], ["a.png"], "A.png: a.png"),
+        (["a.jpg"], ["a.png"], "a.jpg: a.png"),
+        (["a.png"], ["images/a.png"], "a.png: images/a.png"),
+    ],
+)
+def test_table_missing_images_name_the_near_misses(tmp_path, rows, images, near):
+    text = as_csv([*((name, "A cat.") for name in rows), ("c.png", "x")], "file_name,caption")
+    config = write_table(tmp_path, "t.csv", text, [*images, "c.png"])
+    with pytest.raises(DatasetError, match=rf"images with captions were not.* Close to {near}\."):
+        load_dataset(config)
+
+
+@pytest.mark.parametrize("folder", ["s3:x", "exp:1", "~x", "file:"])
+def test_parquet_table_in_a_folder_that_looks_like_an_address(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / folder, "t.parquet", ROWS)
+    config = PrepareConfig(dataset="mine", table=Path(f"./{folder}/t.parquet"))
+    assert found(load_dataset(config).records) == EXPECTED
 
 
 def test_table_reports_a_missing_file(tmp_path):

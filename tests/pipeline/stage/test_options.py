@@ -241,3 +241,17 @@ def test_folders_of_a_dataset_follow_from_its_name() -> None:
     config = DatasetConfig(data=Path("root"), dataset="scenes")
     assert config.dataset_dir == Path("root/scenes")
     assert config.captions_dir == Path("root/scenes/captions")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~", "/h"),
+        ("~/x", "/h/x"),
+        ("a/~", "a/~"),
+        ("~nobody!/x", "~nobody!/x"),
+    ],
+)
+def test_home_folders_in_paths_are_expanded(monkeypatch, given, expected) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    assert StageConfig(data=given).data == Path(expected)
