@@ -27,11 +27,13 @@ import httpx
 from .archives.fetch import HEADERS, Archive, fetch
 from .archives.partial_download import PartialDownload, read_json
 from .config import DownloadConfig
+from .datasets.image_files import ZipImages
 from .datasets.scenes import SCENES_VERSION, draw_scenes
+from .stage.artifacts import describe, repair_command
 from .stage.checksums import checksums_of
 from .stage.console import format_bytes, print_note
-from .stage.errors import DownloadError
-from .stage.files import atomic_path, file_size, locked, write_json
+from .stage.errors import DatasetError, DownloadError
+from .stage.files import file_size, locked, write_bytes, write_json
 from .stage.manifest import Manifest
 from .stage.stopwatch import Stopwatch
 
@@ -132,11 +134,12 @@ def _run(
         inputs: inputs of the manifest.
         make_files: returns the names of the output files, and the counts.
     """
+    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    done = Manifest.read(raw_dir)
+    if done and done.matches(raw_dir, VERSION, config, inputs):
+        print_note(f"download: {raw_dir} is up to date")
+        return done
     with _reporting_full_disk(raw_dir), locked(raw_dir):
-        done = Manifest.read(raw_dir)
-        if done and done.matches(raw_dir, VERSION, config, inputs):
-            print_note(f"download: {raw_dir} is up to date")
-            return done
         stopwatch = Stopwatch()
         names, counts = make_files()
         return Manifest(
@@ -222,23 +225,19 @@ def unpack_members(archive: Archive, target: Path) -> None:
     Raises:
         DownloadError: a member is missing, or the archive is damaged.
     """
-    try:
-        for member in archive.members:
-            path = target.parent / member
-            with zipfile.ZipFile(target) as zipped:
-                if _is_unpacked(path, zipped.getinfo(member)):
-                    continue
-                with (
-                    atomic_path(path) as partial,
-                    partial.open("wb") as file,
-                    zipped.open(member) as source,
-                ):
-                    shutil.copyfileobj(source, file, 1 << 20)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DownloadError(
-            f"{target}: cannot unpack {member} ({error}). Delete the archive, then run the "
-            "same command again."
-        ) from error
+    for member in archive.members:
+        path = target.parent / member
+        try:
+            zipped = ZipImages(target)
+            info = zipped.members[member]
+            content = None if _is_unpacked(path, info) else zipped.read(info)
+        except (DatasetError, KeyError, OSError) as error:
+            raise DownloadError(
+                f"{target}: cannot unpack {member} ({describe(error)}). "
+                f"Run '{repair_command(target)}'."
+            ) from error
+        if content is not None:
+            write_bytes(path, content)
 
 
 def _is_unpacked(path: Path, member: zipfile.ZipInfo) -> bool:

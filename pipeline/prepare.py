@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from .config import PrepareConfig
 from .datasets.image_files import ImageFiles
 from .datasets.records import SPLITS, Dataset, ImageRecord
 from .datasets.registry import find_reader, load_dataset, source_dir
+from .datasets.text_files import reporting_errors
 from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
-from .stage.checksums import checksums_of
+from .stage.artifacts import damaged
+from .stage.checksums import checksum_of_file, checksums_of
 from .stage.command_line import command_of
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import ShowTellError
-from .stage.files import atomic_path, hash_file, hash_json, locked
+from .stage.files import atomic_path, file_size, hash_file, hash_json, locked
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
 from .stage.stopwatch import Stopwatch
@@ -116,6 +119,7 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     Raises:
         DatasetError: the dataset is unknown.
         MissingArtifactError: the source folder or one of its files does not exist.
+        DamagedFileError: a downloaded file has changed.
     """
     directory = config.captions_dir
     done = Manifest.read(directory)
@@ -133,10 +137,25 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
 
 
 def hash_inputs(config: PrepareConfig) -> dict[str, str]:
-    """Return path → SHA-256 of each file that the outputs are made from."""
+    """Return path → SHA-256 of each file that the outputs are made from.
+
+    Raises:
+        DamagedFileError: `download` wrote one of them, and it has changed since.
+        StorageError: one of them cannot be read.
+    """
     tokenizer = () if config.tokenizer is None else (config.tokenizer,)
-    paths = (*find_reader(config).inputs, *tokenizer)
-    return {str(path.resolve()): hash_file(path) for path in paths}
+    source = source_dir(config)
+    downloaded = Manifest.read(source)
+    hashes = {}
+    for path in (*find_reader(config).inputs, *tokenizer):
+        with reporting_errors(path):
+            hashes[str(path.resolve())] = hash_file(path)
+            if downloaded is not None and path.is_relative_to(source):
+                name = path.relative_to(source).as_posix()
+                content = partial(checksum_of_file, path)
+                if problem := downloaded.find_problem(name, file_size(path), content):
+                    raise damaged(path, problem)
+    return hashes
 
 
 def _hash_names(names: Sequence[str]) -> str:

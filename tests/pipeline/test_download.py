@@ -18,15 +18,23 @@ from showtell.pipeline import download as download_module
 from showtell.pipeline.archives import fetch as fetch_module
 from showtell.pipeline.archives.fetch import Archive
 from showtell.pipeline.config import DownloadConfig
-from showtell.pipeline.download import ARCHIVES, ON_REQUEST, download, find_archives
+from showtell.pipeline.datasets.scenes import draw_scenes
+from showtell.pipeline.download import ARCHIVES, ON_REQUEST, download, find_archives, unpack_members
 from showtell.pipeline.stage.errors import DownloadError, ShowTellError
 from showtell.pipeline.stage.files import locked
 from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.status import stage_status
 
 
-def make_zip(members: dict[str, str]) -> bytes:
+def flip(content: bytes, bit: int) -> bytes:
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
+
+
+def make_zip(members: dict[str, str], compression: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as zipped:
+    with zipfile.ZipFile(buffer, "w", compression) as zipped:
         for name, text in members.items():
             zipped.writestr(name, text)
     return buffer.getvalue()
@@ -36,6 +44,10 @@ MEMBER = "annotations/captions_train.json"
 TRAIN = make_zip({"train/1.jpg": "abcdefgh"})
 OTHER = make_zip({"train/1.jpg": "ABCDEFGH"})  # of the same size
 NOTES = make_zip({MEMBER: '{"captions": []}', "other": "x"})
+
+
+def small_scenes(raw: Path) -> int:
+    return draw_scenes(raw, num_train=2, num_val=1, num_test=0)
 
 
 def make_archive(path: str, content: bytes, *members: str) -> Archive:
@@ -138,6 +150,44 @@ def test_download_unpacks_the_listed_members(setting: Setting) -> None:
     _, requested = setting.run()
     assert (setting.raw / MEMBER).exists()
     assert requested == []
+
+
+def test_download_restores_damaged_annotations(setting: Setting) -> None:
+    setting.use(make_archive("zips/notes.zip", NOTES, MEMBER))
+    setting.run(notes=NOTES)
+    path = setting.raw / MEMBER
+    good = path.read_bytes()
+    for bit in range(0, 8 * len(good), 17):
+        path.write_bytes(flip(good, bit))
+        assert stage_status("download", setting.raw, []).state == f"damaged: {MEMBER}"
+        assert setting.run()[1] == []
+        assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_download_of_a_damaged_archive_names_the_command_that_repairs_it(
+    setting: Setting, compression: int
+) -> None:
+    content = make_zip({MEMBER: '{"captions": []}' * 9, "x": "y"}, compression)
+    archive = make_archive("zips/notes.zip", content, MEMBER)
+    setting.use(archive)
+    setting.run(notes=content)
+    target, member = setting.raw / "notes.zip", setting.raw / MEMBER
+    good = member.read_bytes()
+    command = f"rm -f {target} && showtell download --dataset coco2014 --data {setting.data}"
+    for bit in range(0, 8 * len(content), 23):
+        target.write_bytes(flip(content, bit))
+        member.unlink(missing_ok=True)
+        try:
+            unpack_members(archive, target)
+        except DownloadError as error:
+            assert f"Run '{command}'." in str(error)
+        else:
+            assert member.read_bytes() == good
+    target.unlink()
+    _, requested = setting.run(notes=content)
+    assert (requested, target.read_bytes()) == (["/zips/notes.zip"], content)
+    assert member.read_bytes() == good
 
 
 def test_download_reports_a_missing_member(setting: Setting) -> None:
@@ -256,3 +306,29 @@ def test_download_draws_scenes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(manifest.outputs) == {"captions.csv", "images/000001.jpg", "images/000002.jpg"}
     monkeypatch.setattr(download_module, "draw_scenes", None)
     assert download(config) == manifest
+
+
+def test_download_draws_damaged_scenes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "draw_scenes", small_scenes)
+    config = DownloadConfig(data=tmp_path, dataset="scenes")
+    manifest = download(config)
+    raw = tmp_path / "scenes" / "raw"
+    good = {name: (raw / name).read_bytes() for name in manifest.outputs}
+    for name, content in good.items():
+        for bit in (5, 4 * len(content)):
+            (raw / name).write_bytes(flip(content, bit))
+            assert stage_status("download", raw, []).state == f"damaged: {name}"
+            download(config)
+            assert {name: (raw / name).read_bytes() for name in good} == good
+    (raw / "manifest.json").write_bytes(b"{")
+    assert stage_status("download", raw, []).state == "damaged: manifest.json"
+    assert download(config).checksums == manifest.checksums
+
+
+def test_download_that_is_up_to_date_writes_nothing(setting: Setting) -> None:
+    first, _ = setting.run(train=TRAIN)
+    (setting.raw / ".lock").unlink()
+    assert setting.run() == (first, [])
+    assert not (setting.raw / ".lock").exists()

@@ -1,16 +1,28 @@
 import json
+import shlex
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from showtell.pipeline import download as download_module
 from showtell.pipeline import prepare as stage
 from showtell.pipeline.captions import read_captions, read_images, read_references
-from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.config import DownloadConfig, PrepareConfig
+from showtell.pipeline.datasets.scenes import draw_scenes
+from showtell.pipeline.download import download
 from showtell.pipeline.prepare import prepare, up_to_date
-from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ShowTellError
+from showtell.pipeline.stage.artifacts import repair_command
+from showtell.pipeline.stage.errors import (
+    DamagedFileError,
+    DatasetError,
+    MissingArtifactError,
+    ShowTellError,
+)
 from showtell.pipeline.stage.files import hash_file, locked
 from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.status import stage_status
 from showtell.pipeline.text.tokenizer import tokenize
 from showtell.pipeline.text.vocab import SPECIALS, UNK, Vocab
 
@@ -159,19 +171,80 @@ def test_prepare_runs_again_with_a_new_split_list(tmp_path):
     assert (manifest.counts["num_test_images"], manifest.skipped) == (1, ())
 
 
-def test_prepare_restores_missing_and_damaged_outputs(tmp_path):
+def flip_bits(path: Path, stride: int) -> Iterator[int]:
+    """Flip one bit after the other in a file, and restore the file in the end."""
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), stride):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        yield bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "captions.parquet", "vocab.json"])
+def test_prepare_restores_missing_and_damaged_outputs(tmp_path, name):
     config = make_config(tmp_path)
-    for name in ("images.parquet", "captions.parquet", "vocab.json"):
-        prepare(config)
-        good = (config.captions_dir / name).read_bytes()
-        (config.captions_dir / name).unlink()
-        prepare(config)
-        assert (config.captions_dir / name).read_bytes() == good
-    images = config.captions_dir / "images.parquet"
-    good = images.read_bytes()
-    images.write_bytes(b"\0" * len(good))
     prepare(config)
-    assert images.read_bytes() == good
+    path = config.captions_dir / name
+    good = path.read_bytes()
+    for bit in flip_bits(path, 101):
+        assert up_to_date(config) is None
+        assert stage_status("prepare", path.parent, []).state == f"damaged: {name}"
+        if bit % 20 == 0:
+            prepare(config)
+            assert path.read_bytes() == good
+    for damaged in (b"", good[:-1], good + b"x", bytes(len(good))):
+        path.write_bytes(damaged)
+        prepare(config)
+        assert path.read_bytes() == good
+    path.unlink()
+    prepare(config)
+    assert path.read_bytes() == good
+
+
+def test_prepare_rewrites_a_damaged_manifest(tmp_path):
+    config = make_config(tmp_path)
+    good = prepare(config)
+    path = config.captions_dir / "manifest.json"
+    value = json.loads(path.read_bytes())
+    for bit in flip_bits(path, 151):
+        if up_to_date(config):
+            assert json.loads(path.read_bytes()) == value  # white space
+            continue
+        assert stage_status("prepare", path.parent, []).state == "damaged: manifest.json"
+        if bit % 20 == 0:
+            again = prepare(config)
+            assert (again.outputs, again.checksums) == (good.outputs, good.checksums)
+            assert up_to_date(config) == again
+
+
+def test_command_in_errors_about_damaged_outputs_repairs_them(tmp_path, showtell):
+    config = make_config(tmp_path)
+    prepare(config)
+    for name in OUTPUTS:
+        path = config.captions_dir / name
+        good = path.read_bytes()
+        path.write_bytes(good[:200] + bytes([good[200] ^ 1]) + good[201:])
+        command = shlex.split(repair_command(path))
+        status, output = showtell(*command[1:])
+        assert (command[0], status) == ("showtell", 0), output
+        assert name == "manifest.json" or path.read_bytes() == good
+        assert up_to_date(config) is not None
+
+
+def test_prepare_refuses_a_downloaded_file_that_has_changed(tmp_path, monkeypatch):
+    sizes = {"num_train": 3, "num_val": 1, "num_test": 1}
+    monkeypatch.setattr(download_module, "draw_scenes", lambda raw: draw_scenes(raw, **sizes))
+    data = {"data": tmp_path, "dataset": "scenes"}
+    download(DownloadConfig(**data))
+    config = PrepareConfig(**data, min_count=1)
+    prepare(config)
+    table = tmp_path / "scenes" / "raw" / "captions.csv"
+    for _ in flip_bits(table, 499):
+        with pytest.raises(DamagedFileError, match=r"captions\.csv is damaged.*showtell download"):
+            prepare(config)
+    assert up_to_date(config) is not None
 
 
 def test_prepare_keeps_old_outputs_when_an_image_is_missing(tmp_path):
