@@ -5,7 +5,7 @@ Writes data/runs/<run>/ (see `runs.layout`), with a manifest once training has f
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
 from typing import cast
@@ -19,7 +19,7 @@ from ..features.device import (
     keep_freed_memory,
     precision_name,
 )
-from ..pipeline.stage.checksums import checksums_of
+from ..pipeline.stage.checksums import checksum_of_file, checksums_of
 from ..pipeline.stage.command_line import command_line, command_of
 from ..pipeline.stage.console import (
     ProgressLine,
@@ -37,30 +37,32 @@ from ..pipeline.stage.stopwatch import Stopwatch
 from .config import TrainConfig
 from .decoders.base import Decoder
 from .decoders.precision import Precision
-from .decoders.registry import create_decoder, decoder_class
-from .decoders.word_vectors import read_word_vectors, set_word_vectors
+from .decoders.registry import decoder_class
 from .generation.generate import choose_batch_size, decode_captions, iterate_features
 from .generation.options import DecodingOptions
 from .metrics.caption_scorer import CaptionScorer
 from .runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
-from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
-from .runs.run import RunConfig, load_run
+from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
+from .runs.run import RunConfig
 from .runs.run_log import RunLog
 from .training.batches import CaptionBatch, CaptionBatches
-from .training.data import (
-    TrainingData,
-    decoder_config,
-    load_training_data,
-    require_same_inputs,
-)
+from .training.data import TrainingData, load_training_data
+from .training.initial_weights import make_decoder
 from .training.loss import caption_loss, mix_inputs
 from .training.optim import average_weights, learning_rate_at, make_optimizer
-from .training.resume import check_run, default_run_name, inherit_options, restore_options
+from .training.resume import (
+    default_run_name,
+    find_finished,
+    inherit_options,
+    prepare_run,
+    require_folder,
+    require_same_run,
+    restore_options,
+)
 from .training.scst import SelfCriticalLoss
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
-MAX_CENTER_GRIDS = 1000  # grids that the mean is taken of: all might not fit into memory
 FEW_STEPS = 300
 ADVICE = "A smaller --batch-size or more --epochs would let the decoder learn more."
 
@@ -75,6 +77,7 @@ def train(config: TrainConfig) -> Manifest:
     Raises:
         MissingArtifactError: an earlier stage has not run, or there is nothing to resume.
         MismatchError: the run exists with other options or inputs.
+        DamagedFileError: a file of the run is damaged, and `--resume` is not given.
         StoppedError: the run was stopped by a signal.
     """
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
@@ -87,13 +90,16 @@ def train(config: TrainConfig) -> Manifest:
         dtype = choose_precision(config.precision, choose_device(config.device))
         config = replace(config, precision=precision_name(dtype))
     data = load_training_data(config)
-    with locked(run_dir):
-        has_started = check_run(run_dir, config, data)
-        manifest = Manifest.read(run_dir)
-        if has_started and manifest is not None:
-            print_note(f"train: {run_dir} is up to date.")
-            return manifest
-        return Trainer(config, data, run_dir).run(resume=has_started)
+    require_same_run(run_dir, config, data)
+    manifest = find_finished(run_dir, config)
+    if manifest is None:  # a finished run needs no lock: its folder may be read-only
+        with locked(run_dir):
+            resume = prepare_run(run_dir, config, data)
+            manifest = find_finished(run_dir, config)
+            if manifest is None:
+                return Trainer(config, data, run_dir).run(resume)
+    print_note(f"train: {run_dir} is up to date.")
+    return manifest
 
 
 class Trainer:
@@ -122,7 +128,7 @@ class Trainer:
             num_views=config.views,
         )
         self.total_steps = len(self.batches) * config.epochs
-        self.decoder = self._make_decoder().to(device)
+        self.decoder = make_decoder(config, data, self.batches).to(device)
         self.average = average_weights(self.decoder, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self.decoder, config)
         self.loss_of = self._make_loss()
@@ -147,39 +153,20 @@ class Trainer:
                 self.precision.scaler,
                 self.average,
             )
+            self.run_config = RunConfig.read(self.run_dir)
             print_note(f"train: resuming {self.run_dir} at step {self.progress.step:,}.")
         else:
-            self._write_config()
+            self.run_config = self._write_config()
         if self.total_steps < FEW_STEPS and not config.scst:
             print_warning(f"the run has only {self.total_steps} steps. {ADVICE}")
         progress = self.progress
-        with RunLog(self.run_dir, progress.step) as log, deferred_signals() as signals:
+        log = RunLog(self.run_dir, progress.step, progress.log_bytes, progress.log_checksum)
+        with log, deferred_signals() as signals:
             while progress.epoch < config.epochs and not self._is_out_of_patience():
                 self._train_epoch(log, signals)
                 self._validate(log)
-                self._save_checkpoint()
+                self._save_checkpoint(log)
         return self._finish()
-
-    def _make_decoder(self) -> Decoder:
-        """Create a decoder, or load that of `--init`."""
-        config, batches = self.config, self.batches
-        decoder = create_decoder(decoder_config(config, self.data))
-        if config.init is not None:
-            run, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
-            require_same_inputs(run, self.data)
-            decoder.load_state_dict(trained.state_dict())
-            return decoder
-        images = batches.images
-        images = images[:: -(-len(images) // MAX_CENTER_GRIDS)] if batches.grid else images
-        decoder.center_features(batches.gather_features(images, torch.zeros_like(images)).cpu())
-        if config.word_vectors is not None:
-            vectors = read_word_vectors(config.word_vectors, self.data.vocab, config.embed_size)
-            set_word_vectors(decoder.get_parameter("embedding.weight"), vectors)
-            print_note(
-                f"train: {len(vectors):,} of {len(self.data.vocab):,} words start from "
-                f"{config.word_vectors}."
-            )
-        return decoder
 
     def _make_loss(self) -> Callable[[Decoder, CaptionBatch], Tensor]:
         config, data = self.config, self.data
@@ -200,18 +187,21 @@ class Trainer:
         """The decoder to validate and keep: the running mean if there is one."""
         return self.decoder if self.average is None else cast(Decoder, self.average.module)
 
-    def _write_config(self) -> None:
-        """Write config.json and vocab.json of a new run."""
+    def _write_config(self) -> RunConfig:
+        """Write vocab.json and config.json of a new run."""
         self.data.vocab.write(self.run_dir / VOCAB_NAME)
-        RunConfig(
+        run_config = RunConfig(
             dataset=self.config.dataset,
             features=self.data.store.directory.name,
             backbone=self.data.store.backbone,
             vocab_sha256=self.data.vocab.sha256,
             decoder=self.decoder.config,
-            train=self.config.as_json(),
+            train=replace(self.config, resume=False).as_json(),
             inputs=self.data.inputs,
-        ).write(self.run_dir)
+            vocab_checksum=checksum_of_file(self.run_dir / VOCAB_NAME),
+        )
+        run_config.write(self.run_dir)
+        return run_config
 
     def _train_epoch(self, log: RunLog, signals: list[Signals]) -> None:
         """Take the steps of an epoch that are left, saving a checkpoint now and then."""
@@ -241,7 +231,7 @@ class Trainer:
                     saved_s = watch.seconds
                     # A checkpoint with a broken loss would replace a good one.
                     self._require_finite(losses)
-                    self._save_checkpoint()
+                    self._save_checkpoint(log)
                 if signals:
                     words = ("train", "--run", self.run_dir.name, "--resume")
                     raise StoppedError(
@@ -330,6 +320,7 @@ class Trainer:
         is_best = score > progress.best_score or score == progress.best_score == 0
         if is_best:
             progress.best_score, progress.best_epoch = score, progress.epoch
+            require_folder(self.run_dir, self.config)
             save_weights(self.run_dir / BEST_NAME, self.validated)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
@@ -351,21 +342,30 @@ class Trainer:
         epochs_without_gain = self.progress.epoch - self.progress.best_epoch
         return 0 < self.config.patience <= epochs_without_gain
 
-    def _save_checkpoint(self) -> None:
-        path = self.run_dir / LAST_NAME
-        scaler, progress = self.precision.scaler, self.progress
-        save_checkpoint(path, self.decoder, self.optimizer, scaler, progress, self.average)
+    def _save_checkpoint(self, log: RunLog) -> None:
+        require_folder(self.run_dir, self.config)
+        progress = self.progress
+        progress.log_bytes, progress.log_checksum = log.sync()
+        save_checkpoint(
+            self.run_dir / LAST_NAME,
+            self.decoder,
+            self.optimizer,
+            self.precision.scaler,
+            progress,
+            self.average,
+            self.run_config,
+        )
 
     def _finish(self) -> Manifest:
         """Write the manifest and print the final table."""
         progress, data = self.progress, self.data
         # Without the last checkpoint: a finished run does not need it.
-        outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME]
+        outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME, LOG_NAME]
         num_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
         manifest = Manifest(
             stage="train",
             version=VERSION,
-            config=self.config.as_json(),
+            config=self.run_config.train,
             inputs=data.inputs,
             outputs={name: (self.run_dir / name).stat().st_size for name in outputs},
             checksums=checksums_of(self.run_dir, outputs),
@@ -378,7 +378,7 @@ class Trainer:
                 "best_epoch": progress.best_epoch,
             },
             seconds=round(progress.seconds, 3),
-            details={self.monitor: progress.best_score},
+            details={self.monitor: progress.best_score, "run": asdict(self.run_config)},
         ).write(self.run_dir)
         captions_per_second = progress.epoch * self.batches.num_captions / progress.seconds
         rows = [

@@ -16,7 +16,8 @@ from ..pipeline.verify import Check, Problem, Reader, dataset_checks, stage_chec
 from .config import VerifyConfig
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
-from .runs.run import RunConfig, read_tensors
+from .runs.run import RunConfig
+from .runs.tensors import read_tensors
 
 RUN_READERS: dict[str, Reader] = {
     CONFIG_NAME: lambda path: RunConfig.read(path.parent),

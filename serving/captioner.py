@@ -216,6 +216,12 @@ def load(
             f"{backbone.weights_sha256[:12]}, but the run {run_dir} was trained with "
             f"{trained_with['weights_sha256'][:12]}. Give the original file with --weights."
         )
+    if backbone.transform.describe() != trained_with["transform"]:
+        raise MismatchError(
+            f"The transform of {backbone.name} is {backbone.transform.describe()}, but the run "
+            f"{run_dir} was trained with {trained_with['transform']}. Restore the original "
+            f"{CONFIG_NAME} of the run."
+        )
     if decoder.uses_grid and not backbone.has_grid:
         raise MismatchError(
             f"The run {run_dir} needs grid features, which {backbone.name} does not "

@@ -171,13 +171,20 @@ def amplify_image() -> Callable[[Path], None]:
 
     With a random encoder all images would otherwise get the same caption.
     """
-    from safetensors.torch import load_file, save_file
+    from dataclasses import replace
+
+    from showtell.model.runs.tensors import read_tensors, write_tensors
+    from showtell.pipeline.stage.checksums import checksums_of
+    from showtell.pipeline.stage.manifest import Manifest
 
     def amplify(data: Path, times: float = 50.0) -> None:
-        path = data / "runs/r/best.safetensors"
-        tensors = load_file(path)
+        run_dir = data / "runs/r"
+        tensors, _ = read_tensors(run_dir / "best.safetensors")
         tensors["image_proj.weight"] *= times  # it multiplies differences from the mean image
-        save_file(tensors, path)
+        write_tensors(run_dir / "best.safetensors", tensors)
+        if (manifest := Manifest.read(run_dir)) is not None:
+            checksums = checksums_of(run_dir, manifest.outputs)
+            replace(manifest, checksums=checksums).write(run_dir)
 
     return amplify
 

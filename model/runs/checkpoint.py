@@ -9,6 +9,9 @@ last.safetensors, what `showtell train --resume` continues from
     rng.cpu, rng.cuda           states of the random generators, uint8
     metadata "progress"         the fields of `Progress`, as JSON
     metadata "scaler"           state of the gradient scaler, as JSON
+    metadata "run"              a copy of config.json, from which `--resume` can restore it
+
+Both have a metadata entry "checksum", see `tensors.py`.
 """
 
 import json
@@ -16,13 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...pipeline.stage.errors import MissingArtifactError
-from ...pipeline.stage.files import atomic_path
+from ...pipeline.stage.artifacts import reading
 from ..decoders.base import Decoder
-from .run import read_tensors
+from .run import RunConfig
+from .tensors import read_tensors, write_tensors
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Progress:
         best_score: best validation score so far.
         best_epoch: the epoch of the best score, counted from 1.
         seconds: wall time so far, including that before an interruption.
+        log_bytes: size of `metrics.jsonl` when the checkpoint was written.
+        log_checksum: checksum of those bytes; empty in checkpoints of earlier versions.
     """
 
     epoch: int = 0
@@ -44,12 +48,13 @@ class Progress:
     best_score: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+    log_bytes: int = 0
+    log_checksum: str = ""
 
 
 def save_weights(path: Path, decoder: Decoder) -> None:
     """Write a decoder's weights atomically."""
-    with atomic_path(path) as partial:
-        save_file(_contiguous(decoder.state_dict()), partial)
+    write_tensors(path, decoder.state_dict())
 
 
 def save_checkpoint(
@@ -59,6 +64,7 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler,
     progress: Progress,
     average: torch.nn.Module | None = None,
+    run: RunConfig | None = None,
 ) -> None:
     """Write everything that is needed to continue training exactly, atomically."""
     tensors = {f"model.{name}": value for name, value in decoder.state_dict().items()}
@@ -70,12 +76,28 @@ def save_checkpoint(
     device = next(decoder.parameters()).device
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    with atomic_path(path) as partial:
-        metadata = {
-            "progress": json.dumps(asdict(progress)),
-            "scaler": json.dumps(scaler.state_dict()),
-        }
-        save_file(_contiguous(tensors), partial, metadata)
+    metadata = {
+        "progress": json.dumps(asdict(progress)),
+        "scaler": json.dumps(scaler.state_dict()),
+    }
+    if run is not None:
+        metadata["run"] = json.dumps(asdict(run))
+    write_tensors(path, tensors, metadata)
+
+
+def read_progress(path: Path) -> tuple[Progress, RunConfig | None]:
+    """Read and verify a checkpoint; return its progress, and the config of its run.
+
+    The config is None in checkpoints of earlier versions.
+
+    Raises:
+        MissingArtifactError: the checkpoint does not exist.
+        DamagedFileError: it is damaged.
+    """
+    _, metadata = read_tensors(path)
+    with reading(path):
+        run = RunConfig.from_json(json.loads(metadata["run"])) if "run" in metadata else None
+        return Progress(**json.loads(metadata["progress"])), run
 
 
 def load_checkpoint(
@@ -88,32 +110,33 @@ def load_checkpoint(
     """Restore the state that `save_checkpoint` wrote; the arguments are updated in place.
 
     Raises:
-        MissingArtifactError: the checkpoint is missing, damaged or of another run.
+        MissingArtifactError: the checkpoint does not exist.
+        DamagedFileError: it is damaged, or of another run.
     """
     tensors, metadata = read_tensors(path)
     expected = {f"model.{name}" for name in decoder.state_dict()} | {"rng.cpu"}
     if average is not None:
         expected |= {f"average.{name}" for name in average.state_dict()}
-    if not (expected <= tensors.keys() and {"progress", "scaler"} <= metadata.keys()):
-        raise MissingArtifactError(
-            f"{path} is not a checkpoint of this run. Delete {path.parent} and train the run again."
-        )
-    decoder.load_state_dict(_with_prefix(tensors, "model."))
-    if average is not None:
-        average.load_state_dict(_with_prefix(tensors, "average."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _with_prefix(tensors, "optimizer.").items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(tensors["rng.cpu"])
-    device = next(decoder.parameters()).device
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    if scaler_state := json.loads(metadata["scaler"]):  # empty if the scaler is disabled
-        scaler.load_state_dict(scaler_state)
-    return Progress(**json.loads(metadata["progress"]))
+    with reading(path, RuntimeError):  # torch's error for tensors of another shape
+        if not expected <= tensors.keys():
+            raise ValueError("it is not a checkpoint of this run")
+        progress = Progress(**json.loads(metadata["progress"]))
+        decoder.load_state_dict(_with_prefix(tensors, "model."))
+        if average is not None:
+            average.load_state_dict(_with_prefix(tensors, "average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _with_prefix(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["rng.cpu"])
+        device = next(decoder.parameters()).device
+        if device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+        if scaler_state := json.loads(metadata["scaler"]):  # empty if the scaler is disabled
+            scaler.load_state_dict(scaler_state)
+    return progress
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -123,8 +146,3 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors, as safetensors requires."""
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -1,28 +1,31 @@
 """Load a run: its config, vocabulary, weights and features. `find.py` finds it by name.
 
-`config.json` holds the fields of `RunConfig` as a JSON object.
+`config.json` holds the fields of `RunConfig` as a JSON object, and `checksum`. The manifest of a
+finished run and the last checkpoint of an unfinished one have a copy.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...features.store import FeatureStore, find_features
-from ...pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
+from ...pipeline.stage.artifacts import damaged, read_output, reading, repair_command
+from ...pipeline.stage.checksums import checksum_of_file, seal, unseal
+from ...pipeline.stage.errors import ConfigError, MismatchError
 from ...pipeline.stage.files import write_json
+from ...pipeline.stage.manifest import CHANGED
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.config import DecoderConfig
 from ..decoders.registry import build_decoder
 from .layout import BEST_NAME, CONFIG_NAME, VOCAB_NAME
-from .renamed_tensors import with_current_names
+from .tensors import read_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class RunConfig:
         decoder: sizes and type of the decoder.
         train: the options of `showtell train`.
         inputs: name → sha256 of the files it was trained on.
+        vocab_checksum: checksum of the run's `vocab.json`; empty in runs of earlier versions.
     """
 
     dataset: str
@@ -47,10 +51,30 @@ class RunConfig:
     decoder: DecoderConfig
     train: dict[str, Any]
     inputs: dict[str, str]
+    vocab_checksum: str = ""
 
     def write(self, run_dir: Path) -> None:
         """Write `config.json`."""
-        write_json(run_dir / CONFIG_NAME, asdict(self))
+        write_json(run_dir / CONFIG_NAME, seal(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Return the config with these fields.
+
+        Raises:
+            ValueError, TypeError, KeyError: they are not those of a run.
+        """
+        decoder = DecoderConfig(**values["decoder"])
+        # Most sizes are options of `showtell train`, which declares what is valid.
+        declared = {field.name for field in fields(TrainConfig)}
+        try:
+            TrainConfig(**{k: v for k, v in asdict(decoder).items() if k in declared})
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        for name in ("feature_dim", "vocab_size"):
+            if not isinstance(size := getattr(decoder, name), int) or size < 1:
+                raise ValueError(f"{name} is {size!r}")
+        return cls(**{**values, "decoder": decoder})
 
     def train_config(self) -> TrainConfig:
         """Return the options of `showtell train`.
@@ -71,21 +95,13 @@ class RunConfig:
         """Read `config.json`.
 
         Raises:
-            MissingArtifactError: the file is missing or damaged.
+            MissingArtifactError: the file does not exist.
+            DamagedFileError: it is not the file that was written.
         """
         path = run_dir / CONFIG_NAME
-        try:
-            values = json.loads(path.read_text("utf-8"))
-            values["decoder"] = DecoderConfig(**values["decoder"])
-            return cls(**values)
-        except FileNotFoundError:
-            raise MissingArtifactError(
-                f"{path} does not exist. Run 'showtell train --run {run_dir.name}' first."
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise MissingArtifactError(
-                f"{path} is not the config of a run ({error}). Train the run again."
-            ) from None
+        content = read_output(path)
+        with reading(path):
+            return cls.from_json(unseal(json.loads(content)))
 
 
 def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Decoder]:
@@ -96,24 +112,49 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Dec
         eval mode on `device`.
 
     Raises:
-        MissingArtifactError: a file of the run is missing or damaged.
+        MissingArtifactError: a file of the run is missing.
+        DamagedFileError: a file of the run is damaged.
         MismatchError: the vocabulary or the weights are not those of the config.
     """
     config = RunConfig.read(run_dir)
-    vocab_path = run_dir / VOCAB_NAME
-    vocab = Vocab.read(vocab_path)
+    return config, read_vocab(run_dir, config), read_decoder(run_dir, config).to(device).eval()
+
+
+def read_vocab(run_dir: Path, config: RunConfig) -> Vocab:
+    """Read the vocabulary of a run.
+
+    Raises:
+        MissingArtifactError: the file does not exist.
+        DamagedFileError: the file is damaged.
+        MismatchError: it is not the vocabulary of the config.
+    """
+    path = run_dir / VOCAB_NAME
+    vocab = Vocab.read(path)
     if vocab.sha256 != config.vocab_sha256 or len(vocab) != config.decoder.vocab_size:
         raise MismatchError(
-            f"{vocab_path} has {len(vocab):,} words and hash {vocab.sha256[:12]}, but the run was "
+            f"{path} has {len(vocab):,} words and hash {vocab.sha256[:12]}, but the run was "
             f"trained with {config.decoder.vocab_size:,} and {config.vocab_sha256[:12]}. "
-            f"Restore the run's own vocabulary, or train the run again."
+            f"Run '{repair_command(path)}'."
         )
+    if config.vocab_checksum and checksum_of_file(path) != config.vocab_checksum:
+        raise damaged(path, CHANGED)
+    return vocab
+
+
+def read_decoder(run_dir: Path, config: RunConfig) -> Decoder:
+    """Read the decoder with the weights of the best epoch, on the CPU.
+
+    Raises:
+        MissingArtifactError: the file does not exist.
+        DamagedFileError: the file is damaged.
+        MismatchError: its tensors are not those of the config.
+    """
     with torch.device("meta"):  # without random weights, which would be overwritten
         decoder = build_decoder(config.decoder)
     tensors, _ = read_tensors(run_dir / BEST_NAME)
     _check_shapes(run_dir / BEST_NAME, tensors, decoder)
     decoder.load_state_dict(tensors, assign=True)
-    return config, vocab, decoder.to(device).eval()
+    return decoder
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> None:
@@ -125,28 +166,9 @@ def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> N
         found = f"has shape {got[name]}" if name in got else "is missing"
         wanted = f"shape {expected[name]}" if name in expected else "no such tensor"
         raise MismatchError(
-            f"{path}: {name!r} {found}, but {CONFIG_NAME} requires {wanted}. Train the run again."
+            f"{path}: {name!r} {found}, but {CONFIG_NAME} requires {wanted}. Run "
+            f"'{repair_command(path)}'."
         )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors by their current names, and its metadata.
-
-    Raises:
-        MissingArtifactError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return with_current_names(load_file(path)), metadata
-    except FileNotFoundError:
-        raise MissingArtifactError(
-            f"{path} does not exist. Run 'showtell train --run {path.parent.name}' first."
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise MissingArtifactError(
-            f"{path} cannot be read ({error}). Delete it and train the run again."
-        ) from None
 
 
 def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
@@ -157,6 +179,16 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
         MismatchError: another network computed them, or another transform.
     """
     store = FeatureStore.load(find_features(data / run.dataset, run.features))
+    require_same_backbone(run, store)
+    return store
+
+
+def require_same_backbone(run: RunConfig, store: FeatureStore) -> None:
+    """Check that the encoder and the transform of a run computed these features.
+
+    Raises:
+        MismatchError: another network computed them, or another transform.
+    """
     for name in ("encoder", "weights_sha256", "transform"):
         expected = run.backbone[name]
         if store.backbone.get(name) != expected:
@@ -165,4 +197,3 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
                 f"trained on {expected!r}. Run 'showtell features' with the run's options again, "
                 f"or train another run."
             )
-    return store

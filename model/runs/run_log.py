@@ -19,12 +19,17 @@ and after every epoch:
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from ...pipeline.stage.files import atomic_path
+from ...pipeline.stage.checksums import checksum, checksum_of_file
+from ...pipeline.stage.console import print_warning
+from ...pipeline.stage.files import reporting_write_errors, sync, write_bytes, write_error
 from .layout import LOG_NAME
 
 
@@ -34,33 +39,79 @@ class RunLog:
     Args:
         run_dir: folder of the run.
         step: later records are dropped, because a resumed training writes them again.
+        log_bytes: size of `metrics.jsonl` when the checkpoint was written.
+        log_checksum: checksum of those bytes; empty if it is not known.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    def __init__(
+        self, run_dir: Path, step: int, log_bytes: int = 0, log_checksum: str = ""
+    ) -> None:
         self.path = run_dir / LOG_NAME
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-        with atomic_path(self.path) as partial:
-            partial.write_text("".join(kept), "utf-8")
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
-
-    def _lines(self) -> list[str]:
-        """Return the existing lines, without one that a power cut left incomplete."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text("utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n")]
+        content = self.path.read_bytes() if step and self.path.exists() else b""
+        kept = content[:log_bytes]
+        if checksum(kept) != log_checksum:
+            kept, num_damaged = keep_sound_lines(content, step)
+            if log_checksum or num_damaged:
+                print_warning(
+                    f"{self.path} is damaged: {num_damaged:,} lines could not be read and were "
+                    "dropped; values in the others may be wrong. The weights do not depend on it."
+                )
+        write_bytes(self.path, kept)
+        folder = run_dir / "tensorboard"
+        try:
+            self.file = self.path.open("ab")
+            folder.mkdir(parents=True, exist_ok=True)
+            # Without the library's thread: its errors would not end the training, but block it.
+            self.board = EventsWriter(str(folder / "events"))
+            self.board.write_event(Event(step=step + 1, file_version="brain.Event:2"))
+            start = SessionLog(status=SessionLog.START)  # earlier events from here on are dropped
+            self.board.write_event(Event(step=step + 1, session_log=start))
+        except OSError as error:
+            raise write_error(folder, error) from error
 
     def write(self, step: int, **values: float) -> None:
-        """Record named scalars at a step."""
-        self.file.write(json.dumps({"step": step} | values) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        """Record named scalars at a step.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with reporting_write_errors(self.path):
+            self.file.write((json.dumps({"step": step} | values) + "\n").encode())
+            self.file.flush()
+            for name, value in values.items():
+                event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+                self.board.write_event(event)
+
+    def sync(self) -> tuple[int, str]:
+        """Wait until all records are on the disk; return size and checksum of `metrics.jsonl`."""
+        with reporting_write_errors(self.path):
+            sync(self.path)
+            self.board.flush()
+        return self.path.stat().st_size, checksum_of_file(self.path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.board.close()
+        with reporting_write_errors(self.path):
+            self.file.close()
+            self.board.close()
+
+
+def keep_sound_lines(content: bytes, step: int) -> tuple[bytes, int]:
+    """Return the lines of a log that are records up to a step, and the number of damaged lines.
+
+    A power cut may leave zeros or half a line.
+    """
+    *lines, rest = content.split(b"\n")
+    kept, num_damaged = [], int(bool(rest))
+    for line in lines:
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line + b"\n")
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+            num_damaged += 1
+    return b"".join(kept), num_damaged

@@ -121,7 +121,7 @@ def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
     backbone = data.store.backbone
     pairs = {"vocabulary": (run.vocab_sha256, data.vocab.sha256)} | {
         f"features' {name}": (run.backbone[name], backbone[name])
-        for name in ("weights_sha256", "transform")
+        for name in ("encoder", "weights_sha256", "transform")
     }
     for what, (then, now) in pairs.items():
         if then != now:

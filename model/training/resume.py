@@ -3,14 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ...pipeline.stage.command_line import command_line
+from ...pipeline.stage.checksums import checksum_of_file, checksums_of
+from ...pipeline.stage.command_line import command_of, data_option
+from ...pipeline.stage.console import print_note, print_warning
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError
-from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from ...pipeline.stage.manifest import Manifest
 from ...pipeline.stage.options import flag
 from ..config import TrainConfig
 from ..runs.find import find_run
-from ..runs.layout import BEST_NAME, LAST_NAME
-from ..runs.run import RunConfig
+from ..runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
+from ..runs.repair import find_config, find_problems, has_started, set_aside
+from ..runs.run import RunConfig, require_same_backbone
+from ..runs.run_log import RunLog
 from .data import TrainingData
 
 # Options that `--init` takes over from the earlier run.
@@ -70,20 +74,11 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
         config: the options given by the user.
 
     Raises:
-        MissingArtifactError: there is no checkpoint to resume from.
+        MissingArtifactError: there is no run to resume.
+        DamagedFileError: the options are lost.
         MismatchError: an option given by the user contradicts those of the run.
     """
-    if not (run_dir / LAST_NAME).exists():
-        if any((run_dir / name).exists() for name in (BEST_NAME, MANIFEST_NAME)):
-            raise MissingArtifactError(
-                f"{run_dir / LAST_NAME} does not exist, so the run cannot be resumed. Delete "
-                f"{run_dir} to train it from scratch, or choose another name with --run."
-            )
-        raise MissingArtifactError(
-            f"{run_dir / LAST_NAME} does not exist: there is nothing to resume. Run "
-            f"'{command_line(config.data, 'train', '--run', run_dir.name)}' without --resume."
-        )
-    saved = RunConfig.read(run_dir)
+    saved = find_config(run_dir)
     started = replace(saved.train_config(), data=config.data)
     for name in TrainConfig().result_options():
         now, then = getattr(config, name), getattr(started, name)
@@ -98,18 +93,16 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
     )
 
 
-def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
-    """Return whether the run has already started; raise if training would overwrite it.
+def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> None:
+    """Check that a run that has started has these options and inputs.
 
     Raises:
-        MismatchError: the run exists and has other options or inputs, or it was stopped and
-            `--resume` is not given.
-        MissingArtifactError: an output of the finished run is missing or has changed.
+        MismatchError: it has others.
+        DamagedFileError: its options are lost.
     """
-    finished = Manifest.read(run_dir)
-    if not any((run_dir / name).exists() for name in (LAST_NAME, BEST_NAME, MANIFEST_NAME)):
-        return False
-    saved, advice = RunConfig.read(run_dir), "Choose another name with --run."
+    if not has_started(run_dir):
+        return
+    saved, advice = find_config(run_dir), "Choose another name with --run."
     # Runs of an earlier version lack some options, which then have their defaults.
     trained = TrainConfig().as_json() | saved.train
     for name, now in config.result_options().items():
@@ -123,13 +116,81 @@ def check_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
             raise MismatchError(
                 f"The input '{name}' has changed since {run_dir} was trained. {advice}"
             )
-    if finished is None and not config.resume:
+    require_same_backbone(saved, data.store)
+
+
+def find_finished(run_dir: Path, config: TrainConfig) -> Manifest | None:
+    """Return the manifest of a finished run whose files are sound, else None."""
+    manifest = Manifest.read(run_dir)
+    if manifest is None or find_problems(run_dir, all_files=config.resume):
+        return None
+    return manifest
+
+
+def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
+    """Make the folder of a run ready for training. The caller holds its lock.
+
+    With `--resume`, `config.json` and `vocab.json` are restored, and lines of the log that are
+    damaged are dropped. Weights cannot be restored: if they are damaged, the old results are set
+    aside, and training starts from step 0.
+
+    Returns:
+        Whether to continue from the last checkpoint.
+
+    Raises:
+        MismatchError: the run was stopped, and `--resume` is not given.
+        DamagedFileError: a file is damaged, and `--resume` is not given.
+    """
+    if not has_started(run_dir):
+        return False
+    problems = find_problems(run_dir, all_files=config.resume)
+    if not config.resume:
+        for error in problems.values():
+            raise error
         raise MismatchError(
             f"{run_dir} was stopped before it finished. Add --resume to continue it, or choose "
             f"another name with --run."
         )
-    if finished is not None and (problems := finished.find_problems(run_dir)):
-        raise MissingArtifactError(
-            f"{run_dir / problems[0][0]} is damaged: {problems[0][1]}. {advice}"
-        )
+    for error in problems.values():
+        print_warning(str(error).partition(" Run '")[0])
+    if problems.keys() & {CONFIG_NAME, VOCAB_NAME}:
+        saved = find_config(run_dir)
+        data.vocab.write(run_dir / VOCAB_NAME)
+        vocab_checksum = checksum_of_file(run_dir / VOCAB_NAME)
+        replace(saved, vocab_checksum=vocab_checksum).write(run_dir)
+        print_note(f"train: {CONFIG_NAME} and {VOCAB_NAME} of {run_dir} are restored.")
+    manifest = Manifest.read(run_dir)
+    if BEST_NAME in problems or (LAST_NAME in problems and manifest is None):
+        folder = set_aside(run_dir)
+        print_warning(f"{run_dir} starts from step 0. Its earlier results are in {folder}.")
+        return False
+    if manifest is not None:
+        if LAST_NAME in problems:
+            (run_dir / LAST_NAME).unlink()
+            print_note(f"train: {LAST_NAME} is deleted; a finished run does not need it.")
+        _list_again(run_dir, manifest)
     return True
+
+
+def _list_again(run_dir: Path, manifest: Manifest) -> None:
+    """Drop the damaged lines of a finished run's log, and list the restored files."""
+    with RunLog(run_dir, manifest.counts["num_steps"]):
+        pass
+    restored = [CONFIG_NAME, VOCAB_NAME, LOG_NAME]
+    sizes = {name: (run_dir / name).stat().st_size for name in restored}
+    checksums = manifest.checksums | checksums_of(run_dir, restored)
+    replace(manifest, outputs=manifest.outputs | sizes, checksums=checksums).write(run_dir)
+
+
+def require_folder(run_dir: Path, config: TrainConfig) -> None:
+    """Check that the folder of a run being trained is still there: writing would create a part.
+
+    Raises:
+        MissingArtifactError: it was moved or deleted.
+    """
+    if not (run_dir / CONFIG_NAME).exists():
+        command = command_of("train", replace(config, run=run_dir.name))
+        raise MissingArtifactError(
+            f"{run_dir} was moved or deleted during the training. Run 'showtell {command}"
+            f"{data_option(config.data)}' to start again."
+        )

@@ -17,8 +17,7 @@ from .command_line import data_option
 from .errors import DamagedFileError, MissingArtifactError, ShowTellError, StorageError
 from .manifest import MANIFEST_NAME, MISSING, Manifest
 
-# Files that record the command of their folder in a line `"command": "…"`.
-COMMAND_FILES = (MANIFEST_NAME, "config.json")
+# The line of a manifest that records the command of its folder.
 COMMAND_LINE = re.compile(rb'^ "command": (".+"),?$', re.MULTILINE)
 
 # Subfolders of a stage's folder: of downloads, and of features that are being computed again.
@@ -146,21 +145,20 @@ def repair_command(path: Path) -> str:
     if folder.name in SUBFOLDERS:
         folder = folder.parent
     data, command = _command_by_place(folder)
-    command = f"showtell {_recorded_command(folder) or command}{data_option(data)}"
+    if not command.startswith("train"):  # `--resume` finds the options of a run by itself
+        command = _recorded_command(folder) or command
+    command = f"showtell {command}{data_option(data)}"
     # `download` does not read an archive again that it has verified before.
     return f"rm -f {shlex.quote(str(path))} && {command}" if path.suffix == ".zip" else command
 
 
 def _recorded_command(folder: Path) -> str | None:
-    """Return the command that a folder's files record; it survives damage elsewhere in them."""
-    for name in COMMAND_FILES:
-        try:
-            found = COMMAND_LINE.search((folder / name).read_bytes())
-            if found:
-                return str(json.loads(found[1]))
-        except (OSError, ValueError):
-            continue
-    return None
+    """Return the command that a manifest records; it survives damage elsewhere in the file."""
+    try:
+        found = COMMAND_LINE.search((folder / MANIFEST_NAME).read_bytes())
+        return str(json.loads(found[1])) if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def _command_by_place(folder: Path) -> tuple[Path, str]:
@@ -169,8 +167,9 @@ def _command_by_place(folder: Path) -> tuple[Path, str]:
     if parent.name == "features":
         return parent.parents[1], f"features --dataset {shlex.quote(parent.parent.name)}"
     if parent.name == "eval":
-        return parent.parents[2], f"eval --run {shlex.quote(parent.parent.name)}"
-    if parent.name in ("runs", "ensembles"):
-        return parent.parent, f"train --run {shlex.quote(folder.name)}"
+        runs = "".join(f" --run {shlex.quote(run)}" for run in parent.parent.name.split("+"))
+        return parent.parents[2], f"eval{runs}"
+    if parent.name == "runs":
+        return parent.parent, f"train --run {shlex.quote(folder.name)} --resume"
     stage = "download" if folder.name == "raw" else "prepare"
     return parent.parent, f"{stage} --dataset {shlex.quote(parent.name)}"

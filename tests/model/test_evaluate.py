@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
@@ -26,7 +25,7 @@ from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.official import OfficialScorer
 from showtell.model.metrics.spice import Spice
 from showtell.model.runs.find import run_names
-from showtell.model.runs.run import load_run
+from showtell.model.runs.run import RunConfig, load_run
 from showtell.model.runs.status import find_stages
 from showtell.model.train import train
 from showtell.pipeline import status as status_module
@@ -350,8 +349,8 @@ def test_runs_with_different_datasets_or_vocabularies_are_an_error(
     several, tmp_path, scorers, monkeypatch, name: str, value: str, what: str
 ) -> None:
     data = Path(shutil.copytree(several, tmp_path / "data"))
-    path = data / "runs/s/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {name: value}), "utf-8")
+    (data / "runs/s/manifest.json").unlink()
+    replace(RunConfig.read(data / "runs/s"), **{name: value}).write(data / "runs/s")
     if name == "dataset":
         (data / "other").symlink_to(data / "scenes")
     with pytest.raises(MismatchError, match=rf"Runs r and s cannot decode together: their {what}"):
@@ -359,12 +358,9 @@ def test_runs_with_different_datasets_or_vocabularies_are_an_error(
     assert not (data / "ensembles").exists() and not scorers
 
 
-def test_other_weights_are_evaluated_again(data, scorers) -> None:
+def test_other_weights_are_evaluated_again(data, scorers, amplify_image) -> None:
     evaluate(EvalConfig(data=data, run="r"))
-    path = data / "runs/r/best.safetensors"
-    tensors = load_file(path)
-    tensors["output_bias"] += 1.0
-    save_file(tensors, path)
+    amplify_image(data, 1.5)
     evaluate(EvalConfig(data=data, run="r"))
     assert len(scorers) == 2
 

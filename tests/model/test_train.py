@@ -16,6 +16,7 @@ from showtell.model.decoders.config import DecoderConfig
 from showtell.model.decoders.registry import create_decoder
 from showtell.model.decoders.show_tell import ShowTell
 from showtell.model.generation import generate as decoding
+from showtell.model.runs.run import RunConfig
 from showtell.model.train import Trainer, train
 from showtell.model.training.batches import CaptionBatches
 from showtell.model.training.data import decoder_config, load_training_data
@@ -200,7 +201,8 @@ def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
         ({"attention": "soft"}, "has no grids, which --attention soft needs", 1),
         ({"views": 2}, "has 1 views of each image, --views .* needs 2", 2),
     ):
-        wanted = command.format(views) if "attention" in options else command[:-14].format(views)
+        wanted = command.format(views)
+        wanted = wanted if "attention" in options else wanted.replace(" --grid", "")
         with pytest.raises(MissingArtifactError, match=f"{what}. {wanted}"):
             train(tiny_config(scenes, **options))
     with pytest.raises(MissingArtifactError, match=f"needs 3. {command.format(3)}"):
@@ -326,7 +328,7 @@ def test_finished_run_needs_its_weights_but_no_checkpoint(scenes, capsys) -> Non
     with pytest.raises(MismatchError, match="exists and was trained with --cell gru, got lstm"):
         train(tiny_config(scenes, epochs=1, cell="lstm"))
     (run_dir / "best.safetensors").unlink()
-    with pytest.raises(MissingArtifactError, match=r"best\.safetensors is damaged: does not exist"):
+    with pytest.raises(MissingArtifactError, match=r"best\.safetensors does not exist.* --resume"):
         train(tiny_config(scenes, epochs=1))
 
 
@@ -391,13 +393,13 @@ def test_short_run_warns_and_shows_no_loss_before_the_first(scenes, capsys) -> N
 def test_monitor_picks_the_best_epoch(scenes) -> None:
     manifest = train(tiny_config(scenes, epochs=3, monitor="Bleu_4", learning_rate=1e-2))
     scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
-    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+    assert manifest.details["Bleu_4"] == pytest.approx(max(scores))
 
 
 def test_single_val_image_is_monitored_by_bleu(scenes, capsys) -> None:
     manifest = train(tiny_config(scenes, epochs=3, val_images=1, learning_rate=1e-2))
     scores = [r["val_Bleu_4"] for r in metrics_of(scenes, "r") if "val_Bleu_4" in r]
-    assert manifest.details == {"Bleu_4": pytest.approx(max(scores))}
+    assert manifest.details["Bleu_4"] == pytest.approx(max(scores))
     assert "only one val image" in " ".join(capsys.readouterr().err.split())
 
 
@@ -438,19 +440,11 @@ def test_resume_without_a_run_is_refused(scenes) -> None:
         train(tiny_config(scenes, resume=True))
 
 
-def test_missing_checkpoint_names_what_to_do(scenes) -> None:
-    train(tiny_config(scenes))
-    for name in ("last.safetensors", "manifest.json"):
-        (scenes / "runs/r" / name).unlink()
-    with pytest.raises(MissingArtifactError, match=r"Delete .*/r to train .* scratch, or .* --run"):
-        train(tiny_config(scenes, resume=True))
-
-
 def test_run_of_another_version_is_not_resumed(scenes) -> None:
     train(tiny_config(scenes))
-    path = scenes / "runs/r/config.json"
-    saved = json.loads(path.read_text())
-    path.write_text(json.dumps(saved | {"train": saved["train"] | {"old_option": 1}}))
+    saved = RunConfig.read(scenes / "runs/r")
+    (scenes / "runs/r/manifest.json").unlink()
+    replace(saved, train=saved.train | {"old_option": 1}).write(scenes / "runs/r")
     with pytest.raises(MismatchError, match=r"another version of showtell .*old_option"):
         train(tiny_config(scenes, resume=True))
 

@@ -91,8 +91,7 @@ KINDS = (
 
 
 PENDING = [
-    *KINDS[9:17],
-    "runs/r/eval/test-beam3/captions.json",
+    *KINDS[9:11],
 ]
 
 
@@ -110,10 +109,10 @@ def test_sound_folder_is_verified_without_writing(data, showtell) -> None:
     checked = {check.path for check in find_checks(data)}
     unchecked = {path for path in data.rglob("*") if path.is_file()} - checked
     unchecked = {path.name for path in unchecked if "tensorboard" not in path.parts}
-    assert unchecked <= {".lock", "metrics.jsonl"}
+    assert unchecked <= {".lock"}
 
 
-@pytest.mark.parametrize("name", [*KINDS[:14], *KINDS[16:]])
+@pytest.mark.parametrize("name", KINDS)
 def test_any_flipped_bit_is_found(data, name: str) -> None:
     path = data / name
     original = path.read_bytes()
@@ -139,7 +138,10 @@ def test_command_for_a_damaged_file_repairs_it(
     (problem,) = result["problems"]
     follow(problem["command"], showtell)
     assert showtell("verify", "--data", data)[0] == 0
-    assert without_times(path, path.read_bytes()) == without_times(path, original)
+    if path.name == "last.safetensors":
+        assert not path.exists()  # a finished run does not need it
+    elif path.name != "metrics.jsonl":  # a value that is lost stays lost
+        assert without_times(path, path.read_bytes()) == without_times(path, original)
 
 
 def without_times(path: Path, content: bytes) -> Any:
@@ -147,8 +149,9 @@ def without_times(path: Path, content: bytes) -> Any:
     if path.name not in ("manifest.json", "metrics.json"):
         return content
     timed = {"checksum", "checksums", "seconds", "details", "images_per_second"}
-    values = json.loads(content).items()
-    return {k: v for k, v in values if k not in timed and not k.endswith("_seconds")}
+    values = json.loads(content)
+    values["outputs"] = list(values.get("outputs", ()))  # sizes depend on the digits of times
+    return {k: v for k, v in values.items() if k not in timed and not k.endswith("_seconds")}
 
 
 def test_all_bad_files_are_listed_in_the_order_of_the_pipeline(data, showtell: Run) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.decoders.base import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.generation.options import DecodingOptions
+from showtell.model.runs.run import RunConfig
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.stage.errors import (
@@ -364,10 +366,9 @@ def test_caption_files_continues_after_an_unreadable_image(
 
 
 def change_backbone(run_dir: Path, **values: object) -> None:
-    path = run_dir / "config.json"
-    config = json.loads(path.read_text("utf-8"))
-    config["backbone"] |= values
-    path.write_text(json.dumps(config), "utf-8")
+    (run_dir / "manifest.json").unlink()
+    config = RunConfig.read(run_dir)
+    replace(config, backbone=config.backbone | values).write(run_dir)
 
 
 def test_other_weights_are_refused(run_dir, tmp_path) -> None:

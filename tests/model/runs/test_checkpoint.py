@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,9 @@ import torch
 from showtell.model.decoders.base import Decoder
 from showtell.model.decoders.config import DecoderConfig
 from showtell.model.decoders.registry import create_decoder
-from showtell.model.runs import checkpoint
 from showtell.model.runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from showtell.model.runs.layout import BEST_NAME, LAST_NAME
-from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.errors import DamagedFileError, StorageError
 from showtell.pipeline.text.vocab import SPECIALS, Vocab
 
 CPU = torch.device("cpu")
@@ -153,19 +154,19 @@ def test_files_contain_only_a_header_and_tensors(tmp_path) -> None:
         assert 8 + size + max(ends) == len(content)
 
 
+def fill_the_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> None:
     training, path = Training(seed=0), tmp_path / LAST_NAME
     training.save(path)
     before = path.read_bytes()
 
-    def fill_the_disk(tensors: object, partial: Path, metadata: object = None) -> None:
-        Path(partial).write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", fill_the_disk)
+    with pytest.raises(StorageError, match="No space"):
         training.save(path)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         save_weights(path, training.decoder)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [LAST_NAME]
@@ -176,7 +177,7 @@ def test_damaged_checkpoint_changes_nothing(tmp_path, damage: Callable[[Path], N
     training.save(path)
     damage(path)
     before = {name: value.clone() for name, value in training.decoder.state_dict().items()}
-    with pytest.raises(MissingArtifactError, match="cannot be read"):
+    with pytest.raises(DamagedFileError, match=r"is damaged: .*\. Run 'showtell "):
         training.load(path)
     for name, value in training.decoder.state_dict().items():
         assert torch.equal(value, before[name])

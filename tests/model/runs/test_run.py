@@ -12,8 +12,14 @@ from showtell.model.decoders.config import DecoderConfig
 from showtell.model.decoders.registry import create_decoder
 from showtell.model.runs.checkpoint import save_weights
 from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
-from showtell.model.runs.run import RunConfig, load_run, read_tensors
-from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError
+from showtell.model.runs.run import RunConfig, load_run
+from showtell.model.runs.tensors import read_tensors
+from showtell.pipeline.stage.artifacts import repair_command
+from showtell.pipeline.stage.errors import (
+    DamagedFileError,
+    MismatchError,
+    MissingArtifactError,
+)
 from showtell.pipeline.text.vocab import SPECIALS, Vocab
 
 CPU = torch.device("cpu")
@@ -71,27 +77,27 @@ def test_damaged_weights_are_an_error_with_advice(tmp_path, damage: Callable[[Pa
     make_run(tmp_path / "r", make_decoder())
     path = tmp_path / "r" / BEST_NAME
     damage(path)
-    with pytest.raises(MissingArtifactError) as caught:
+    with pytest.raises(DamagedFileError) as caught:
         load_run(tmp_path / "r", CPU)
     message = str(caught.value)
-    assert message.startswith(f"{path} cannot be read (")
-    assert message.endswith("Delete it and train the run again.") and "\n" not in message
+    assert message.startswith(f"{path} is damaged: ")
+    assert message.endswith(f"Run '{repair_command(path)}'.") and "\n" not in message
 
 
 def test_missing_files_are_an_error_with_the_command(tmp_path) -> None:
-    make_run(tmp_path / "r", make_decoder())
-    fix = r"Run 'showtell train --run r' first\."
-    (tmp_path / "r" / BEST_NAME).unlink()
+    make_run(tmp_path / "runs/r", make_decoder())
+    fix = r"Run 'showtell train --run r --resume --data"
+    (tmp_path / "runs/r" / BEST_NAME).unlink()
     with pytest.raises(MissingArtifactError, match=rf"best\.safetensors does not exist\. {fix}"):
-        load_run(tmp_path / "r", CPU)
-    (tmp_path / "r" / VOCAB_NAME).unlink()
+        load_run(tmp_path / "runs/r", CPU)
+    (tmp_path / "runs/r" / VOCAB_NAME).unlink()
     with pytest.raises(MissingArtifactError, match=r"vocab\.json does not exist"):
-        load_run(tmp_path / "r", CPU)
-    (tmp_path / "r" / CONFIG_NAME).unlink()
+        load_run(tmp_path / "runs/r", CPU)
+    (tmp_path / "runs/r" / CONFIG_NAME).unlink()
     with pytest.raises(MissingArtifactError, match=rf"config\.json does not exist\. {fix}"):
-        load_run(tmp_path / "r", CPU)
+        load_run(tmp_path / "runs/r", CPU)
     with pytest.raises(MissingArtifactError, match=r"last\.safetensors does not exist"):
-        read_tensors(tmp_path / "r" / LAST_NAME)
+        read_tensors(tmp_path / "runs/r" / LAST_NAME)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_missing_files_are_an_error_with_the_command(tmp_path) -> None:
 def test_damaged_config_is_an_error(tmp_path, content: str) -> None:
     make_run(tmp_path / "r", make_decoder())
     (tmp_path / "r" / CONFIG_NAME).write_text(content, "latin-1")
-    with pytest.raises(MissingArtifactError, match=r"config\.json is not the config of a run"):
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged: .* Run 'showtell "):
         load_run(tmp_path / "r", CPU)
 
 
@@ -144,7 +150,7 @@ def test_weights_of_another_shape_are_an_error(tmp_path, options, named: str) ->
         load_run(tmp_path / "r", CPU)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'r' / BEST_NAME}: '")
-    assert message.endswith(". Train the run again.") and "\n" not in message
+    assert message.endswith(f". Run '{repair_command(tmp_path / 'r' / BEST_NAME)}'.")
 
 
 def test_missing_tensor_is_an_error(tmp_path) -> None:

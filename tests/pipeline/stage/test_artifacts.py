@@ -157,13 +157,14 @@ def test_own_errors_and_bugs_pass_through(stage) -> None:
 @pytest.mark.parametrize(
     "path, command",
     [
-        ("data/mine/raw/a.zip", "download --dataset mine"),
+        ("data/mine/raw/a.csv", "download --dataset mine"),
         ("data/mine/captions/vocab.json", "prepare --dataset mine"),
         ("data/my set/captions/vocab.json", "prepare --dataset 'my set'"),
         ("data/mine/features/resnet50-caffe/part-00000.h5", "features --dataset mine"),
         ("data/mine/features/resnet50-caffe/.next/part-00000.h5", "features --dataset mine"),
-        ("data/runs/gru/best.safetensors", "train --run gru"),
+        ("data/runs/gru/best.safetensors", "train --run gru --resume"),
         ("data/runs/gru/eval/val-beam3/metrics.json", "eval --run gru"),
+        ("data/ensembles/a+b/eval/val-beam3/metrics.json", "eval --run a --run b"),
     ],
 )
 def test_repair_command_follows_from_the_place_of_a_file(
