@@ -29,7 +29,7 @@ from .encoders.backbone import Backbone, load_backbone
 from .encoders.registry import AUTO, check_weights, find_family
 from .grids import grid_name
 from .layout import absolute_weights, features_dir
-from .manifest import describe_features, describe_network, is_up_to_date
+from .manifest import describe_features, describe_network, is_up_to_date, read_manifest
 from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
 from .reading.broken_images import MISSING
 from .runner import compute_shards
@@ -56,7 +56,7 @@ def extract(config: FeaturesConfig) -> Manifest:
     config = resolve_auto_weights(config, images)
     directory = features_dir(config)
     with locked(directory), pillow_warnings_ignored():
-        done = Manifest.read(directory)
+        done = read_manifest(directory)
         config = keep_extras(config, done)
         if done is not None and is_up_to_date(done, directory, config, images):
             print_note(f"features: {directory} is up to date ({describe_counts(done)})")
@@ -78,7 +78,7 @@ def resolve_auto_weights(config: FeaturesConfig, images: ImageList) -> FeaturesC
     family = find_family(config.encoder)
     for weights in family.auto_choices(config.encoder):
         chosen = replace(config, weights=weights)
-        if Manifest.read(features_dir(chosen)) is not None:
+        if read_manifest(features_dir(chosen)) is not None:
             return chosen
     require_readable(any(images.stamps), images, MISSING)  # before a long download
     return replace(config, weights=family.choose_auto(config.encoder))
@@ -129,9 +129,10 @@ def compute_features(
     backbone = prepare_backbone(config, device)
 
     jobs = plan_shards(config, images, describe_network(config, backbone))
-    staging = directory / STAGING if Manifest.read(directory) else directory
+    done = read_manifest(directory)
+    staging = directory / STAGING if done else directory
     num_cells = backbone.num_cells if config.grid else None
-    skipped = find_finished(jobs, (directory, staging), backbone.feature_dim, num_cells)
+    skipped = find_finished(jobs, directory, staging, done, backbone.feature_dim, num_cells)
     todo = [job for job in jobs if job.name not in skipped]
     watch = Stopwatch()
     for job, unreadable in compute_shards(config, images, todo, backbone, device, staging, watch):

@@ -8,6 +8,7 @@ crc32 of each row. The files are larger than memory, so they are written batch b
 through memory maps.
 """
 
+import tokenize
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from ..pipeline.stage.errors import BadShardError
 from ..pipeline.stage.files import partial_path, sync, write_error
-from .shards import DELETE_HINT, FeatureShard, describe, read_error
+from .shards import FeatureShard, bad_shard, describe, reading_shard
+
+# What NumPy raises for a damaged header, besides the usual errors of parsers.
+HEADER_ERRORS = (SyntaxError, tokenize.TokenError)
 
 GridMap = np.memmap[tuple[int, ...], np.dtype[np.float16]]
 
@@ -47,9 +50,9 @@ class GridWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.partial.open("wb")
-            self._write_header()
         except OSError as error:
             raise write_error(path, error) from error
+        self._write_header()
 
     def append(self, rows: npt.NDArray[np.float16]) -> None:
         """Write (n, V, P, D) float16; n may be 0."""
@@ -93,43 +96,54 @@ class GridWriter:
         npy.write_array_header_1_0(self.file, header)
 
 
-def open_grid(path: Path, shard: FeatureShard, num_cells: int) -> GridMap:
-    """Map the grid file of a shard into memory; verifies the header, the size and two rows.
+def open_grid(
+    path: Path, shard: FeatureShard, num_cells: int, *, check_all_rows: bool = False
+) -> GridMap:
+    """Map the grid file of a shard into memory; verifies the header, the size and some rows.
 
     Args:
         path: of the grid file.
         shard: the shard that the file belongs to.
         num_cells: the expected P.
+        check_all_rows: whether to verify all rows, not only the first and the last.
 
     Returns:
         (N, V, P, D) float16, read-only.
 
     Raises:
-        BadShardError: the file is missing, damaged, or belongs to another shard.
+        MissingArtifactError: the file does not exist.
+        BadShardError: the file is damaged, or belongs to another shard.
+        StorageError: the operating system cannot read it.
     """
-    try:
+    with reading_shard(path, *HEADER_ERRORS):
         grid: GridMap = npy.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise read_error(path, error) from error
     num_images, width = shard.features.shape
     expected = (num_images, shard.num_views, num_cells, width)
     if grid.shape != expected or grid.dtype != np.float16 or not grid.flags.c_contiguous:
-        raise BadShardError(
-            f"{path} is {describe(grid)}, expected {expected} float16. {DELETE_HINT}"
-        )
-    for row in {0, num_images - 1} if num_images else ():
-        crc32 = zlib.crc32(grid[row].reshape(-1).view(np.uint8).data)
-        if shard.grid_crc32 is None or crc32 != shard.grid_crc32[row]:
-            raise BadShardError(
-                f"{path}: the grid of image {shard.image_ids[row]} does not match the checksum in "
-                f"its shard. {DELETE_HINT}"
-            )
+        raise bad_shard(path, f"it is {describe(grid)}, expected {expected} float16")
+    if shard.grid_crc32 is None:
+        raise bad_shard(path, "its shard has no checksums of it")
+    first_and_last = range(0, num_images, max(num_images - 1, 1))
+    for row in range(num_images) if check_all_rows else first_and_last:
+        check_row(grid, row, shard.grid_crc32[row])
     return grid
+
+
+def check_row(grid: GridMap, row: int, crc32: int) -> None:
+    """Verify one row of a grid file.
+
+    Raises:
+        BadShardError: the row does not have this crc32.
+    """
+    if zlib.crc32(grid[row].reshape(-1).view(np.uint8).data) != crc32:
+        raise bad_shard(Path(str(grid.filename)), f"row {row} does not match its checksum")
 
 
 @dataclass(frozen=True)
 class GridFiles:
     """The grid features of a dataset: one (N, V, P, D) array, memory-mapped from several files.
+
+    A row is verified when it is read for the first time. Any number of threads can read.
 
     Attributes:
         maps: of each shard, in order, (n, V, P, D) float16.
@@ -150,13 +164,26 @@ class GridFiles:
         """Row of the first image of each shard."""
         return np.cumsum([0, *(len(grid) for grid in self.maps[:-1])])
 
+    @cached_property
+    def _is_verified(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool, whether a row has been verified."""
+        return np.zeros(len(self.crc32), bool)
+
     def gather(
         self, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float16]:
-        """Read the rows (n,), in any order, each in its view (n,); return (n, P, D)."""
+        """Read the rows (n,), in any order, each in its view (n,); return (n, P, D).
+
+        Raises:
+            BadShardError: a row is damaged.
+        """
         gathered = np.empty((len(rows), *self.shape), np.float16)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         offsets = rows - self._starts[shards]
         for index in np.lexsort((views, rows)):  # read in the order on disk
-            gathered[index] = self.maps[shards[index]][offsets[index], views[index]]
+            row, grid, offset = rows[index], self.maps[shards[index]], offsets[index]
+            if not self._is_verified[row]:
+                check_row(grid, offset, self.crc32[row])
+                self._is_verified[row] = True
+            gathered[index] = grid[offset, views[index]]
         return gathered

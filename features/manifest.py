@@ -25,6 +25,20 @@ from .plan import RETRY, ImageList, ShardJob, Skipped
 VERSION = 1
 
 
+def read_manifest(directory: Path) -> Manifest | None:
+    """Read the manifest of a features folder; None if it is missing, damaged or incomplete.
+
+    Manifests of earlier versions carry no checksum, which would detect a missing entry.
+    """
+    manifest = Manifest.read(directory)
+    if manifest is None or not isinstance(manifest.details.get("fingerprints"), dict):
+        return None
+    has_counts = {"num_images", "feature_dim"} <= manifest.counts.keys()
+    has_network = {"weights", "transform"} <= manifest.details.keys()
+    has_inputs = {IMAGES_INPUT, "images", "weights"} <= manifest.inputs.keys()
+    return manifest if has_counts and has_network and has_inputs else None
+
+
 def is_up_to_date(
     done: Manifest, directory: Path, config: FeaturesConfig, images: ImageList
 ) -> bool:

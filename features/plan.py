@@ -12,13 +12,14 @@ from ..pipeline.captions import read_images
 from ..pipeline.datasets.image_files import ImageFiles
 from ..pipeline.layout import IMAGES_PARQUET
 from ..pipeline.stage.artifacts import require_stage
-from ..pipeline.stage.errors import BadShardError
+from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.files import hash_file, hash_json
+from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
 from .grids import grid_name, open_grid
 from .reading.batches import split_into_batches
 from .reading.broken_images import MISSING, READ_FAILED
-from .shards import FORMATS, read_fingerprint, read_shard
+from .shards import FORMATS, read_shard
 
 # Stored instead of a fingerprint if a file could not be read, so that the next run tries again.
 RETRY = "retry"
@@ -135,15 +136,21 @@ def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> l
 
 def find_finished(
     jobs: Sequence[ShardJob],
-    directories: Sequence[Path],
+    directory: Path,
+    staging: Path,
+    done: Manifest | None,
     feature_dim: int,
     num_cells: int | None = None,
 ) -> dict[str, Skipped]:
     """Find the shards that exist, are undamaged and have the fingerprint of their job.
 
+    Every byte of them is read, because the new manifest will vouch for them.
+
     Args:
         jobs: the shards of the result.
-        directories: where to look for them.
+        directory: the features folder.
+        staging: the folder of shards that an interrupted run left.
+        done: the manifest of the features folder.
         feature_dim: D.
         num_cells: P, if each shard needs a grid file.
 
@@ -151,12 +158,28 @@ def find_finished(
         Name of each shard found → its skipped images.
     """
     found: dict[str, Skipped] = {}
+    changed = find_changed(done, directory) if done else set()
     for job in jobs:
-        for path in (directory / job.name for directory in directories):
-            if job.name not in found and read_fingerprint(path) == job.fingerprint:
-                with suppress(BadShardError):
-                    shard = read_shard(path, feature_dim)
-                    if num_cells is not None:
-                        open_grid(path.with_name(grid_name(job.name)), shard, num_cells)
-                    found[job.name] = shard.skipped
+        paths = [staging / job.name, directory / job.name]
+        for path in paths[:1] if (job.name, job.fingerprint) in changed else paths:
+            if job.name in found or not path.exists():
+                continue
+            with suppress(ShowTellError):
+                shard = read_shard(path, feature_dim)
+                if shard.fingerprint != job.fingerprint:
+                    continue
+                if num_cells is not None:
+                    grid_path = path.with_name(grid_name(job.name))
+                    open_grid(grid_path, shard, num_cells, check_all_rows=True)
+                found[job.name] = shard.skipped
     return found
+
+
+def find_changed(done: Manifest, directory: Path) -> set[tuple[str, str]]:
+    """Return (name, fingerprint) of each shard that is not the file that the manifest lists.
+
+    A shard of another fingerprint is no such file either, but may be a whole one that a killed run
+    has moved into the folder.
+    """
+    fingerprints = done.details.get("fingerprints", {})
+    return {(name, fingerprints.get(name, "")) for name, _ in done.find_problems(directory)}

@@ -12,6 +12,7 @@ HDF5 (`part-00000.h5`):
     skipped_reasons    dataset (S,) UTF-8 string: the reason for each
     fingerprint        attribute, UTF-8 string: sha256 of everything the shard was computed from
     crc32              attribute, int: of the bytes of image_ids, features [, views] [, grid_crc32]
+    checksum           attribute, UTF-8 string: xxh3 of the file, with zeros in this place
 
 Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     image_id           column int64, not null, increasing
@@ -21,13 +22,17 @@ Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     skipped            schema metadata, JSON [[image_id, reason], …]
     fingerprint        schema metadata
     crc32              schema metadata, decimal
+    checksum           schema metadata, as in HDF5
 
-To add a format, write three functions, add them to `FORMATS` and its name to `--format`.
+Shards of earlier versions have no `checksum`.
+
+To add a format, write two functions, add them to `FORMATS` and its name to `--format`.
 """
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +43,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..pipeline.stage.errors import BadShardError, MissingArtifactError
+from ..pipeline.stage.artifacts import damaged, reading
+from ..pipeline.stage.checksums import checksum
+from ..pipeline.stage.errors import BadShardError, DamagedFileError
 from ..pipeline.stage.files import write_bytes
+from ..pipeline.stage.manifest import CHANGED
 
-DELETE_HINT = "Delete it and run 'showtell features'."
+# What h5py and pyarrow raise for damaged files, besides the usual errors of parsers. A damaged
+# shape asks for more memory than there is.
+LIBRARY_ERRORS = (RuntimeError, MemoryError, pa.ArrowException)
 
-# Raised by h5py and pyarrow for files that are damaged or lack a field.
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException)
+ZEROS = b"xxh3:0000000000000000"  # holds the place of a checksum
 
 
 @dataclass(frozen=True)
@@ -94,53 +103,76 @@ def write_shard(path: Path, shard: FeatureShard) -> None:
         BadShardError: a field has the wrong shape, dtype, order or values.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    check_shard(path, shard)
+    check_fields(path, shard)
+    check_values(path, shard)
     # Encoded in memory and written by Python, so that a full disk raises a plain OSError.
-    write_bytes(path, format_of(path).encode(shard))
+    write_bytes(path, fill_in_checksum(format_of(path).encode(shard)))
 
 
-def read_shard(path: Path, feature_dim: int | None = None) -> FeatureShard:
+def read_shard(
+    path: Path, feature_dim: int | None = None, *, is_verified: bool = False
+) -> FeatureShard:
     """Read and verify a shard.
 
     Args:
         path: a .h5 or .parquet file.
         feature_dim: the expected D, if known.
+        is_verified: whether the caller has verified the checksum of the whole file, so that the
+            values need no checks.
 
     Raises:
         MissingArtifactError: the file does not exist.
         BadShardError: it is damaged, or a field has the wrong shape, dtype, order or values.
+        StorageError: the operating system cannot read it.
     """
-    if not path.exists():
-        raise MissingArtifactError(f"{path} does not exist. Run 'showtell features' first.")
-    try:
+    with reading_shard(path):
+        if not is_verified:  # first: libhdf5 may crash on a damaged file
+            verify_checksum(path.read_bytes())
         shard, crc32 = format_of(path).read(path)
-    except READ_ERRORS as error:
-        raise read_error(path, error) from error
-    check_shard(path, shard, feature_dim)
-    if shard.crc32 != crc32:
-        raise BadShardError(
-            f"{path}: the checksum of its content is {shard.crc32}, expected {crc32}, so it was "
-            f"damaged on the disk. {DELETE_HINT}"
-        )
+    check_fields(path, shard, feature_dim)
+    if not is_verified:
+        check_values(path, shard)
+        if shard.crc32 != crc32:
+            raise bad_shard(path, CHANGED)
     return shard
 
 
-def read_error(path: Path, error: Exception) -> BadShardError:
-    """Return the error to raise if a file of a shard could not be read."""
-    reason = " ".join(str(error).split())[:200]
-    return BadShardError(f"{path} cannot be read ({reason}). {DELETE_HINT}")
+def fill_in_checksum(content: bytes) -> bytes:
+    """Return a file's content with its checksum in place of the zeros."""
+    assert content.count(ZEROS) == 1
+    return content.replace(ZEROS, checksum(content).encode())
 
 
-def read_fingerprint(path: Path) -> str | None:
-    """Read only the fingerprint; None if there is no readable shard."""
+def verify_checksum(content: bytes) -> None:
+    """Verify a file that contains its own checksum; accept one without, of an earlier version.
+
+    Raises:
+        ValueError: the file has changed since it was written.
+    """
+    start = content.rfind(ZEROS[:5])
+    stop = start + len(ZEROS)
+    expected = checksum(content[:start], ZEROS, content[stop:]).encode()
+    if start >= 0 and content[start:stop] != expected:
+        raise ValueError(CHANGED)
+
+
+@contextmanager
+def reading_shard(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
+    """Turn all errors of reading a file of a shard into those that `read_shard` raises."""
     try:
-        return format_of(path).read_fingerprint(path)
-    except READ_ERRORS:
-        return None
+        with reading(path, *LIBRARY_ERRORS, *library_errors):
+            yield
+    except DamagedFileError as error:
+        raise BadShardError(str(error)) from error
 
 
-def check_shard(path: Path, shard: FeatureShard, feature_dim: int | None = None) -> None:
-    """Verify shapes, dtypes, order and values.
+def bad_shard(path: Path, reason: str) -> BadShardError:
+    """Return the error for a damaged file of a shard: path, reason and repair command."""
+    return BadShardError(str(damaged(path, reason)))
+
+
+def check_fields(path: Path, shard: FeatureShard, feature_dim: int | None = None) -> None:
+    """Verify the shapes and dtypes.
 
     Raises:
         BadShardError: naming the field, its value and the expected one.
@@ -158,19 +190,22 @@ def check_shard(path: Path, shard: FeatureShard, feature_dim: int | None = None)
     for name, (shape, dtype) in expected.items():
         array = getattr(shard, name)
         if array is not None and (array.shape != shape or array.dtype != dtype):
-            raise BadShardError(
-                f"{path}: '{name}' is {describe(array)}, expected {shape} {dtype}. {DELETE_HINT}"
-            )
+            raise bad_shard(path, f"'{name}' is {describe(array)}, expected {shape} {dtype}")
+
+
+def check_values(path: Path, shard: FeatureShard) -> None:
+    """Verify that the ids are increasing and the features finite.
+
+    Raises:
+        BadShardError: naming the field and the image.
+    """
+    ids = shard.image_ids
     if np.any(ids[1:] <= ids[:-1]):
-        raise BadShardError(
-            f"{path}: 'image_ids' are not increasing, expected sorted ids. {DELETE_HINT}"
-        )
-    for name, values in (("features", features), ("views", shard.views)):
+        raise bad_shard(path, "'image_ids' are not increasing, expected sorted ids")
+    for name, values in (("features", shard.features), ("views", shard.views)):
         if values is not None and not (finite := find_finite(values)).all():
-            raise BadShardError(
-                f"{path}: '{name}' of image {ids[~finite][0]} are not finite, expected numbers. "
-                f"{DELETE_HINT}"
-            )
+            image_id = ids[~finite][0]
+            raise bad_shard(path, f"'{name}' of image {image_id} are not finite, expected numbers")
 
 
 def find_finite(values: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
@@ -199,6 +234,7 @@ def _encode_hdf5(shard: FeatureShard) -> bytes:
         file.create_dataset("skipped_reasons", data=reasons, dtype=h5py.string_dtype())
         file.attrs["fingerprint"] = shard.fingerprint
         file.attrs["crc32"] = shard.crc32
+        file.attrs["checksum"] = ZEROS.decode()
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -209,26 +245,23 @@ def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
     with h5py.File(path, "r", locking=False) as file:
         reasons = file["skipped_reasons"].asstr()[:]
         skipped = zip(file["skipped_ids"][:].tolist(), reasons, strict=True)
-        return FeatureShard(
+        shard = FeatureShard(
             image_ids=file["image_ids"][:],
             features=file["features"][:],
             skipped=tuple((image_id, str(reason)) for image_id, reason in skipped),
             fingerprint=str(file.attrs["fingerprint"]),
             views=file["views"][:] if "views" in file else None,
             grid_crc32=file["grid_crc32"][:] if "grid_crc32" in file else None,
-        ), int(file.attrs["crc32"])
+        )
+        return shard, int(file.attrs["crc32"])
 
 
-def _read_hdf5_fingerprint(path: Path) -> str:
-    with h5py.File(path, "r", locking=False) as file:
-        return str(file.attrs["fingerprint"])
-
-
-def _encode_parquet(shard: FeatureShard) -> memoryview:
+def _encode_parquet(shard: FeatureShard) -> bytes:
     metadata = {
         "skipped": json.dumps(shard.skipped, ensure_ascii=False),
         "fingerprint": shard.fingerprint,
         "crc32": str(shard.crc32),
+        "checksum": ZEROS.decode(),
     }
     columns = {"image_id": pa.array(shard.image_ids), "features": _as_lists(shard.features)}
     if shard.views is not None:
@@ -248,7 +281,7 @@ def _encode_parquet(shard: FeatureShard) -> memoryview:
         use_dictionary=False,
         write_statistics=False,
     )
-    return memoryview(sink.getvalue())
+    return bytes(sink.getvalue())
 
 
 def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
@@ -262,18 +295,15 @@ def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
         views = flat.reshape(len(flat), flat.shape[1] // features.shape[1], features.shape[1])
     if "grid_crc32" in table.column_names:
         crcs = table["grid_crc32"].combine_chunks().to_numpy(zero_copy_only=True)
-    return FeatureShard(
+    shard = FeatureShard(
         image_ids=table["image_id"].combine_chunks().to_numpy(zero_copy_only=True),
         features=features,
         skipped=tuple((image_id, reason) for image_id, reason in json.loads(metadata[b"skipped"])),
         fingerprint=metadata[b"fingerprint"].decode("utf-8"),
         views=views,
         grid_crc32=crcs,
-    ), int(metadata[b"crc32"])
-
-
-def _read_parquet_fingerprint(path: Path) -> str:
-    return str(pq.read_schema(path).metadata[b"fingerprint"], "utf-8")
+    )
+    return shard, int(metadata[b"crc32"])
 
 
 def _as_lists(values: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
@@ -299,20 +329,18 @@ class ShardFormat:
     Attributes:
         suffix: of the file name.
         encode: shard → content of the file.
-        read: path → the shard and the stored checksum; raises one of `READ_ERRORS`.
-        read_fingerprint: path → fingerprint, without reading the features.
+        read: path → the shard and its stored crc32.
     """
 
     suffix: str
-    encode: Callable[[FeatureShard], bytes | memoryview]
+    encode: Callable[[FeatureShard], bytes]
     read: Callable[[Path], tuple[FeatureShard, int]]
-    read_fingerprint: Callable[[Path], str]
 
 
 # The value of `--format` → the format.
 FORMATS = {
-    "hdf5": ShardFormat(".h5", _encode_hdf5, _read_hdf5, _read_hdf5_fingerprint),
-    "parquet": ShardFormat(".parquet", _encode_parquet, _read_parquet, _read_parquet_fingerprint),
+    "hdf5": ShardFormat(".h5", _encode_hdf5, _read_hdf5),
+    "parquet": ShardFormat(".parquet", _encode_parquet, _read_parquet),
 }
 
 

@@ -4,9 +4,8 @@ Pooled features are held in memory; grid features are read from memory-mapped fi
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import numpy.typing as npt
 import torch
 
 from ..pipeline.layout import IMAGES_INPUT
-from ..pipeline.stage.artifacts import require_stage
-from ..pipeline.stage.command_line import command_line
-from ..pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
-from ..pipeline.stage.files import hash_file
+from ..pipeline.stage.artifacts import damaged, read_output, reading, require_stage
+from ..pipeline.stage.command_line import command_of, data_option
+from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from .config import FeaturesConfig
 from .grids import GridFiles, grid_name, open_grid
-from .shards import DELETE_HINT, FeatureShard, read_shard
+from .shards import FeatureShard, bad_shard, read_shard
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,22 @@ class FeatureStore:
 
         Raises:
             MissingArtifactError: the stage has not finished, or a shard is missing.
-            BadShardError: a shard is damaged, or differs from the manifest.
+            DamagedFileError: the manifest, a shard or images.parquet is damaged.
             MismatchError: the dataset has been prepared again with other images.
         """
-        manifest = require_stage(directory, check_content=False)
+        manifest = require_stage(directory)
         check_dataset(directory, manifest)
-        num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
-        num_views = manifest.counts.get("num_views", 1)
-        num_cells = manifest.counts.get("grid_places")
-        image_ids = np.empty(num_images, np.int64)
-        views = np.empty((num_images, num_views, feature_dim), np.float16)
+        with reading(directory / MANIFEST_NAME, MemoryError):
+            num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
+            num_views = manifest.counts.get("num_views", 1)
+            num_cells = manifest.counts.get("grid_places")
+            names = sorted(manifest.details["fingerprints"])
+            image_ids = np.empty(num_images, np.int64)
+            views = np.empty((num_images, num_views, feature_dim), np.float16)
         maps, crcs = [], []
         skipped: dict[int, str] = {}
         stop = 0
-        for name in sorted(manifest.details["fingerprints"]):
+        for name in names:
             shard = read_listed_shard(directory / name, manifest)
             start, stop = stop, stop + len(shard.image_ids)
             if stop > num_images:
@@ -79,9 +80,9 @@ class FeatureStore:
                 crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
-            raise BadShardError(
-                f"{directory}: the shards do not hold exactly the {num_images} images of "
-                f"{MANIFEST_NAME}, ordered by id. Delete the folder and run 'showtell features'."
+            raise damaged(
+                directory / MANIFEST_NAME,
+                f"it lists {num_images} images ordered by id, and the shards hold others",
             )
         all_views = torch.from_numpy(views)
         return cls(
@@ -132,14 +133,15 @@ class FeatureStore:
 
         Inference must use the same values, except for `precision`, which depends on the hardware.
         """
-        return {
-            "encoder": self.manifest.config["encoder"],
-            "weights": self.manifest.details["weights"],
-            "image_size": self.manifest.config["image_size"],
-            "weights_sha256": self.manifest.inputs["weights"],
-            "transform": self.manifest.details["transform"],
-            "precision": self.manifest.config.get("precision"),
-        }
+        with reading(self.directory / MANIFEST_NAME):
+            return {
+                "encoder": self.manifest.config["encoder"],
+                "weights": self.manifest.details["weights"],
+                "image_size": self.manifest.config["image_size"],
+                "weights_sha256": self.manifest.inputs["weights"],
+                "transform": self.manifest.details["transform"],
+                "precision": self.manifest.config.get("precision"),
+            }
 
     @cached_property
     def _ids(self) -> npt.NDArray[np.int64]:
@@ -185,10 +187,8 @@ class FeatureStore:
             MissingArtifactError: there are no grid features.
         """
         if self.grids is None:
-            command = features_command(self.directory, self.manifest)
-            raise MissingArtifactError(
-                f"{self.directory} has no grid features. Run '{command} --grid'."
-            )
+            command = extend_command(self, self.num_views, grid=True)
+            raise MissingArtifactError(f"{self.directory} has no grid features. Run '{command}'.")
         row_index = rows.cpu().numpy()
         view_index = np.zeros_like(row_index) if views is None else views.cpu().numpy()
         return torch.from_numpy(self.grids.gather(row_index, view_index))
@@ -221,13 +221,13 @@ def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
         MissingArtifactError: it does not exist.
         BadShardError: it is damaged, or another one.
     """
-    shard = read_shard(path, manifest.counts["feature_dim"])
+    is_verified = path.name in manifest.checksums  # by `require_stage`
+    shard = read_shard(path, manifest.counts["feature_dim"], is_verified=is_verified)
     num_views = manifest.counts.get("num_views", 1)
     fingerprint = manifest.details["fingerprints"][path.name]
     if shard.fingerprint != fingerprint or shard.num_views != num_views:
-        raise BadShardError(
-            f"{path} is not the shard that {MANIFEST_NAME} lists: its fingerprint or its number "
-            f"of views differs. {DELETE_HINT}"
+        raise bad_shard(
+            path, f"its fingerprint or its number of views is not what {MANIFEST_NAME} lists"
         )
     return shard
 
@@ -262,6 +262,8 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
     fix = f"Run '{features_command(root / (name or 'any'))}' first."
     if name is None:
         raise MissingArtifactError(f"{root} has no finished features. {fix}")
+    if name is not None and (root / name / MANIFEST_NAME).exists():
+        require_stage(root / name, check_content=False)  # raises: it is damaged or incomplete
     known = ", ".join(sorted(times)) or "none"
     raise MissingArtifactError(
         f"{root / name} has no finished features. Available features: {known}. {fix}"
@@ -280,11 +282,16 @@ def check_dataset(directory: Path, manifest: Manifest) -> None:
     The vocabulary does not matter: preparing the captions with another one keeps the features.
 
     Raises:
+        DamagedFileError: the image list is damaged.
         MismatchError: with the command that updates the features.
     """
     path = directory.parents[1] / IMAGES_INPUT
-    expected = manifest.inputs[IMAGES_INPUT]
-    if path.exists() and (found := hash_file(path)) != expected:
+    if not path.exists():
+        return
+    with reading(directory / MANIFEST_NAME):
+        expected = manifest.inputs[IMAGES_INPUT]
+    found = hashlib.sha256(read_output(path)).hexdigest()
+    if found != expected:
         raise MismatchError(
             f"{directory} was computed for another image list: {path} has the sha256 "
             f"{found[:12]}…, expected {expected[:12]}…. "
@@ -311,28 +318,26 @@ def require_views(store: FeatureStore, num_views: int, grid: bool = False) -> No
         )
 
 
-def features_command(directory: Path, manifest: Manifest | None = None) -> str:
-    """Return the command that computes the features in `directory`, as far as it is known."""
+def features_command(directory: Path, manifest: Manifest | None = None, **extras: Any) -> str:
+    """Return the command that computes the features in `directory`, as far as it is known.
+
+    Args:
+        directory: the features folder.
+        manifest: of the features.
+        extras: options of `FeaturesConfig` that replace those of the manifest.
+    """
+    options: dict[str, Any] = {}
+    if manifest is not None:
+        known = ("encoder", "image_size", "views", "grid", "format", "shard_size")
+        options = {name: manifest.config[name] for name in known if name in manifest.config}
+        options["weights"] = manifest.details.get("weights", manifest.config.get("weights"))
     data, dataset = directory.absolute().parents[2], directory.parents[1].name
-    if manifest is None:
-        return command_line(data, "features", "--dataset", dataset)
-    options = {
-        "encoder": manifest.config["encoder"],
-        "weights": manifest.details["weights"],
-        "format": manifest.config["format"],
-        "image-size": manifest.config["image_size"],
-        "views": manifest.config.get("views"),
-    }
-    given = [(f"--{name}", value) for name, value in options.items() if value is not None]
-    grid = ["--grid"] if manifest.config.get("grid") else []
-    return command_line(data, "features", "--dataset", dataset, *chain(*given), *grid)
+    config = FeaturesConfig(data=data, dataset=dataset, **(options | extras))
+    return f"showtell {command_of('features', config)}{data_option(data)}"
 
 
 def extend_command(store: FeatureStore, num_views: int, grid: bool) -> str:
     """Return the command that adds views or grid features to those that are cached."""
-    wanted = {
-        "views": max(num_views, store.num_views),
-        "grid": grid or store.grid_shape is not None,
-    }
-    manifest = replace(store.manifest, config=store.manifest.config | wanted)
-    return features_command(store.directory, manifest)
+    views = max(num_views, store.num_views)
+    has_grid = grid or store.grid_shape is not None
+    return features_command(store.directory, store.manifest, views=views, grid=has_grid)

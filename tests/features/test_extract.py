@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from showtell.features.store import FeatureStore
 from showtell.pipeline.captions import read_images, write_images
 from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.datasets.records import ImageRecord
+from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.errors import (
     ConfigError,
+    DamagedFileError,
     DatasetError,
     MissingArtifactError,
     ShowTellError,
@@ -843,6 +846,92 @@ def test_grids_that_overflow_are_refused(tmp_path, network, monkeypatch):
         extract(config)
     assert contents(config) == {}
     assert not list(features_dir(config).glob(".*partial*"))
+
+
+def flip(content: bytes, position: int) -> bytes:
+    changed = bytearray(content)
+    changed[position] ^= 1 << position % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("format", ["hdf5", "parquet"])
+def test_flipped_bit_anywhere_is_repaired(tmp_path, network, format):
+    config = replace(make_dataset(tmp_path), format=format)
+    image_path(config, 9).write_bytes(b"no image")
+    extract(config)
+    before = contents(config)
+    path = features_dir(config) / sorted(before)[1]
+    for position in range(0, len(before[path.name]), 211):
+        path.write_bytes(flip(before[path.name], position))
+        assert extract(config).details["num_computed"] == SHARD_SIZE
+        assert contents(config) == before
+
+
+@pytest.mark.parametrize("format", ["hdf5", "parquet"])
+def test_damaged_shard_of_an_interrupted_run_is_recomputed(tmp_path, network, format):
+    config = replace(make_dataset(tmp_path), **EXTRAS, format=format)
+    image_path(config, 9).write_bytes(b"no image")
+    extract(config)
+    directory, before = features_dir(config), contents(config)
+    name = next(name for name in before if name.startswith("part-00001") and "grid" not in name)
+    grid = before["part-00001.grid.npy"]
+    changes = {
+        name: before[name].replace(b"not an image", b"not an imagf"),
+        "part-00001.grid.npy": flip(grid, len(grid) // 2),
+    }
+    for changed, content in changes.items():
+        assert content != before[changed]
+        (directory / "manifest.json").unlink()  # as if the run had been killed before the end
+        (directory / changed).write_bytes(content)
+        assert extract(config).details["num_computed"] == SHARD_SIZE
+        assert contents(config) == before
+
+
+def test_damaged_grid_is_repaired_by_the_advised_command(tmp_path, network, monkeypatch):
+    monkeypatch.setenv("SHOWTELL_DATA", str(tmp_path))
+    config = replace(make_dataset(tmp_path), **EXTRAS)
+    extract(config)
+    before = contents(config)
+    path = features_dir(config) / "part-00001.grid.npy"
+    path.write_bytes(flip(before[path.name], len(before[path.name]) // 2))
+    store = FeatureStore.load(features_dir(config))
+    with pytest.raises(DamagedFileError) as caught:
+        store.gather_grid(torch.arange(NUM_IMAGES))
+    advice = str(caught.value).partition("Run '")[2].removesuffix("'.")
+    remove, command = advice.split(" && ")
+    assert command.startswith("showtell features --dataset tiny")
+    subprocess.run(shlex.split(remove), check=True)
+    extract(config)
+    assert contents(config) == before
+
+
+def test_damaged_image_list_does_not_replace_the_features(tmp_path, network):
+    config = make_dataset(tmp_path)
+    path = config.captions_dir / "images.parquet"
+    checksums = checksums_of(config.captions_dir, [path.name])
+    prepared = Manifest.read(config.captions_dir)
+    outputs = {path.name: path.stat().st_size}
+    replace(prepared, outputs=outputs, checksums=checksums).write(config.captions_dir)
+    extract(config)
+    before, content = contents(config), path.read_bytes()
+    for position in range(0, len(content), 37):
+        path.write_bytes(flip(content, position))
+        with pytest.raises(DamagedFileError, match=r"images\.parquet is.*Run 'showtell prepare "):
+            extract(config)
+    assert contents(config) == before
+
+
+@pytest.mark.parametrize("part, key", [("counts", "num_images"), ("details", "fingerprints")])
+def test_manifest_without_an_entry_is_written_again(tmp_path, network, part, key):
+    config = make_dataset(tmp_path)
+    manifest = extract(config)
+    before = contents(config)
+    values = {name: value for name, value in getattr(manifest, part).items() if name != key}
+    replace(manifest, **{part: values}).write(features_dir(config))
+    repaired = extract(config)
+    assert (repaired.counts, repaired.outputs) == (manifest.counts, manifest.outputs)
+    assert network.num_images == NUM_IMAGES
+    assert contents(config) == before
 
 
 if __name__ == "__main__":  # the process that the kill test kills

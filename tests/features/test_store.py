@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from showtell.features import grids as grids_module
 from showtell.features.grids import GridWriter, grid_name
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
 from showtell.pipeline.datasets.records import ImageRecord
-from showtell.pipeline.stage.errors import BadShardError, MismatchError, MissingArtifactError
+from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage.errors import (
+    BadShardError,
+    DamagedFileError,
+    MismatchError,
+    MissingArtifactError,
+)
 from showtell.pipeline.stage.files import hash_file
 from showtell.pipeline.stage.manifest import Manifest
 
@@ -51,12 +58,23 @@ def write_features(
         stage="features",
         version=1,
         config={"encoder": "resnet50", "weights": "caffe", "format": "hdf5", "image_size": None},
-        inputs={"captions/images.parquet": hash_file(table)},
+        inputs={"captions/images.parquet": hash_file(table), "images": "", "weights": ""},
         outputs=outputs,
         counts={"num_images": len(ids), "num_skipped": 2, "feature_dim": WIDTH, "num_shards": 2},
-        details={"weights": "caffe", "fingerprints": fingerprints},
+        details={"weights": "caffe", "transform": {}, "fingerprints": fingerprints},
     ).write(directory)
     return directory
+
+
+def add_checksums(directory: Path) -> None:
+    manifest = Manifest.read(directory)
+    replace(manifest, checksums=checksums_of(directory, manifest.outputs)).write(directory)
+
+
+def flip(content: bytes, position: int) -> bytes:
+    changed = bytearray(content)
+    changed[position] ^= 1 << position % 8
+    return bytes(changed)
 
 
 def add_extras(directory: Path, num_views: int = 3, num_cells: int | None = 4) -> np.ndarray:
@@ -159,7 +177,7 @@ def test_rows_of_another_dataset_raise_with_the_command(tmp_path):
     store = FeatureStore.load(write_features(tmp_path))
     message = (
         r"resnet50-caffe has no features of 2 images, e\.g\. 6.*belong to another dataset.*"
-        r"Run 'showtell features --dataset tiny --encoder resnet50 --weights caffe --format hdf5 "
+        r"Run 'showtell features --dataset tiny --weights caffe "
     )
     with pytest.raises(MismatchError, match=message):
         store.rows([3, 6, 7, 6])
@@ -168,7 +186,7 @@ def test_rows_of_another_dataset_raise_with_the_command(tmp_path):
 def test_features_of_another_image_list_are_refused(tmp_path):
     directory = write_features(tmp_path)
     write_table(tmp_path, [1, 2])
-    message = "another image list.*Run 'showtell features --dataset tiny --encoder resnet50"
+    message = "another image list.*Run 'showtell features --dataset tiny"
     with pytest.raises(MismatchError, match=message):
         FeatureStore.load(directory)
 
@@ -203,7 +221,7 @@ def test_damaged_shard_is_reported(tmp_path, suffix):
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes(len(content) - half))
-    with pytest.raises(BadShardError, match=rf"{path.name}.*Delete it and run 'showtell features'"):
+    with pytest.raises(BadShardError, match=rf"{path.name} is damaged.*showtell features"):
         FeatureStore.load(directory)
 
 
@@ -211,7 +229,7 @@ def test_shard_of_another_width_is_reported(tmp_path):
     directory = write_features(tmp_path)
     manifest = Manifest.read(directory)
     replace(manifest, counts=manifest.counts | {"feature_dim": 2048}).write(directory)
-    message = "part-00000.h5: 'features' is (3, 6) float16, expected (3, 2048) float16."
+    message = "part-00000.h5 is damaged: 'features' is (3, 6) float16, expected (3, 2048) float16."
     with pytest.raises(BadShardError, match=re.escape(message)):
         FeatureStore.load(directory)
 
@@ -220,7 +238,7 @@ def test_shard_of_other_weights_is_reported(tmp_path):
     directory = write_features(tmp_path)
     shard = read_shard(directory / "part-00001.h5")
     write_shard(directory / "part-00001.h5", replace(shard, fingerprint="f" * 64))
-    with pytest.raises(BadShardError, match=r"part-00001\.h5.*not the shard that manifest\.json"):
+    with pytest.raises(BadShardError, match=r"part-00001\.h5.*not what manifest\.json lists"):
         FeatureStore.load(directory)
 
 
@@ -229,7 +247,7 @@ def test_wrong_number_of_images_is_reported(tmp_path, num_images):
     directory = write_features(tmp_path)
     manifest = Manifest.read(directory)
     replace(manifest, counts=manifest.counts | {"num_images": num_images}).write(directory)
-    with pytest.raises(BadShardError, match=rf"exactly the {num_images} images.*showtell features"):
+    with pytest.raises(DamagedFileError, match=rf"lists {num_images} images.*showtell features"):
         FeatureStore.load(directory)
 
 
@@ -272,7 +290,7 @@ def test_features_without_extras_have_one_view_without_a_copy(tmp_path):
     assert store.grid_shape is None
     digest = hashlib.sha256(np.array(IDS, np.int64).tobytes() + store.features.numpy().tobytes())
     assert store.sha256 == digest.hexdigest()
-    message = r"has no grid features\. Run 'showtell features .*--format hdf5 --data .* --grid'"
+    message = r"has no grid features\. Run 'showtell features .*--weights caffe --grid --data "
     with pytest.raises(MissingArtifactError, match=message):
         store.gather_grid(store.rows([3]))
 
@@ -337,7 +355,7 @@ def test_grid_of_another_shard_is_reported(tmp_path):
     (directory / "part-00000.grid.npy").replace(directory / "part-00001.grid.npy")
     content = (directory / "part-00001.grid.npy").read_bytes()
     (directory / "part-00000.grid.npy").write_bytes(content)
-    with pytest.raises(BadShardError, match=r"part-00001\.grid\.npy: the grid of image"):
+    with pytest.raises(BadShardError, match=r"part-00001\.grid\.npy is damaged: row 0 does"):
         FeatureStore.load(directory)
 
 
@@ -347,3 +365,90 @@ def test_suggested_command_includes_views_and_grids(tmp_path):
     write_table(tmp_path, [1, 2])
     with pytest.raises(MismatchError, match=r"--views 3 --grid --data .*'"):
         FeatureStore.load(directory)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_flipped_bit_anywhere_in_a_shard_is_refused(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    add_checksums(directory)
+    path = directory / f"part-00001{suffix}"
+    content = path.read_bytes()
+    for position in range(0, len(content), 97):
+        path.write_bytes(flip(content, position))
+        with pytest.raises(DamagedFileError, match=f"{path.name} is damaged: its content does not"):
+            FeatureStore.load(directory)
+
+
+def test_damaged_image_list_is_not_taken_for_another_one(tmp_path):
+    directory = write_features(tmp_path)
+    captions_dir = tmp_path / DATASET / "captions"
+    path = captions_dir / "images.parquet"
+    content = path.read_bytes()
+    outputs, checksums = {path.name: len(content)}, checksums_of(captions_dir, [path.name])
+    Manifest("prepare", 1, {}, {}, outputs, checksums=checksums).write(captions_dir)
+    assert FeatureStore.load(directory)
+    for position in range(0, len(content), 37):
+        path.write_bytes(flip(content, position))
+        with pytest.raises(DamagedFileError, match=r"images\.parquet is.*Run 'showtell prepare "):
+            FeatureStore.load(directory)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_flipped_bit_anywhere_in_a_grid_is_refused_when_it_is_read(tmp_path, suffix):
+    directory = write_features(tmp_path, suffix=suffix)
+    grids = add_extras(directory)
+    path = directory / "part-00001.grid.npy"
+    content = path.read_bytes()
+    num_refused = 0
+    for position in range(0, len(content), 11):
+        path.write_bytes(flip(content, position))
+        try:
+            gathered = FeatureStore.load(directory).gather_grid(torch.arange(5))
+        except BadShardError as error:
+            assert f"Run 'rm -f {path} && showtell features " in str(error)
+            num_refused += 1
+        else:  # in the padding of NumPy's header
+            np.testing.assert_array_equal(gathered.numpy(), grids[:, 0])
+            assert position < 128
+    assert num_refused > len(content[128:]) // 11
+
+
+def test_row_of_a_grid_is_verified_only_once(tmp_path, monkeypatch):
+    directory = write_features(tmp_path)
+    add_extras(directory)
+    store = FeatureStore.load(directory)
+    checked = []
+    monkeypatch.setattr(grids_module, "check_row", lambda _, row, crc32: checked.append(crc32))
+    for _ in range(3):
+        store.gather_grid(torch.tensor([4, 1, 4]))
+    assert sorted(checked) == sorted(store.grids.crc32[[1, 4]])
+
+
+@pytest.mark.parametrize(
+    "part, key",
+    [
+        ("counts", "num_images"),
+        ("counts", "feature_dim"),
+        ("details", "fingerprints"),
+        ("details", "weights"),
+        ("details", "transform"),
+        ("inputs", "captions/images.parquet"),
+        ("inputs", "weights"),
+        ("config", "encoder"),
+    ],
+)
+def test_manifest_without_an_entry_is_damaged(tmp_path, part, key):
+    directory = write_features(tmp_path)
+    manifest = Manifest.read(directory)
+    values = {name: value for name, value in getattr(manifest, part).items() if name != key}
+    replace(manifest, **{part: values}).write(directory)
+    with pytest.raises(DamagedFileError, match=rf"manifest\.json is damaged: it has no '{key}'"):
+        _ = FeatureStore.load(directory).backbone
+
+
+def test_damaged_manifest_is_not_called_missing(tmp_path):
+    directory = write_features(tmp_path)
+    path = directory / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b"resnet50", b"resnet51"))
+    with pytest.raises(DamagedFileError, match=r"manifest\.json is damaged.*showtell features"):
+        find_features(tmp_path / DATASET, directory.name)
