@@ -23,6 +23,7 @@ NOT_IN_CAPTIONS = re.compile(r"[\0\ud800-\udfff]")
 MAX_NAME_BYTES = 255  # of a file or folder, in all usual file systems
 MAX_PATH_BYTES = 1024
 CSV_ERRORS = (csv.Error,)
+MAX_CAPTION_LETTERS = 10_000  # longer ones are mistakes, such as swallowed rows
 INT64_LIMIT = 2**63
 EXACT_FLOAT_LIMIT = 2**53  # larger integers are rounded as floats, so two ids could become one
 # More digits than this are a ValueError in Python, which does not say where they are.
@@ -296,12 +297,16 @@ def parse_caption(value: object, key: str) -> str | None:
     """Return a caption, or None for a missing one.
 
     Raises:
-        ValueError: it is not text, or has characters that UTF-8 cannot encode, or NUL.
+        ValueError: it is not text, is too long, or has characters that UTF-8 cannot encode, or NUL.
     """
     if value is None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"{key} is {reprlib.repr(value)}, expected text")
+    if len(value) > MAX_CAPTION_LETTERS:
+        raise ValueError(
+            f"{key} has {len(value):,} letters, expected at most {MAX_CAPTION_LETTERS:,}"
+        )
     if found := NOT_IN_CAPTIONS.search(value):
         raise ValueError(
             f"{key} is {reprlib.repr(value)}, expected text without the character {found[0]!a}"

@@ -178,6 +178,19 @@ def test_unusual_names_are_accepted(name: str) -> None:
     assert parse_name(f" {name} ", "file_name") == name
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_caption_of_a_megabyte_is_refused_at_once(
+    tmp_path: Path, write_source: WriteSource, kind: str
+) -> None:
+    source = write_source(kind, tmp_path)
+    if kind == "parquet":
+        pytest.skip("compressed")
+    text = source.file.read_text("utf-8")
+    source.file.write_text(text.replace("runs", "&" * 1_000_000, 1), "utf-8")
+    message = require_one_line(source)
+    assert "1,000,0" in message or "field larger than field limit" in message
+
+
 HEADER = "file_name,caption\n"
 
 
