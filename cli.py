@@ -5,8 +5,8 @@ so that `showtell --help` loads no torch.
 """
 
 import atexit
+import errno
 import gc
-import sys
 from functools import partial
 from typing import Annotated
 
@@ -17,8 +17,9 @@ from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
 from .model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig, VerifyConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
-from .pipeline.stage.console import print_error, print_json
+from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
+from .pipeline.stage.signals import run_stoppable
 from .serving.config import CaptionConfig
 
 EPILOG = """
@@ -27,7 +28,8 @@ Exit codes:
   1    error, including option values that are out of range
   2    wrong usage: unknown option, missing argument, or text for a number
   3    pretrained weights cannot be downloaded from torchvision's hub
-  130  interrupted by Ctrl-C; a training also by SIGTERM
+  130  stopped by Ctrl-C
+  143  stopped by SIGTERM
 
 Examples:
   showtell prepare --dataset flickr8k --source path/to/flickr8k
@@ -36,6 +38,24 @@ Examples:
   showtell eval --run gru --beam 5
   showtell caption photo.jpg --run gru
 """
+
+# What a disk or a full machine can cause. An error without a path has no other sign of that.
+DISK_ERRORS = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ENODEV,
+)
 
 app = typer.Typer(
     cls=Group,
@@ -193,20 +213,40 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. A `ShowTellError` becomes one red line and its exit status."""
+    """Run the command line, until it ends or a signal stops it."""
+    run_stoppable(run)
+
+
+def run() -> int:
+    """Run the command line and return the exit status.
+
+    A `ShowTellError`, or an error of the operating system, becomes one red line.
+    """
+    protect_output()
     # Importing torch creates about 300,000 objects that live until the end. Python's garbage
     # collector would scan them several times while they are created, and once more at exit: 1.3 s
     # in total. So it runs rarely, and skips them at exit.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
+    status = 0
     try:
         app(prog_name="showtell")
+    except SystemExit as end:
+        status = int(end.code or 0)
     except ShowTellError as error:
         print_error(str(error))
-        sys.exit(error.exit_status)
+        status = error.exit_status
+    except MemoryError:
+        print_error("there is not enough memory. Free some, then run the same command again.")
+        status = 1
     except OSError as error:
-        # With a path it is about the user's file. Without one it may be a bug: keep the traceback.
-        if error.filename is None:
+        # With a path it is about the user's file. Others may be a bug: they keep their traceback.
+        if error.filename is None and error.errno not in DISK_ERRORS:
             raise
-        print_error(f"{error.filename}: {error.strerror}.")
-        sys.exit(1)
+        where = "a file could not be read or written" if error.filename is None else error.filename
+        print_error(f"{where}: {error.strerror}.")
+        status = 1
+    if problem := find_lost_output():
+        print_error(f"stdout could not be written: {problem}. The files of the stage are complete.")
+        status = status or 1
+    return status

@@ -6,7 +6,6 @@ The fields of the config become options of the command. All commands also have `
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, Field
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from .model.config import TrainConfig
 from .model.presets import DECODING_PRESETS, TRAIN_PRESETS, apply_preset
 from .pipeline.stage.config_file import format_config, read_config_file
-from .pipeline.stage.console import output_mode, print_error
+from .pipeline.stage.console import output_mode
 from .pipeline.stage.options import StageConfig, metavar_of, options_of, spec_of
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -61,7 +60,7 @@ def config_command(
             if print_config:
                 print(format_config(name, config, given))
                 return
-            with output_mode(quiet=quiet, json=json), _interruptible():
+            with output_mode(quiet=quiet, json=json):
                 stage(config)
 
         parameters = [inspect.Parameter("context", KEYWORD_ONLY, annotation=typer.Context)]
@@ -157,16 +156,6 @@ def _load_config_file(context: typer.Context, path: Path | None) -> None:
     """Make the options in the file defaults: the command line and the environment win."""
     if path is not None and not context.resilient_parsing:
         context.default_map = read_config_file(path, str(context.info_name), configs)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn Ctrl-C into one line and exit status 130. Typer would print nothing."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_error("interrupted. Run the same command again: finished work is kept.")
-        raise typer.Exit(130) from None
 
 
 class Command(TyperCommand):

@@ -25,6 +25,7 @@ from ..pipeline.stage.console import (
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import write_json
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from ..pipeline.stage.signals import end_children_on_sigterm, signals_blocked
 from .config import COCO_SCALE_DATASET, BenchConfig
 from .measurement import Measurement, peak_memory
 
@@ -133,8 +134,17 @@ def measure_in_new_process(stage: str, config: BenchConfig) -> Measurement | str
         The measurement, or the reason why it is not possible.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, worker_initializer()) as pool:
-        return pool.submit(measure_stage, stage, config).result()
+    with ProcessPoolExecutor(1, context, set_up_worker, (worker_initializer(),)) as pool:
+        with signals_blocked():  # the process starts with its first task
+            measured = pool.submit(measure_stage, stage, config)
+        return measured.result()
+
+
+def set_up_worker(silence: Callable[[], None] | None) -> None:
+    """Initialize the process that measures."""
+    end_children_on_sigterm()
+    if silence is not None:
+        silence()
 
 
 def measure_stage(stage: str, config: BenchConfig) -> Measurement | str:

@@ -13,14 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..features.device import (
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    precision_name,
-)
+from ..features.device import choose_device, choose_precision, keep_freed_memory, precision_name
 from ..pipeline.stage.checksums import checksum_of_file, checksums_of
-from ..pipeline.stage.command_line import command_line, command_of
+from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import (
     ProgressLine,
     format_bytes,
@@ -29,10 +24,10 @@ from ..pipeline.stage.console import (
     print_table,
     print_warning,
 )
-from ..pipeline.stage.errors import ShowTellError, StoppedError
+from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
-from ..pipeline.stage.signals import deferred_signals
+from ..pipeline.stage.signals import Stopped, deferred_signals, not_deferred
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import TrainConfig
 from .decoders.base import Decoder
@@ -58,6 +53,7 @@ from .training.resume import (
     require_folder,
     require_same_run,
     restore_options,
+    stopped_by,
 )
 from .training.scst import SelfCriticalLoss
 
@@ -140,6 +136,7 @@ class Trainer:
                 "there is only one val image, whose CIDEr is always 0. BLEU-4 picks the best epoch."
             )
         self.progress = Progress()
+        self.signals = list[Signals]()  # received during the run
         self.loss = math.nan  # mean over the steps of the last log record
 
     def run(self, resume: bool) -> Manifest:
@@ -161,9 +158,9 @@ class Trainer:
             print_warning(f"the run has only {self.total_steps} steps. {ADVICE}")
         progress = self.progress
         log = RunLog(self.run_dir, progress.step, progress.log_bytes, progress.log_checksum)
-        with log, deferred_signals() as signals:
+        with log, deferred_signals() as self.signals:
             while progress.epoch < config.epochs and not self._is_out_of_patience():
-                self._train_epoch(log, signals)
+                self._train_epoch(log)
                 self._validate(log)
                 self._save_checkpoint(log)
         return self._finish()
@@ -203,7 +200,7 @@ class Trainer:
         run_config.write(self.run_dir)
         return run_config
 
-    def _train_epoch(self, log: RunLog, signals: list[Signals]) -> None:
+    def _train_epoch(self, log: RunLog) -> None:
         """Take the steps of an epoch that are left, saving a checkpoint now and then."""
         config, progress = self.config, self.progress
         watch, before_s, saved_s = Stopwatch(), progress.seconds, 0.0
@@ -227,17 +224,13 @@ class Trainer:
                     self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
                     losses.clear()
                 line.advance(1, text=self._describe_step(speed, watch))
-                if signals or watch.seconds - saved_s > config.save_every_s:
+                if self.signals or watch.seconds - saved_s > config.save_every_s:
                     saved_s = watch.seconds
                     # A checkpoint with a broken loss would replace a good one.
                     self._require_finite(losses)
                     self._save_checkpoint(log)
-                if signals:
-                    words = ("train", "--run", self.run_dir.name, "--resume")
-                    raise StoppedError(
-                        f"{self.run_dir} was stopped by {signals[0].name} at step "
-                        f"{progress.step}. Run '{command_line(config.data, *words)}' to continue."
-                    )
+                if self.signals:
+                    raise stopped_by(self.signals[0], self.run_dir, progress.step)
         if losses:
             self._log_steps(log, losses, lr=lr, tokens_per_second=speed)
         progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -305,8 +298,17 @@ class Trainer:
     def _validate(self, log: RunLog) -> None:
         """Caption the validation images, score them, and keep the weights if they are the best."""
         config, progress, watch = self.config, self.progress, Stopwatch()
-        captions = self.decode_validation()
-        scores = self.scorer.score(dict(zip(self.data.val_image_ids, captions, strict=True)))
+        try:
+            with not_deferred(self.signals):
+                captions = self.decode_validation()
+                scores = self.scorer.score(
+                    dict(zip(self.data.val_image_ids, captions, strict=True))
+                )
+        except Stopped as stopped:
+            # The epoch is not finished: the run continues with its validation.
+            progress.epoch, progress.batch = progress.epoch - 1, len(self.batches)
+            self._save_checkpoint(log)
+            raise stopped_by(stopped.signal, self.run_dir, progress.step) from None
         progress.seconds += watch.seconds
         log.write(
             progress.step,

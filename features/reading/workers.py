@@ -6,7 +6,6 @@ This file does not import torch, which would take each process seconds to load.
 import math
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.stage.errors import ShowTellError
+from ...pipeline.stage.signals import signals_blocked
 from .broken_images import UnreadableImageError, reading_reason
 from .decode import decode_image
 from .transform import Transform
@@ -122,6 +122,8 @@ def load_in_processes(
         num_workers, context, initializer=set_up_worker, initargs=(loader, memory, shape)
     )
     with cancelled_on_exit(pool):
+        with signals_blocked():  # all processes start with the first task
+            pool.submit(int)
 
         def start(names: Sequence[str]) -> tuple[int, list[Future[list[str | None]]]]:
             buffer, groups = free.popleft(), range(0, len(names), group_size)
@@ -180,7 +182,6 @@ def set_up_worker(loader: ImageLoader, memory: Any, shape: tuple[int, ...]) -> N
     global _worker_loader, _worker_buffers
     _worker_loader = loader
     _worker_buffers = np.frombuffer(memory, np.uint8).reshape(shape)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Self, cast
 
 from ...pipeline.stage.errors import ScorerError
+from ...pipeline.stage.signals import run_program, start_program
 
 # Fix the locale and the encoding: METEOR cannot read its own numbers if the locale uses a decimal
 # comma. The serial garbage collector needs less memory and leaves the other cores to decoding.
@@ -53,7 +54,7 @@ class JavaProcess:
         command = java_command(self.arguments)
         self._stderr = tempfile.TemporaryFile()
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
+        self._process = start_program(
             command, stdin=pipe, stdout=pipe, stderr=self._stderr, env=java_environment()
         )
         self._stdin = cast(IO[bytes], self._process.stdin)
@@ -128,13 +129,7 @@ def run_java(name: str, arguments: Sequence[object], text: str, timeout_s: float
     # UTF-8 cannot encode a lone surrogate, which JSON can contain; it becomes a question mark.
     content = text.encode(errors="replace")
     try:
-        done = subprocess.run(
-            java_command(arguments),
-            input=content,
-            capture_output=True,
-            timeout=timeout_s,
-            env=java_environment(),
-        )
+        done = run_program(java_command(arguments), timeout_s, content, env=java_environment())
     except subprocess.TimeoutExpired:
         raise ScorerError(f"{name} did not finish within {timeout_s:g} s.") from None
     if done.returncode:

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 
 from ...pipeline.stage.checksums import checksum_of_file, checksums_of
-from ...pipeline.stage.command_line import command_of, data_option
+from ...pipeline.stage.command_line import command_line, command_of, data_option
 from ...pipeline.stage.console import print_note, print_warning
-from ...pipeline.stage.errors import MismatchError, MissingArtifactError
+from ...pipeline.stage.errors import MismatchError, MissingArtifactError, StoppedError
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.stage.options import flag
 from ..config import TrainConfig
@@ -194,3 +195,12 @@ def require_folder(run_dir: Path, config: TrainConfig) -> None:
             f"{run_dir} was moved or deleted during the training. Run 'showtell {command}"
             f"{data_option(config.data)}' to start again."
         )
+
+
+def stopped_by(signal: Signals, run_dir: Path, step: int) -> StoppedError:
+    """Return the error that ends a training once its checkpoint is saved."""
+    command = command_line(run_dir.parents[1], "train", "--run", run_dir.name, "--resume")
+    return StoppedError(
+        f"{run_dir} was stopped by {signal.name} at step {step}. Run '{command}' to continue.",
+        signal,
+    )

@@ -9,8 +9,11 @@
 | `print_warning`, `print_error` | problems | stderr | shown | stderr |
 """
 
+import errno
+import io
 import json
 import math
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,12 +31,64 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 # If the output is not a terminal, long paths must stay on one line for other programs.
-WIDTH = None if sys.stdout.isatty() else 200
+WIDTH = None if sys.stdout and sys.stdout.isatty() else 200
 
 console = Console(highlight=False, emoji=False, width=WIDTH)
 error_console = Console(stderr=True, highlight=False, emoji=False)
 
 PLAIN_INTERVAL_S = 10.0
+
+
+class _Output(io.FileIO):
+    """A file that accepts everything: what cannot be written is dropped.
+
+    Attributes:
+        problem: the error of the first write that failed.
+    """
+
+    problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            while (count := super().write(data)) is None:  # a pipe that does not block is full
+                select.select([], [self], [])
+            return count
+        except OSError as error:
+            self.problem = self.problem or error
+            return memoryview(data).nbytes
+
+
+def protect_output() -> None:
+    """Keep the command running whatever stdout and stderr are: closed, full, or of few characters.
+
+    Characters that they cannot encode are written as escape sequences.
+    """
+    for descriptor, name in enumerate(("stdout", "stderr"), start=1):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # a program that calls this one has replaced it
+        raw = _Output(descriptor, "w", closefd=False)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=stream.encoding if stream else "utf-8",
+            errors="backslashreplace",
+            line_buffering=raw.isatty() or name == "stderr",
+            write_through=stream.write_through if stream else False,
+        )
+        setattr(sys, name, text)
+
+
+def find_lost_output() -> str | None:
+    """Return why part of stdout could not be written, or None.
+
+    A reader that has closed the pipe, such as `head`, wanted no more.
+    """
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if not isinstance(raw, _Output):
+        return None
+    sys.stdout.flush()
+    problem = raw.problem
+    return None if problem is None or problem.errno == errno.EPIPE else problem.strerror
 
 
 @dataclass
@@ -210,7 +265,12 @@ def print_json(value: Any) -> None:
             (NaN, infinity) become null.
     """
     if _mode.json is not None:
-        text = json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+        plain = _to_json(value)
+        text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode(_mode.json.encoding or "utf-8")
+        except UnicodeEncodeError:  # JSON has its own escape sequences
+            text = json.dumps(plain, indent=2, allow_nan=False)
         print(text, file=_mode.json, flush=True)
 
 

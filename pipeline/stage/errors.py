@@ -3,6 +3,8 @@
 Each message names the problem, the place, the expected value, and the command or change that helps.
 """
 
+from signal import SIGINT
+
 
 class ShowTellError(Exception):
     """Base class of errors caused by the user's files, options or machine, not by a bug.
@@ -49,9 +51,16 @@ class HubUnreachableError(WeightsError):
 
 
 class StoppedError(ShowTellError):
-    """A stage was stopped by Ctrl-C or SIGTERM, and can be resumed."""
+    """A stage was stopped by Ctrl-C or SIGTERM, and can be resumed.
 
-    exit_status = 130
+    Args:
+        message: the text of the error.
+        signal: the signal that stopped it; the exit status is 130 or 143.
+    """
+
+    def __init__(self, message: str, signal: int = SIGINT) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal
 
 
 class BadShardError(DamagedFileError):
