@@ -16,7 +16,13 @@ from rich.console import Console
 from showtell import cli
 from showtell.bench.config import BenchConfig
 from showtell.features.config import FeaturesConfig
-from showtell.model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig
+from showtell.model.config import (
+    CompareConfig,
+    EvalConfig,
+    StatusConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline import prepare as prepare_module
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
@@ -41,6 +47,7 @@ CONFIGS = {
     "compare": CompareConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
+    "verify": VerifyConfig,
 }
 GENERAL = ("--config", "--print-config", "--json", "--quiet", "--help")
 
