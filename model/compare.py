@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from ..pipeline.layout import CAPTIONS_PARQUET
+from ..pipeline.stage.artifacts import repair_command, require_stage
 from ..pipeline.stage.command_line import command_line
 from ..pipeline.stage.console import print_json, print_note, print_result, print_table
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
-from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ..pipeline.status import holds_files
 from .config import CompareConfig
 from .metrics.bootstrap import draw_scores, interval, p_value
@@ -115,17 +116,19 @@ def require_evaluation(folder: Path) -> Manifest:
 
     Raises:
         MissingArtifactError: the evaluation is unfinished or out of date.
+        DamagedFileError: a file of the evaluation is damaged.
     """
-    run_dir = folder.absolute().parents[1]
-    data = run_dir.parents[1]
-    status = eval_status(data, folder.absolute())
-    fix = f"Run '{eval_command(data, run_dir.name)}' with its options again."
-    if status.manifest is None or status.state != "done":
-        state = "not finished" if status.manifest is None else status.state
-        raise MissingArtifactError(f"{folder} is {state}. {fix}")
+    if (folder / MANIFEST_NAME).exists():
+        require_stage(folder)
+    status = eval_status(folder.absolute().parents[3], folder.absolute())
+    fix = f"Run '{repair_command(folder / MANIFEST_NAME)}'"
+    if status.manifest is None:
+        raise MissingArtifactError(f"{folder} is not finished. {fix} with its options again.")
+    if status.state != "done":
+        raise MissingArtifactError(f"{folder} is {status.state}. {fix}.")
     if SCORES_NAME not in status.manifest.outputs:
         raise MissingArtifactError(
-            f"{folder} has no {SCORES_NAME} because an older version of showtell wrote it. {fix}"
+            f"{folder} has no {SCORES_NAME} because an older version of showtell wrote it. {fix}."
         )
     return status.manifest
 

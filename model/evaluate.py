@@ -28,6 +28,7 @@ import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ import numpy as np
 from ..features.device import choose_device, keep_freed_memory
 from ..pipeline.captions import read_images, read_references
 from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
+from ..pipeline.stage.artifacts import read_output, reading
 from ..pipeline.stage.checksums import checksums_of
 from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import (
@@ -44,6 +46,7 @@ from ..pipeline.stage.console import (
     print_result,
     print_table,
 )
+from ..pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from ..pipeline.stage.files import locked, write_json
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -72,14 +75,28 @@ def evaluate(config: EvalConfig) -> Manifest:
         ScorerError: Java cannot run the tokenizer or METEOR.
     """
     evaluation = plan_evaluation(config)
-    with locked(evaluation.folder):
-        manifest = Manifest.read(evaluation.folder)
-        if manifest and evaluation.is_finished(manifest):
-            print_note(f"eval: {evaluation.folder} is up to date.")
-        else:
-            manifest = _caption_and_score(evaluation)
+    manifest = _find_finished(evaluation)
+    if manifest is None:  # a finished evaluation needs no lock: its folder may be read-only
+        with locked(evaluation.folder):
+            manifest = _find_finished(evaluation) or _caption_and_score(evaluation)
+    else:
+        print_note(f"eval: {evaluation.folder} is up to date.")
     _show_scores(evaluation)
     _show_samples(evaluation)
+    return manifest
+
+
+def _find_finished(evaluation: Evaluation) -> Manifest | None:
+    """Return the manifest of an evaluation that is up to date and whose files are sound."""
+    folder, manifest = evaluation.folder, Manifest.read(evaluation.folder)
+    if manifest is None or not evaluation.is_finished(manifest):
+        return None
+    try:  # manifests of earlier versions list no checksums
+        _read_metrics(folder)
+        _read_captions(folder)
+        ImageScores.read(folder / SCORES_NAME)
+    except (MissingArtifactError, DamagedFileError):
+        return None
     return manifest
 
 
@@ -178,7 +195,7 @@ def _write_manifest(
 def _show_scores(evaluation: Evaluation) -> None:
     """Print the scores with their confidence intervals, and the speed of the evaluation."""
     folder = evaluation.folder
-    metrics: dict[str, Any] = json.loads((folder / METRICS_NAME).read_text("utf-8"))
+    metrics = _read_metrics(folder)
     rows = []
     for name, value in metrics.items():
         if name[0].isupper():  # only the names of scores begin with a capital
@@ -199,17 +216,40 @@ def _show_scores(evaluation: Evaluation) -> None:
 
 def _show_samples(evaluation: Evaluation) -> None:
     """Print a few captions, each with one of its references."""
-    path, num_samples = evaluation.folder / CAPTIONS_NAME, evaluation.config.num_samples
-    captions: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
-    samples = captions[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
-    image_ids = np.array([sample["image_id"] for sample in samples], dtype=np.int64)
+    num_samples = evaluation.config.num_samples
+    captions = _read_captions(evaluation.folder)
+    ids = list(captions)[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
+    image_ids = np.array(ids, dtype=np.int64)
     references = read_references(evaluation.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
     images = read_images(evaluation.captions_dir / IMAGES_PARQUET)
     file_names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    for sample in samples:
-        image_id, caption = sample["image_id"], sample["caption"]
+    for image_id in ids:
         texts = references[image_id]
         print_result(
-            f"{file_names[image_id]}\n  {caption}\n  (one of {len(texts)} references: "
+            f"{file_names[image_id]}\n  {captions[image_id]}\n  (one of {len(texts)} references: "
             f"{texts[0].strip()})"
         )
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    """Read `metrics.json`: scores, their intervals, counts and times."""
+    content = read_output(folder / METRICS_NAME)
+    with reading(folder / METRICS_NAME):
+        metrics: dict[str, Any] = json.loads(content)
+        shown = ("num_images", "images_per_second", "score_seconds")
+        values = [metrics[name] for name in shown] + [
+            number
+            for name, score in metrics.items()
+            if name[0].isupper()
+            for number in (score, *map(float, metrics["intervals"][name]))
+        ]
+        if not all(isinstance(value, int | float) for value in values):
+            raise ValueError("some values are no numbers")
+    return metrics
+
+
+def _read_captions(folder: Path) -> dict[int, str]:
+    """Read `captions.json`: image_id → caption."""
+    content = read_output(folder / CAPTIONS_NAME)
+    with reading(folder / CAPTIONS_NAME):
+        return {int(entry["image_id"]): str(entry["caption"]) for entry in json.loads(content)}

@@ -11,13 +11,14 @@
     ROUGE_L, CIDEr, …        (N,) float64    scores that are averaged over images
 """
 
+import io
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...pipeline.stage.errors import MissingArtifactError
+from ...pipeline.stage.artifacts import read_output, reading
 from ...pipeline.stage.files import atomic_path
 from ...pipeline.stage.ragged import Ints
 from .bleu import BLEU_NAMES, BleuCounts
@@ -92,16 +93,21 @@ class ImageScores:
         """Read `scores.npz`.
 
         Raises:
-            MissingArtifactError: the file is missing or damaged.
+            MissingArtifactError: the file does not exist.
+            DamagedFileError: the file is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+        content = read_output(path)
+        with (
+            # NumPy parses headers as Python; an "encrypted" member is a RuntimeError.
+            reading(path, zipfile.BadZipFile, SyntaxError, RuntimeError),
+            np.load(io.BytesIO(content), allow_pickle=False) as file,
+        ):
+            arrays = dict(file)
             image_ids = arrays.pop("image_ids")
             bleu = BleuCounts(*(arrays.pop(f"bleu_{name}") for name in BLEU_FIELDS))
-            return cls(image_ids, bleu, arrays.pop("meteor_counts"), arrays)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise MissingArtifactError(
-                f"{path} is missing or cannot be read ({error}). Delete {path.parent} and run "
-                "'showtell eval' again."
-            ) from None
+            meteor = arrays.pop("meteor_counts")
+            if {len(array) for array in (*vars(bleu).values(), meteor, *arrays.values())} - {
+                len(image_ids)
+            }:
+                raise ValueError("its arrays have different lengths")
+            return cls(image_ids, bleu, meteor, arrays)

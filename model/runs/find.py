@@ -7,7 +7,7 @@ from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
 from .layout import BEST_NAME, LAST_NAME
-from .run import RunConfig
+from .repair import find_config
 
 
 def run_names(data: Path, dataset: str | None = None) -> list[str]:
@@ -20,7 +20,7 @@ def run_names(data: Path, dataset: str | None = None) -> list[str]:
     weights = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
     runs = [path.parent for path in weights]
     if dataset is not None:
-        runs = [run for run in runs if RunConfig.read(run).dataset == dataset]
+        runs = [run for run in runs if find_config(run).dataset == dataset]
     return [run.name for run in runs]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.console import print_json, print_result, print_table
 from ...pipeline.stage.files import is_locked
-from ...pipeline.stage.manifest import Manifest
+from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ...pipeline.stage.options import RESERVED
 from ...pipeline.status import (
     StageStatus,
@@ -17,7 +17,7 @@ from ...pipeline.status import (
     stage_json,
     stage_status,
 )
-from .layout import BEST_NAME, LAST_NAME
+from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 
 
 def show_status(data: Path) -> None:
@@ -37,7 +37,7 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
         if dataset.name not in RESERVED and holds_files(dataset):
             yield from dataset_stages(dataset)
-    for run in sorted(path.parent for path in data.glob("runs/*/config.json")):
+    for run in filter(holds_run, sorted(data.glob("runs/*"))):
         yield _run_status(data, run)
         for evaluation in filter(holds_files, sorted(run.glob("eval/*"))):
             yield eval_status(data, evaluation)
@@ -45,12 +45,18 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
         yield eval_status(data, evaluation)
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, or what is left of one."""
+    names = (CONFIG_NAME, LAST_NAME, BEST_NAME, MANIFEST_NAME)
+    return any((folder / name).exists() for name in names)
+
+
 def _run_status(data: Path, run: Path) -> StageStatus:
     """Return the status of the training of a run."""
     manifest = Manifest.read(run)
     if is_locked(run):
         return StageStatus("train", run, "running", manifest)
-    if manifest is None and (run / LAST_NAME).exists():
+    if manifest is None and (run / LAST_NAME).exists() and not (run / MANIFEST_NAME).exists():
         return StageStatus("train", run, "stopped: continue with --resume", None)
     return stage_status("train", run, _changed_captions(data, manifest, manifest))
 

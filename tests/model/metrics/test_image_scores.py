@@ -5,7 +5,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.meteor import NUM_COUNTS
-from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage.errors import DamagedFileError, MissingArtifactError
+from showtell.pipeline.stage.manifest import Manifest
 
 REFERENCES = {7: ["a dog runs on grass"], 3: ["a cat sits", "the cat sat"], 5: ["two men ride"]}
 HYPOTHESES = {7: "a dog runs", 3: "a cat sits on a mat", 5: "two dogs"}
@@ -43,12 +45,45 @@ def test_scores_survive_a_round_trip_through_the_file(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
 
 
-def test_damaged_file_is_an_error_with_the_command(tmp_path) -> None:
-    path = tmp_path / "scores.npz"
-    for content in (b"", b"no zip", b"PK\3\4 cut short"):
+def test_every_damage_is_an_error_with_the_command(tmp_path) -> None:
+    path = tmp_path / "runs/r/eval/test-beam3/scores.npz"
+    score_images().write(path)
+    whole = path.read_bytes()
+    np.savez(tmp_path / "other.npz", other=np.zeros(3))
+    np.savez(tmp_path / "short.npz", **(dict(np.load(path)) | {"CIDEr": np.zeros(2)}))
+    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "short.npz")]
+    cut = [whole[:size] for size in range(0, len(whole), 97)]
+    fix = f"Run 'showtell eval --run r --data {tmp_path}'"
+    for content in (b"no zip", b"PK\3\4 cut short", bytes(len(whole)), *cut, *others):
         path.write_bytes(content)
-        with pytest.raises(MissingArtifactError, match=r"scores\.npz .* run 'showtell eval' again"):
+        with pytest.raises(DamagedFileError, match=rf"scores\.npz is damaged: .*\. {fix}"):
             ImageScores.read(path)
-    np.savez(path, other=np.zeros(3))
-    with pytest.raises(MissingArtifactError, match="image_ids"):
+    path.unlink()
+    with pytest.raises(MissingArtifactError, match=rf"scores\.npz does not exist\. {fix}"):
         ImageScores.read(path)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["now", "old"])
+def test_flipped_bits_are_damage(tmp_path, is_old: bool) -> None:
+    path, images = tmp_path / "scores.npz", score_images()
+    images.write(path)
+    whole, num_damaged = path.read_bytes(), 0
+    Manifest(
+        stage="eval",
+        version=1,
+        config={},
+        inputs={},
+        outputs={path.name: len(whole)},
+        checksums={} if is_old else checksums_of(tmp_path, [path.name]),
+    ).write(tmp_path)
+    bits = range(0, 8 * len(whole), 29)
+    for bit in bits:
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            ImageScores.read(path)
+        except DamagedFileError:
+            num_damaged += 1
+    # The CRCs of a zip do not cover its dates, comments and list of members.
+    assert num_damaged == len(bits) if not is_old else num_damaged > len(bits) / 2

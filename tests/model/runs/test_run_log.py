@@ -1,3 +1,4 @@
+import errno
 import json
 import struct
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from showtell.model.runs.layout import LOG_NAME
 from showtell.model.runs.run_log import RunLog
+from showtell.pipeline.stage.errors import StorageError
 
 
 def records_of(run_dir: Path) -> list[dict[str, float]]:
@@ -114,3 +116,72 @@ def test_log_is_closed_after_an_error(tmp_path) -> None:
         raise ZeroDivisionError
     assert log.file.closed
     assert scalars_of(tmp_path) == [(1, "loss", 1.0)]
+
+
+def checkpointed_log(run_dir: Path) -> tuple[int, str]:
+    """Write six records, four of them before a checkpoint; return the checkpoint's record of it."""
+    with RunLog(run_dir, step=0) as log:
+        for step in range(1, 7):
+            log.write(step, loss=step / 8)
+            if step == 4:
+                mark = log.sync()
+    return mark
+
+
+def test_log_continues_where_the_checkpoint_was_written(tmp_path, capsys) -> None:
+    mark = checkpointed_log(tmp_path)
+    with (tmp_path / LOG_NAME).open("ab") as file:
+        file.write(bytes(4096))  # what a power cut leaves of unsynced pages
+    with RunLog(tmp_path, 4, *mark) as log:
+        log.write(5, loss=0.5)
+    assert [record["step"] for record in records_of(tmp_path)] == [1, 2, 3, 4, 5]
+    assert capsys.readouterr().err == ""
+
+
+DAMAGES = {
+    "zeros": bytes(30),
+    "half a line": b'{"step": 2, "lo',
+    "no text": b"\xff\xfe\x00",
+    "no record": b"[1, 2]",
+    "no step": b'{"loss": 1.0}',
+    "step is text": b'{"step": "x"}',
+    "infinite step": b'{"step": Infinity}',
+    "huge number": b'{"step": ' + b"9" * 5000 + b"}",
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("is_old", [False, True], ids=["now", "old"])
+def test_damaged_lines_are_dropped_with_a_warning(tmp_path, capsys, damage, is_old) -> None:
+    mark = checkpointed_log(tmp_path)
+    path = tmp_path / LOG_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], damage + b"\n", *lines[2:]]))
+    with RunLog(tmp_path, 4, *([] if is_old else mark)):
+        pass
+    assert [record["step"] for record in records_of(tmp_path)] == [1, 3, 4]
+    assert "metrics.jsonl is damaged: 1 lines could not be read" in capsys.readouterr().err
+
+
+def test_changed_value_is_noticed(tmp_path, capsys) -> None:
+    mark = checkpointed_log(tmp_path)
+    path = tmp_path / LOG_NAME
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.35"))
+    with RunLog(tmp_path, 4, *mark):
+        pass
+    assert "values in the others may be wrong" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("method", ["write", "flush"])
+def test_full_disk_is_one_line(tmp_path, monkeypatch, method: str) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(StorageError, match=r"metrics\.jsonl could not be written: No space"),
+        RunLog(tmp_path, step=0) as log,
+    ):
+        monkeypatch.setattr(log.board._py_recordio_writer, method, fill)
+        log.write(1, loss=1.0)
+        log.sync()
