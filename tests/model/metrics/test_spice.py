@@ -41,10 +41,10 @@ def use_java(monkeypatch, tmp_path):
         path.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{script}' \"$@\"\n")
         path.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
-        java.java_version.cache_clear()
+        java._show_version.cache_clear()
 
     yield use
-    java.java_version.cache_clear()
+    java._show_version.cache_clear()
 
 
 def test_scores_are_assigned_by_image_id(use_java, tmp_path) -> None:
