@@ -6,9 +6,10 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from ...pipeline.stage.artifacts import read_output, require_manifest
+from ...pipeline.stage.artifacts import damaged, read_output, require_manifest
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import (
     DamagedFileError,
@@ -98,7 +99,9 @@ def find_problems(run_dir: Path, *, all_files: bool = False) -> dict[str, ShowTe
 
 def _check_checkpoint(run_dir: Path, config: RunConfig) -> None:
     """Check the last checkpoint, and the weights of the best epoch if there is one."""
-    progress, _ = read_progress(run_dir / LAST_NAME)
+    progress, run = read_progress(run_dir / LAST_NAME)
+    if run is not None and replace(run, vocab_checksum=config.vocab_checksum) != config:
+        raise damaged(run_dir / LAST_NAME, "it belongs to another run")
     if progress.best_epoch:
         read_decoder(run_dir, config)
 
