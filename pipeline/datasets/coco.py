@@ -71,7 +71,7 @@ class CocoReader:
                 name = f"{split}{self.year}/{parse_name(image['file_name'], 'file_name')}"
                 if image_id in captions_of or name in listing.captions:
                     raise DatasetError(
-                        f"{path}, {position.text}: image {image_id} ({name}) is listed twice. "
+                        f"{path}, {position}: image {image_id} ({name}) is listed twice. "
                         "Remove one of its entries."
                     )
                 captions_of[image_id] = listing.captions[name] = []

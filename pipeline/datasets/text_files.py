@@ -34,18 +34,24 @@ class Position:
     """Where in a file a reader is, for error messages.
 
     Attributes:
-        text: such as "line 7" or "images[3]"; empty for the file as a whole.
+        text: such as "line 7" or "images"; empty for the file as a whole.
+        index: of an object in the list `text`, if it is a list.
     """
 
     text = ""
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.index is None else f"{self.text}[{self.index}]"
 
     def each(self, parent: object, key: str) -> Iterator[dict[str, Any]]:
         """Yield the objects of the list `parent[key]`, and keep track of the position."""
         items = require_type(parent, dict, "the file", "an object")[key]
-        for index, item in enumerate(require_type(items, list, key, "a list of objects")):
-            self.text = f"{key}[{index}]"
-            yield require_type(item, dict, "the value", "an object")
-        self.text = ""
+        items = require_type(items, list, key, "a list of objects")
+        self.text = key
+        for self.index, item in enumerate(items):
+            yield item if isinstance(item, dict) else require_type(item, dict, "it", "an object")
+        self.text, self.index = "", None
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def reporting_errors(
             reason = f"key {reprlib.repr(error.args[0])} is missing"
         if isinstance(error, RecursionError):
             reason = "its values are nested too deeply"
-        where = f"{path}, {position.text}" if position.text else str(path)
+        where = f"{path}, {position}" if position.text else str(path)
         raise DatasetError(f"{where}: {reason}. {expected}".rstrip()) from None
 
 
@@ -261,10 +267,10 @@ def parse_id(value: object, key: str) -> int:
         ValueError: it is no integer, or does not fit into 64 bits.
     """
     number = None
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value):
-        number = int(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int:  # the usual case; True and False are of another type
         number = value
+    elif isinstance(value, str):
+        number = int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value) else None
     elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_FLOAT_LIMIT:
         number = int(value)
     if number is None or not -INT64_LIMIT <= number < INT64_LIMIT:
@@ -303,6 +309,8 @@ def parse_caption(value: object, key: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"{key} is {reprlib.repr(value)}, expected text")
+    if value.isascii() and "\0" not in value and len(value) <= MAX_CAPTION_LETTERS:
+        return value
     if len(value) > MAX_CAPTION_LETTERS:
         raise ValueError(
             f"{key} has {len(value):,} letters, expected at most {MAX_CAPTION_LETTERS:,}"
