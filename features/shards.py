@@ -285,7 +285,8 @@ def _encode_parquet(shard: FeatureShard) -> bytes:
 
 
 def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
-    with pq.ParquetFile(path) as file:
+    # An open file: pyarrow takes some paths for addresses, and replaces a leading "~".
+    with path.open("rb") as content, pq.ParquetFile(content) as file:
         table = file.read()
     metadata = table.schema.metadata
     features = _from_lists(table, "features")

@@ -242,6 +242,19 @@ def test_hdf5_without_a_field_is_refused(tmp_path):
         read_shard(path)
 
 
+@SUFFIXES
+@pytest.mark.parametrize("folder", ["~", "~x", "exp:1", "s3:x", "file:", "hdfs:"])
+def test_shard_in_a_folder_that_looks_like_an_address(tmp_path, monkeypatch, suffix, folder):
+    monkeypatch.chdir(tmp_path)
+    path, shard = Path(folder) / f"part{suffix}", make_shard()
+    path.parent.mkdir()
+    write_shard(path, shard)
+    assert_same(read_shard(path), shard)
+    path.unlink()
+    with pytest.raises(MissingArtifactError):
+        read_shard(path)
+
+
 def test_parquet_with_other_columns_is_refused(tmp_path):
     path = tmp_path / "part.parquet"
     pq.write_table(pa.table({"text": ["a"]}), path)
