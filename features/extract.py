@@ -55,12 +55,13 @@ def extract(config: FeaturesConfig) -> Manifest:
     images = list_images(config)
     config = resolve_auto_weights(config, images)
     directory = features_dir(config)
+    done = read_manifest(directory)
+    config = keep_extras(config, done)
+    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    if done is not None and is_up_to_date(done, directory, config, images):
+        print_note(f"features: {directory} is up to date ({describe_counts(done)})")
+        return done
     with locked(directory), pillow_warnings_ignored():
-        done = read_manifest(directory)
-        config = keep_extras(config, done)
-        if done is not None and is_up_to_date(done, directory, config, images):
-            print_note(f"features: {directory} is up to date ({describe_counts(done)})")
-            return done
         require_images_still_exist(done, directory, images)
         manifest = compute_features(config, images, directory, started)
     print_summary(directory, manifest)

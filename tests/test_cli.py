@@ -4,9 +4,10 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -569,3 +570,71 @@ def test_main_is_the_console_script() -> None:
 
     (script,) = entry_points(group="console_scripts", name="showtell")
     assert script.load() is cli.main
+
+
+RUN_EACH = """
+import sys
+from showtell.cli import run
+for command in sys.argv[1:]:
+    sys.argv[1:] = command.split("|")
+    print(command.split("|")[0], "->", run(), flush=True)
+"""
+
+
+@pytest.fixture
+def read_only_data(scenes: Path) -> Iterator[Path]:
+    """A data folder with a finished run that this user cannot write."""
+    from showtell.model.train import train
+
+    prepare_module.prepare(PrepareConfig(data=scenes, dataset="scenes", min_count=1))
+    sizes = {"hidden_size": 8, "embed_size": 8}
+    train(TrainConfig(data=scenes, dataset="scenes", run="r", epochs=1, **sizes))
+    for path in (scenes, *scenes.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield scenes
+    for path in (scenes, *scenes.rglob("*")):
+        path.chmod(0o755)
+
+
+def without_privileges() -> list[str]:
+    """Return how to run a command for which the modes of files hold, although root runs it."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root writes everywhere, and there is no setpriv")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Path → mtime and size of everything in a folder."""
+    found = {str(path): path.stat() for path in sorted(folder.rglob("*"))}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
+
+
+def test_finished_stages_are_up_to_date_in_a_folder_that_cannot_be_written(
+    read_only_data: Path, random_weights: Path
+) -> None:
+    data = f"--data|{read_only_data}"
+    features = f"features|--dataset|scenes|--encoder|resnet18|--weights|{random_weights}|{data}"
+    commands = [
+        f"status|{data}",
+        f"verify|{data}",
+        f"prepare|--dataset|scenes|--min-count|1|{data}",
+        f"{features}|--image-size|64|--shard-size|25",
+        f"prepare|--dataset|scenes|--min-count|2|{data}",
+        f"{features}|--image-size|32",
+        f"download|--dataset|coco2014|{data}",
+    ]
+    before = state_of(read_only_data)
+    done = subprocess.run(
+        [*without_privileges(), sys.executable, "-c", RUN_EACH, *commands],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    statuses = re.findall(r"^\w+ -> (\d)$", done.stdout, re.MULTILINE)
+    assert statuses == list("0000111"), done.stdout + done.stderr
+    assert done.stdout.count("up to date") == 2
+    assert done.stderr.count("could not be written: Permission denied") == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+    assert state_of(read_only_data) == before

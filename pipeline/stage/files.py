@@ -1,18 +1,22 @@
 """Atomic writes, hashes, and locks on folders."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLock, Timeout
 
 from .errors import MissingArtifactError, ShowTellError, StorageError
 
-LOCK_NAME = ".lock"
+LOCK_NAME, SOFT_LOCK_NAME = ".lock", ".lock-without-kernel"
+IS_BUSY = "is being written by another showtell process. Wait for it to finish, or stop it."
+NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO)
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -130,7 +134,12 @@ def write_bytes(path: Path, *contents: bytes | memoryview) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        content = json.dumps(value, indent=1).encode()
+    write_bytes(path, content + b"\n")
 
 
 @contextmanager
@@ -141,33 +150,68 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         ShowTellError: another process holds the lock.
+        StorageError: the folder cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK_NAME)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)  # unlocks it
+            if not _lock(descriptor, fcntl.LOCK_EX):
+                stack.enter_context(_lock_file(directory))
+        except BlockingIOError:
+            raise ShowTellError(f"{directory} {IS_BUSY}") from None
+        except OSError as error:
+            raise write_error(directory, error) from error
+        for partial in directory.glob(".*.partial*"):
+            partial.unlink(missing_ok=True)
+        yield
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Lock an open file; return False if its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)  # `is_locked` holds the lock for a moment
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS_ERRORS:
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _lock_file(directory: Path) -> Iterator[None]:
+    """Hold a lock that is a file with the id of this process; it is free once that has ended."""
+    lock = SoftFileLock(directory / SOFT_LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ShowTellError(
-            f"{directory} is being written by another showtell process. "
-            "Wait for it to finish, or stop it."
+            f"{directory} {IS_BUSY} If there is none, delete {directory / SOFT_LOCK_NAME}."
         ) from None
     try:
-        for partial in directory.glob(".*.partial*"):
-            partial.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether another process holds the lock of `directory`."""
-    path = directory / LOCK_NAME
-    if not path.exists():
-        return False
-    lock = FileLock(path)
+    """Return whether another process holds the lock of `directory`; writes nothing."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor, fcntl.LOCK_SH) and (directory / SOFT_LOCK_NAME).exists()
+    except OSError:
         return True
-    lock.release()
-    return False
+    finally:
+        os.close(descriptor)

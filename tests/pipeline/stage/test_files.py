@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from showtell.pipeline.stage.errors import MissingArtifactError, ShowTellError
+from showtell.pipeline.stage.errors import MissingArtifactError, ShowTellError, StorageError
 from showtell.pipeline.stage.files import (
     atomic_path,
     file_size,
@@ -186,3 +189,76 @@ def test_locked_deletes_temporary_files_of_killed_processes(tmp_path) -> None:
         holder.communicate()
     with locked(tmp_path):
         assert set(names_in(tmp_path)) - {".lock"} == {"table.parquet", ".hidden", "a.partial"}
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def no_locks(request, monkeypatch) -> None:
+    """A file system that refuses locks."""
+
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_lock_is_a_file_where_the_file_system_has_no_locks(tmp_path, no_locks) -> None:
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(ShowTellError, match=r"written by another .* delete .*\.lock-"):
+            locked(tmp_path).__enter__()
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        pass
+
+
+HOLD_FILE = f"""
+import fcntl
+def refuse(*_):
+    raise OSError({errno.ENOLCK}, "No locks available")
+fcntl.flock = refuse
+{HOLD}"""
+
+
+def test_lock_file_of_a_killed_process_is_free(tmp_path, no_locks) -> None:
+    command = [sys.executable, "-c", HOLD_FILE, tmp_path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ShowTellError, match="another showtell process"):
+            locked(tmp_path).__enter__()
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_is_locked_opens_nothing_for_writing(tmp_path, monkeypatch) -> None:
+    with locked(tmp_path):
+        pass
+    real_open = os.open
+
+    def open_to_read(path: Path, flags: int, *mode: int) -> int:
+        assert flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0
+        return real_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_to_read)
+    assert not is_locked(tmp_path)
+    assert not is_locked(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_folder_that_cannot_be_written_is_an_error_with_its_path(
+    tmp_path, monkeypatch, code: int
+) -> None:
+    def refuse(path: Path, *_: object) -> int:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=f"{tmp_path} could not be written: .*same command"):
+        locked(tmp_path).__enter__()
+
+
+def test_json_of_a_name_that_is_not_utf8_can_be_written_and_read(tmp_path) -> None:
+    value = {"caf\udce9.jpg": "ä"}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_bytes()) == value
