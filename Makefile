@@ -27,11 +27,12 @@ resume    = $(shell [ ! -e $(call quote,$(DATA)/runs/$(1)/last.safetensors) ] ||
 
 .DEFAULT_GOAL := help
 .PHONY: help install download prepare features train eval bench demo flickr8k-features flickr8k \
-  flickr8k-ensemble test lint types format clean
+  flickr8k-ensemble test chaos lint types format clean
 
 help:
 	@echo "make demo                       train and score on drawn scenes, in a few minutes"
 	@echo "make test                       run lint, type checks and tests"
+	@echo "make chaos                      kill, fill the disk and flip bits, in every stage: 30 minutes"
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
 	@echo "                                run the stages, on COCO 2014 by default"
 	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
@@ -102,6 +103,9 @@ flickr8k-sc-%: flickr8k-soft-%
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+chaos: install
+	$(BIN)/python tests/chaos --output chaos $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

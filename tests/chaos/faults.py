@@ -1,0 +1,235 @@
+"""The faults: a process killed, a full disk, two processes at once, flipped bits.
+
+Each fault yields one `Trial` for every place where it strikes. Outcomes:
+
+    survived    the work went on, or one line named the problem and commands that solved it; in the
+                end every file was the same as after an undisturbed run
+    lost        no command that was advised brought the work to its end
+    silent      a command succeeded, with other results
+    traceback   a command ended in a traceback, or hung
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from folders import content_of, differences
+from injection import (
+    FULL,
+    KILL,
+    STOP,
+    Command,
+    Patch,
+    Result,
+    restore,
+    run,
+    run_and_follow,
+)
+from scenario import STAGES, Project
+
+SURVIVED, LOST, SILENT, TRACEBACK = "survived", "lost", "silent", "traceback"
+MAX_CHANGES = 2000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault at one place.
+
+    Attributes:
+        fault: its kind.
+        where: stage or file.
+        place: number of the change, or of the bit.
+        outcome: see above.
+        detail: how it went: `continued` or `explained`, or the last error and what differs.
+    """
+
+    fault: str
+    where: str
+    place: int
+    outcome: str
+    detail: str
+
+
+def kills(
+    project: Project, stage: str, every: int = 1, patch: Patch | None = None
+) -> Iterator[Trial]:
+    """Kill a stage at every change of a file; then run the same command again."""
+    for at in range((every + 1) // 2, MAX_CHANGES, every):
+        project.start(stage)
+        command = project.command(stage)
+        killed = run(command, project.data, mode=KILL, at=at, patch=patch)
+        if killed.status != -9:
+            return
+        verified = run(["verify"], project.data)
+        outcome, detail = finish(project, stage, patch)
+        if verified.has_traceback:
+            outcome, detail = TRACEBACK, f"verify: {verified.output[-300:]}"
+        elif verified.status and outcome == SURVIVED:
+            outcome, detail = LOST, f"verify calls it damage: {verified.output[:300]}"
+        yield Trial("killed", stage, at, outcome, detail)
+
+
+def full_disks(
+    project: Project, stage: str, every: int = 1, patch: Patch | None = None
+) -> Iterator[Trial]:
+    """Fill the disk at every change of a file; then run the same command with free space."""
+    for at in range((every + 1) // 2, MAX_CHANGES, every):
+        project.start(stage)
+        failed = run(project.command(stage), project.data, mode=FULL, at=at, patch=patch)
+        is_whole = not differences(content_of(project.data), project.after[stage])
+        if failed.has_traceback:
+            yield Trial("full disk", stage, at, TRACEBACK, failed.output[-500:])
+        elif failed.status == 0 and is_whole:
+            if not needs_more(project, stage, at, patch):
+                return
+            yield Trial("full disk", stage, at, SURVIVED, "continued")
+        elif failed.status == 0:
+            yield Trial("full disk", stage, at, SILENT, "succeeded without its files")
+        elif not failed.is_one_line:
+            yield Trial("full disk", stage, at, TRACEBACK, f"not one line: {failed.output[-300:]}")
+        else:
+            yield Trial("full disk", stage, at, *finish(project, stage, patch))
+
+
+def needs_more(project: Project, stage: str, at: int, patch: Patch | None) -> bool:
+    """Return whether a stage makes `at` changes at all."""
+    project.start(stage)
+    return run(project.command(stage), project.data, mode=KILL, at=at, patch=patch).status == -9
+
+
+def pairs(
+    project: Project, stage: str, every: int = 1, patch: Patch | None = None
+) -> Iterator[Trial]:
+    """Stop a stage at every change of a file, run it in another process, and let it go on."""
+    for at in range((every + 1) // 2, MAX_CHANGES, every):
+        project.start(stage)
+        first = Command(project.command(stage), project.data, mode=STOP, at=at, patch=patch)
+        if not first.wait_until_stopped():
+            first.wait()
+            return
+        second = run(project.command(stage), project.data, patch=patch)
+        first.resume()
+        ended = first.wait()
+        yield Trial("two at once", stage, at, *judge_pair(project, stage, ended, second))
+
+
+def judge_pair(project: Project, stage: str, first: Result, second: Result) -> tuple[str, str]:
+    for result in (first, second):
+        if result.has_traceback or (result.status and not result.is_one_line):
+            return TRACEBACK, result.output[-500:]
+    wrong = differences(content_of(project.data), project.after[stage])
+    if first.status and second.status:
+        return LOST, f"both failed: {first.error} {second.error}"
+    if wrong:
+        return SILENT, f"differs: {wrong}"
+    return SURVIVED, "explained" if first.status or second.status else "continued"
+
+
+def finish(project: Project, stage: str, patch: Patch | None) -> tuple[str, str]:
+    """Run a stage to its end after a fault; return the outcome and its detail."""
+    result, followed = run_and_follow(project.command(stage), project.data, patch)
+    if result.has_traceback or (result.status and not result.is_one_line):
+        return TRACEBACK, f"after {followed}: {result.output[-500:]}"
+    if result.status:
+        return LOST, f"after {followed}: {result.error}"
+    if wrong := differences(content_of(project.data), project.after[stage]):
+        return SILENT, f"after {followed}, differs: {wrong}"
+    return SURVIVED, f"explained: {followed}" if followed else "continued"
+
+
+# Artifact → the commands that read it. `{root}` is the folder of the project.
+FRESH_TRAIN = (*STAGES["train"][:-1], "fresh")
+FRESH_EVAL = ("eval", "--run", "r", "--device", "cpu", "--beam", "2")
+CAPTION = ("caption", "{root}/data/scenes/raw/images/000001.jpg", "--run", "r", "--device", "cpu")
+ATTENTION = (*FRESH_TRAIN, "--features", "resnet18-random-64", "--attention", "soft")
+OF_CAPTIONS = (STAGES["prepare"], STAGES["features, HDF5"], FRESH_TRAIN)
+OF_FEATURES = (STAGES["features, HDF5"], FRESH_TRAIN)
+OF_GRIDS = (STAGES["features, HDF5 with grid"], ATTENTION)
+OF_RUN = (STAGES["train"], FRESH_EVAL, CAPTION)
+OF_EVAL = (STAGES["eval"], ("compare", "r", "r"))
+READERS = {
+    "scenes/raw/manifest.json": (STAGES["download"],),
+    "scenes/captions/images.parquet": OF_CAPTIONS,
+    "scenes/captions/captions.parquet": OF_CAPTIONS,
+    "scenes/captions/vocab.json": OF_CAPTIONS,
+    "scenes/captions/manifest.json": OF_CAPTIONS,
+    "scenes/features/resnet18-random-32/part-00000.h5": OF_FEATURES,
+    "scenes/features/resnet18-random-32/manifest.json": OF_FEATURES,
+    "scenes/features/resnet18-random-64/part-00001.h5": OF_GRIDS,
+    "scenes/features/resnet18-random-64/part-00001.grid.npy": OF_GRIDS,
+    "scenes/features/resnet18-random-64/manifest.json": OF_GRIDS,
+    "scenes/features/resnet18-random-72/part-00000.parquet": (
+        STAGES["features, Parquet with grid"],
+        (*FRESH_TRAIN, "--features", "resnet18-random-72", "--views", "2"),
+    ),
+    "runs/r/config.json": OF_RUN,
+    "runs/r/vocab.json": OF_RUN,
+    "runs/r/best.safetensors": OF_RUN,
+    "runs/r/manifest.json": OF_RUN,
+    "runs/r/eval/test-beam3/metrics.json": OF_EVAL,
+    "runs/r/eval/test-beam3/captions.json": OF_EVAL,
+    "runs/r/eval/test-beam3/scores.npz": OF_EVAL,
+    "runs/r/eval/test-beam3/manifest.json": OF_EVAL,
+}
+RESUME = ((*STAGES["train"], "--resume"),)
+READERS_OF_STOPPED = {
+    f"runs/r/{name}": RESUME
+    for name in (
+        "last.safetensors",
+        "best.safetensors",
+        "config.json",
+        "vocab.json",
+        "metrics.jsonl",
+    )
+}
+
+
+def flips(
+    project: Project, name: str, count: int, *, stopped: bool = False, patch: Patch | None = None
+) -> Iterator[Trial]:
+    """Flip single bits, evenly spaced over a file, and run every command that reads it."""
+    readers = (READERS_OF_STOPPED if stopped else READERS)[name]
+    snapshot = project.stopped if stopped else project.finished
+    where = f"{name} of a stopped run" if stopped else name
+    for words in readers if count > 1 else readers[-1:]:
+        command = project.fill(words)
+        restore(snapshot, project.data)
+        original = (project.data / name).read_bytes()
+        expected_result, _ = run_and_follow(command, project.data)
+        assert expected_result.status == 0, expected_result.output
+        expected, last_bit = content_of(project.data), 8 * len(original) - 1
+        for index in range(count):
+            bit = index * last_bit // (count - 1) if count > 1 else last_bit // 2
+            restore(snapshot, project.data)
+            flip(project.data / name, bit)
+            judged = judge_reader(project, name, command, expected, expected_result, patch)
+            yield Trial("flipped bit", where, bit, *judged)
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def judge_reader(
+    project: Project,
+    name: str,
+    command: list[str],
+    expected: dict[str, str],
+    expected_result: Result,
+    patch: Patch | None,
+) -> tuple[str, str]:
+    result, followed = run_and_follow(command, project.data, patch)
+    short = " ".join(command[:2])
+    if result.has_traceback or (result.status and not result.is_one_line):
+        return TRACEBACK, f"{short}, after {followed}: {result.output[-500:]}"
+    if result.status:
+        return LOST, f"{short}, after {followed}: {result.error}"
+    wrong = differences(content_of(project.data), expected)
+    if not followed:
+        wrong = [other for other in wrong if other != name]  # still damaged, but not used
+    is_shown = command[0] in ("caption", "compare")
+    if wrong or (is_shown and result.output != expected_result.output):
+        return SILENT, f"{short}, after {followed}, differs: {wrong}"
+    return SURVIVED, f"explained: {followed}" if followed else "harmless"
