@@ -105,7 +105,7 @@ test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 chaos: install
-	$(BIN)/python tests/chaos --output chaos $(ARGS)
+	$(BIN)/python tests/chaos --output build/chaos $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -139,8 +139,8 @@ def finish(project: Project, stage: str, patch: Patch | None) -> tuple[str, str]
 
 # Artifact → the commands that read it. `{root}` is the folder of the project.
 FRESH_TRAIN = (*STAGES["train"][:-1], "fresh")
-FRESH_EVAL = ("eval", "--run", "r", "--device", "cpu", "--beam", "2")
-CAPTION = ("caption", "{root}/data/scenes/raw/images/000001.jpg", "--run", "r", "--device", "cpu")
+FRESH_EVAL = ("eval", "--run", "r", "--beam", "2")
+CAPTION = ("caption", "{root}/data/scenes/raw/images/000001.jpg", "--run", "r")
 ATTENTION = (*FRESH_TRAIN, "--features", "resnet18-random-64", "--attention", "soft")
 OF_CAPTIONS = (STAGES["prepare"], STAGES["features, HDF5"], FRESH_TRAIN)
 OF_FEATURES = (STAGES["features, HDF5"], FRESH_TRAIN)

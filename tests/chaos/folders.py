@@ -9,6 +9,8 @@ from typing import Any
 # Times, speeds, checksums of files that hold times, and whether a training was resumed.
 TIMES = {
     "resume",
+    "log_bytes",
+    "log_checksum",
     "seconds",
     "val_seconds",
     "decode_seconds",
@@ -23,11 +25,15 @@ TIMED_FILES = {"metrics.json", "metrics.jsonl", "last.safetensors"}
 
 
 def content_of(data: Path) -> dict[str, str]:
-    """Return name → hash of every file, except locks and TensorBoard's event files."""
+    """Return name → hash of every file.
+
+    Locks, TensorBoard's event files and results that `train --resume` set aside do not count.
+    """
     return {
         path.relative_to(data).as_posix(): hash_of(path)
         for path in sorted(data.rglob("*"))
-        if path.is_file() and path.name != ".lock" and "tensorboard" not in path.parts
+        if path.is_file() and path.name != ".lock"
+        if not any(part == "tensorboard" or part.startswith("earlier-") for part in path.parts)
     }
 
 
@@ -42,7 +48,7 @@ def hash_of(path: Path) -> str:
             (size,) = struct.unpack("<Q", content[:8])
             header = json.loads(content[8 : 8 + size])
             metadata = header.get("__metadata__", {})
-            for name in ("progress", "scaler"):
+            for name in ("progress", "scaler", "run"):
                 if name in metadata:
                     metadata[name] = json.loads(metadata[name])
             content = _to_bytes(header) + content[8 + size :]

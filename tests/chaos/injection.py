@@ -37,6 +37,7 @@ def preload() -> None:
         "LD_PRELOAD": library,
         "OMP_NUM_THREADS": 1,
         "NO_COLOR": 1,
+        "CUDA_VISIBLE_DEVICES": "",
         "CHAOS_DIR": folder,
         "SHOWTELL_COCO_URL": "http://127.0.0.1:9",  # nothing is downloaded
     }
@@ -174,8 +175,6 @@ def run_and_follow(
             break
         followed.append(shlex.join(advised[0]))
         outcome = follow(advised[0], data, patch)
-        if "--resume" in advised[0] and outcome.status == 0:
-            return outcome, followed
         result = run(arguments, data, patch=patch) if outcome.status == 0 else outcome
     return result, followed
 

@@ -14,9 +14,9 @@ from folders import content_of
 from injection import KILL, LOG, Result, restore, run
 
 COMMON = ("--dataset", "scenes")
-NETWORK = ("--encoder", "resnet18", "--num-workers", "1", "--device", "cpu")
+NETWORK = ("--encoder", "resnet18", "--num-workers", "1")
 TRAIN = (
-    *("train", *COMMON, "--features", "resnet18-random-32", "--device", "cpu"),
+    *("train", *COMMON, "--features", "resnet18-random-32"),
     *("--epochs", "2", "--hidden-size", "16", "--embed-size", "16", "--batch-size", "16"),
 )
 
@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "features, Parquet with grid": features(72, "--format", "parquet", "--grid", "--views", "2"),
     "features, replaced": features(40, "--format", "parquet", "--views", "2"),
     "train": (*TRAIN, "--run", "r"),
-    "eval": ("eval", "--run", "r", "--device", "cpu"),
+    "eval": ("eval", "--run", "r"),
     "prepare, replaced": ("prepare", *COMMON, "--min-count", "2"),
 }
 # The short version of the tests.
