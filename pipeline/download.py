@@ -141,6 +141,10 @@ def _run(
         return done
     with _reporting_full_disk(raw_dir), locked(raw_dir):
         stopwatch = Stopwatch()
+        for leftover in raw_dir.glob(
+            "*/.*.partial*"
+        ):  # `locked` deletes those of the folder itself
+            leftover.unlink(missing_ok=True)
         names, counts = make_files()
         return Manifest(
             stage="download",

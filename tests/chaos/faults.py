@@ -64,8 +64,6 @@ def kills(
         outcome, detail = finish(project, stage, patch)
         if verified.has_traceback:
             outcome, detail = TRACEBACK, f"verify: {verified.output[-300:]}"
-        elif verified.status and outcome == SURVIVED:
-            outcome, detail = LOST, f"verify calls it damage: {verified.output[:300]}"
         yield Trial("killed", stage, at, outcome, detail)
 
 
@@ -79,12 +77,11 @@ def full_disks(
         is_whole = not differences(content_of(project.data), project.after[stage])
         if failed.has_traceback:
             yield Trial("full disk", stage, at, TRACEBACK, failed.output[-500:])
-        elif failed.status == 0 and is_whole:
+        elif failed.status == 0:
             if not needs_more(project, stage, at, patch):
                 return
-            yield Trial("full disk", stage, at, SURVIVED, "continued")
-        elif failed.status == 0:
-            yield Trial("full disk", stage, at, SILENT, "succeeded without its files")
+            outcome = (SURVIVED, "continued") if is_whole else (SILENT, "succeeded without files")
+            yield Trial("full disk", stage, at, *outcome)
         elif not failed.is_one_line:
             yield Trial("full disk", stage, at, TRACEBACK, f"not one line: {failed.output[-300:]}")
         else:
@@ -171,24 +168,31 @@ READERS = {
     "runs/r/eval/test-beam3/scores.npz": OF_EVAL,
     "runs/r/eval/test-beam3/manifest.json": OF_EVAL,
 }
-RESUME = ((*STAGES["train"], "--resume"),)
-READERS_OF_STOPPED = {
-    f"runs/r/{name}": RESUME
+QUICK_READERS = (
+    "scenes/captions/captions.parquet",
+    "scenes/features/resnet18-random-32/part-00000.h5",
+    "runs/r/config.json",
+    "runs/r/best.safetensors",
+    "runs/r/eval/test-beam3/scores.npz",
+)
+# Files of a stopped run that `train --resume` reads.
+READERS_OF_STOPPED = tuple(
+    f"runs/r/{name}"
     for name in (
         "last.safetensors",
+        "metrics.jsonl",
         "best.safetensors",
         "config.json",
         "vocab.json",
-        "metrics.jsonl",
     )
-}
+)
 
 
 def flips(
     project: Project, name: str, count: int, *, stopped: bool = False, patch: Patch | None = None
 ) -> Iterator[Trial]:
     """Flip single bits, evenly spaced over a file, and run every command that reads it."""
-    readers = (READERS_OF_STOPPED if stopped else READERS)[name]
+    readers = ((*STAGES["train"], "--resume"),) if stopped else READERS[name]
     snapshot = project.stopped if stopped else project.finished
     where = f"{name} of a stopped run" if stopped else name
     for words in readers if count > 1 else readers[-1:]:

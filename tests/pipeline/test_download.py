@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,14 @@ def test_download_that_is_up_to_date_writes_nothing(setting: Setting) -> None:
     (setting.raw / ".lock").unlink()
     assert setting.run() == (first, [])
     assert not (setting.raw / ".lock").exists()
+
+
+def test_half_drawn_image_of_a_killed_process_is_no_image(tmp_path, monkeypatch) -> None:
+    few = partial(download_module.draw_scenes, num_train=2, num_val=1, num_test=1)
+    monkeypatch.setattr(download_module, "draw_scenes", few)
+    images = tmp_path / "scenes/raw/images"
+    images.mkdir(parents=True)
+    (images / ".000001.123.partial.jpg").write_bytes(b"half")
+    manifest = download(DownloadConfig(data=tmp_path, dataset="scenes"))
+    assert len(manifest.outputs) == 5
+    assert [path.name for path in sorted(images.iterdir())] == [f"{i:06}.jpg" for i in range(1, 5)]
