@@ -33,13 +33,12 @@ from .stage.artifacts import describe, repair_command
 from .stage.checksums import checksums_of
 from .stage.console import format_bytes, print_note
 from .stage.errors import DatasetError, DownloadError
-from .stage.files import file_size, locked, write_bytes, write_json
+from .stage.files import file_size, locked, write_bytes, write_error, write_json
 from .stage.manifest import Manifest
 from .stage.stopwatch import Stopwatch
 
 VERSION = 1
 COCO_URL = "http://images.cocodataset.org"
-DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The smallest archive comes first, so that a wrong mirror is noticed within seconds. COCO publishes
 # no checksums; at least two independent projects pin each of these.
@@ -84,8 +83,9 @@ def download(config: DownloadConfig, *, sleep: Callable[[float], None] = time.sl
         The manifest, with the counts `num_archives` and `num_bytes`, or `num_images` for scenes.
 
     Raises:
-        DownloadError: the dataset cannot be downloaded, the disk is full, or the server has other
-            files than the published ones.
+        DownloadError: the dataset cannot be downloaded, or the server has other files than the
+            published ones.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     raw_dir = config.dataset_dir / "raw"
     if config.dataset == "scenes":
@@ -139,7 +139,7 @@ def _run(
     if done and done.matches(raw_dir, VERSION, config, inputs):
         print_note(f"download: {raw_dir} is up to date")
         return done
-    with _reporting_full_disk(raw_dir), locked(raw_dir):
+    with _reporting_storage_errors(raw_dir), locked(raw_dir):
         stopwatch = Stopwatch()
         for leftover in raw_dir.glob(
             "*/.*.partial*"
@@ -263,14 +263,11 @@ def _require_disk_space(archives: Iterable[Archive], raw_dir: Path) -> None:
 
 
 @contextmanager
-def _reporting_full_disk(raw_dir: Path) -> Iterator[None]:
-    """Turn "no space left on device" into a `DownloadError`."""
+def _reporting_storage_errors(raw_dir: Path) -> Iterator[None]:
+    """Turn the operating system's errors, such as a full disk, into a `StorageError`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL_ERRORS:
+        if error.strerror is None:
             raise
-        raise DownloadError(
-            f"{raw_dir}: {error.strerror}. Downloaded files are kept: free some disk space, or "
-            "choose another disk with --data, then run the same command again."
-        ) from error
+        raise write_error(Path(error.filename or raw_dir), error) from error

@@ -1,5 +1,6 @@
 """Tests of the stage; `archives/test_fetch.py` covers faults of the network and the server."""
 
+import errno
 import hashlib
 import io
 import os
@@ -21,7 +22,7 @@ from showtell.pipeline.archives.fetch import Archive
 from showtell.pipeline.config import DownloadConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.download import ARCHIVES, ON_REQUEST, download, find_archives, unpack_members
-from showtell.pipeline.stage.errors import DownloadError, ShowTellError
+from showtell.pipeline.stage.errors import DownloadError, ShowTellError, StorageError
 from showtell.pipeline.stage.files import locked
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.status import stage_status
@@ -244,8 +245,8 @@ def test_download_fails_at_once_without_disk_space(setting: Setting) -> None:
     usage = download_module.shutil._ntuple_diskusage(100, 90, 10)
     setting.patch.setattr(download_module.shutil, "disk_usage", lambda path: usage)
     setting.patch.setattr(download_module, "fetch", None)
-    message = r"B remain to be downloaded, 10 B are free.*free some disk space"
-    with pytest.raises(DownloadError, match=message):
+    message = r"B remain to be downloaded, 10 B are free.*Free some disk space"
+    with pytest.raises(StorageError, match=message):
         setting.run(train=TRAIN)
 
 
@@ -254,11 +255,32 @@ def test_download_reports_a_full_disk_in_one_line(setting: Setting) -> None:
     setting.patch.setattr(fetch_module.PartialDownload, "discard", lambda self: None)
     setting.raw.mkdir(parents=True)
     (setting.raw / "train.zip.partial").symlink_to("/dev/full")
-    message = r"No space left on device.*free some disk space"
-    with pytest.raises(DownloadError, match=message) as caught:
+    message = r"No space left on device.*Free some disk space"
+    with pytest.raises(StorageError, match=message) as caught:
         setting.run(train=TRAIN)
     assert "\n" not in str(caught.value)
     assert not setting.target.exists()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("name", ["open", "replace"])
+def test_download_reports_what_the_system_refuses_in_one_line(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, code: int, name: str
+) -> None:
+    real = getattr(Path, name)
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name.endswith(".zip.partial"):
+            raise OSError(code, os.strerror(code), str(self))
+        return real(self, *args, **options)
+
+    message = rf"train\.zip\.partial could not be written: {os.strerror(code)}\."
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=message) as caught:
+        patch.setattr(Path, name, refuse)
+        setting.run(train=TRAIN)
+    assert "\n" not in str(caught.value)
+    setting.run(train=TRAIN)
+    assert setting.target.read_bytes() == TRAIN
 
 
 def test_download_fails_while_another_process_writes(setting: Setting) -> None:
