@@ -146,7 +146,13 @@ def caption(config: CaptionConfig) -> None:
     from .serving.captioner import caption_files, load
 
     run = config.run or choose_run(config.data, None).name
-    captioner = load(run, data=config.data, weights=config.weights, device=config.device)
+    captioner = load(
+        run,
+        data=config.data,
+        weights=config.weights,
+        device=config.device,
+        max_pixels=config.max_pixels,
+    )
     if caption_files(captioner, config.images, config):
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..pipeline.stage.options import DatasetConfig, option
+from .reading.limits import MAX_PIXELS
 from .reading.views import VIEWS
 
 MAX_VIEWS = len(VIEWS)
@@ -25,6 +26,16 @@ def precision_option() -> str:
         "auto",
         "Number format of the computation. auto uses bf16 where it is fast, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
+        group="Hardware",
+    )
+
+
+def max_pixels_option() -> int:
+    """Declare `--max-pixels`."""
+    return option(
+        MAX_PIXELS,
+        "Skip images with more pixels. Decoding takes about 8 bytes of memory per pixel.",
+        at_least=1,
         group="Hardware",
     )
 
@@ -79,5 +90,6 @@ class FeaturesConfig(DatasetConfig):
         at_least=1,
         group="Hardware",
     )
+    max_pixels: int = max_pixels_option()
     device: str = device_option()
     precision: str = precision_option()

@@ -133,7 +133,8 @@ def compute_features(
     done = read_manifest(directory)
     staging = directory / STAGING if done else directory
     num_cells = backbone.num_cells if config.grid else None
-    skipped = find_finished(jobs, directory, staging, done, backbone.feature_dim, num_cells)
+    width, limit = backbone.feature_dim, config.max_pixels
+    skipped = find_finished(jobs, directory, staging, done, width, num_cells, limit)
     todo = [job for job in jobs if job.name not in skipped]
     watch = Stopwatch()
     for job, unreadable in compute_shards(config, images, todo, backbone, device, staging, watch):

@@ -20,7 +20,7 @@ from .config import FeaturesConfig
 from .encoders.backbone import Backbone
 from .encoders.family import is_weights_file
 from .layout import absolute_weights, weights_label
-from .plan import RETRY, ImageList, ShardJob, Skipped
+from .plan import RETRY, ImageList, ShardJob, Skipped, is_limited
 
 VERSION = 1
 
@@ -50,6 +50,8 @@ def is_up_to_date(
         # All images have been deleted since; the features remain valid.
         inputs["images"] = done.inputs.get("images", "")
     options = describe_options(config) | {"precision": precision}
+    if is_limited(done.skipped, config.max_pixels):
+        return False
     return done.matches(directory, VERSION, options, inputs)
 
 

@@ -1,6 +1,6 @@
 """The plan of the features stage: which images, in which shards, and which shards exist already."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
 from .grids import grid_name, open_grid
 from .reading.batches import split_into_batches
-from .reading.broken_images import MISSING, READ_FAILED
+from .reading.broken_images import MISSING, READ_FAILED, is_above_lower_limit
+from .reading.limits import MAX_PIXELS
 from .shards import FORMATS, read_shard
 
 # Stored instead of a fingerprint if a file could not be read, so that the next run tries again.
@@ -141,6 +142,7 @@ def find_finished(
     done: Manifest | None,
     feature_dim: int,
     num_cells: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Skipped]:
     """Find the shards that exist, are undamaged and have the fingerprint of their job.
 
@@ -153,6 +155,7 @@ def find_finished(
         done: the manifest of the features folder.
         feature_dim: D.
         num_cells: P, if each shard needs a grid file.
+        max_pixels: the value of `--max-pixels`.
 
     Returns:
         Name of each shard found → its skipped images.
@@ -166,13 +169,21 @@ def find_finished(
                 continue
             with suppress(ShowTellError):
                 shard = read_shard(path, feature_dim)
-                if shard.fingerprint != job.fingerprint:
+                if shard.fingerprint != job.fingerprint or is_limited(shard.skipped, max_pixels):
                     continue
                 if num_cells is not None:
                     grid_path = path.with_name(grid_name(job.name))
                     open_grid(grid_path, shard, num_cells, check_all_rows=True)
                 found[job.name] = shard.skipped
     return found
+
+
+def is_limited(skipped: Iterable[tuple[object, str]], max_pixels: int) -> bool:
+    """Whether images were skipped because of a lower `--max-pixels`, and may be read with this one.
+
+    A lower value than before changes nothing: images that have been read stay.
+    """
+    return any(is_above_lower_limit(reason, max_pixels) for _, reason in skipped)
 
 
 def find_changed(done: Manifest, directory: Path) -> set[tuple[str, str]]:

@@ -60,6 +60,7 @@ def compute_shards(
         config.num_workers,
         for_gpu=device.type == "cuda",
         num_views=config.views,
+        max_pixels=config.max_pixels,
     )
     num_finished = len(images) - sum(len(job) for job in jobs)
     progress = ProgressLine("features", total=len(images), unit="img", start=num_finished)

@@ -14,6 +14,7 @@ from ..features.device import choose_device, keep_freed_memory
 from ..features.encoders.backbone import Backbone, load_backbone
 from ..features.reading.broken_images import UnreadableImageError
 from ..features.reading.decode import decode_image, to_upright_rgb
+from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.views import VIEWS
 from ..features.store import require_views
 from ..model.decoders.base import Decoder
@@ -50,6 +51,7 @@ class Captioner:
         precision: arithmetic and device of the decoder.
         run: the config stored with the run.
         data: the data folder, where `consensus` finds features and captions of the training images.
+        max_pixels: image files with more pixels are refused.
     """
 
     backbone: Backbone
@@ -58,6 +60,7 @@ class Captioner:
     precision: Precision
     run: RunConfig
     data: Path
+    max_pixels: int = MAX_PIXELS
     _consensus: tuple[tuple[int, int, float], Consensus] | None = field(default=None, repr=False)
 
     def caption(
@@ -163,7 +166,8 @@ class Captioner:
             if isinstance(image, Image.Image):
                 decoded = to_upright_rgb(image.copy())
             else:
-                decoded = decode_image(Path(image).read_bytes(), transform)
+                content = Path(image).read_bytes()
+                decoded = decode_image(content, transform, self.max_pixels)
             return np.stack([transform(decoded, view) for view in VIEWS[:num_views]])
         except OSError as error:
             raise DatasetError(f"{image} cannot be read: {error.strerror or error}.") from None
@@ -178,6 +182,7 @@ def load(
     weights: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> Captioner:
     """Load a trained run as a `Captioner`.
 
@@ -187,6 +192,7 @@ def load(
         weights: path of the encoder's weights, if the file was moved after training.
         device: cpu, cuda, …; auto uses a GPU if there is one.
         precision: auto, fp32, bf16 or fp16.
+        max_pixels: image files with more pixels are refused.
 
     Raises:
         MissingArtifactError: there is no such run.
@@ -227,7 +233,7 @@ def load(
             f"The run {run_dir} needs grid features, which {backbone.name} does not "
             f"have. Restore the original {CONFIG_NAME} of the run."
         )
-    return Captioner(backbone, decoder, vocab, decoder_precision, config, Path(data))
+    return Captioner(backbone, decoder, vocab, decoder_precision, config, Path(data), max_pixels)
 
 
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:

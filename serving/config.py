@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..features.config import device_option
+from ..features.config import device_option, max_pixels_option
 from ..model.generation.options import DecodingOptions
 from ..pipeline.stage.options import StageConfig, argument, option
 
@@ -25,4 +25,5 @@ class CaptionConfig(DecodingOptions, StageConfig):
         group="Input",
         metavar="FILE",
     )
+    max_pixels: int = max_pixels_option()
     device: str = device_option()

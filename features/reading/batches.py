@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ...pipeline.datasets.image_files import ImageFiles
+from .limits import MAX_PIXELS
 from .transform import Transform
 from .workers import ImageLoader, Pixels, load_in_processes, load_in_threads
 
@@ -39,6 +40,7 @@ def read_batches(
     num_workers: int | None = None,
     for_gpu: bool = False,
     num_views: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> Generator[ImageBatch, None, None]:
     """Read images in batches, decoding a few batches ahead of the caller.
 
@@ -55,6 +57,7 @@ def read_batches(
             decode in threads; the GIL lets about two of them run at once, which is enough for a
             network on a CPU.
         num_views: V, the number of views of each image.
+        max_pixels: images with more pixels are skipped.
 
     Yields:
         One batch per span.
@@ -62,7 +65,7 @@ def read_batches(
     Raises:
         ShowTellError: a decoding process was killed.
     """
-    loader = ImageLoader(files, transform, num_views)
+    loader = ImageLoader(files, transform, num_views, max_pixels)
     names = [file_names[start:stop] for start, stop in spans]
     load = load_in_processes if for_gpu else load_in_threads
     pin = for_gpu and torch.cuda.is_available()

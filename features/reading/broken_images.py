@@ -4,45 +4,60 @@ The reason of a skipped image is stored in its shard and in the manifest. `featu
 prints how many were skipped; `serving/captioner.py` puts the reason into an error.
 """
 
-import struct
-import zlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
 from ...pipeline.stage.errors import DatasetError
-
-# Everything that Pillow's decoders raise for a corrupt file. MemoryError is not in the list, and
-# neither are the errors of our own bugs (AttributeError, NameError, AssertionError).
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 # Reasons for a file that could not be read, as opposed to a corrupt image. Such a file is tried
 # again in the next run: a disk may be back by then, but a corrupt image stays corrupt.
 MISSING = "does not exist"
 READ_FAILED = "cannot be read"
 
+PIXEL_LIMIT = re.compile(r"more than --max-pixels ([\d,]+)$")
+
 
 class UnreadableImageError(DatasetError):
-    """A file is not an image, or is a corrupt one; the message is the reason, on one line."""
+    """A file cannot be decoded to an image; the message is the reason, on one line."""
 
 
-def decoding_reason(error: Exception) -> str:
-    """Return why Pillow could not decode an image."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that PIL knows"
-    return one_line(error)
+@contextmanager
+def decoding(max_pixels: int | None = None) -> Iterator[None]:
+    """Turn whatever Pillow raises into `UnreadableImageError`; only calls of Pillow belong inside.
+
+    Its decoders raise any exception for a corrupt file, down to AssertionError and AttributeError.
+
+    Args:
+        max_pixels: the limit to name if the file claims so many pixels that Pillow refuses it.
+    """
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not an image in a format that PIL knows") from error
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        if found is None or max_pixels is None:
+            raise UnreadableImageError(one_line(error)) from error
+        raise UnreadableImageError(too_many_pixels(int(found[1]), max_pixels)) from error
+    except MemoryError as error:
+        # Either the file asks for too much, or memory is short now: the next run tries again.
+        raise UnreadableImageError(f"{READ_FAILED}: not enough memory to decode it") from error
+    except Exception as error:
+        raise UnreadableImageError(one_line(error)) from error
+
+
+def too_many_pixels(num_pixels: int, max_pixels: int) -> str:
+    """Return the reason for an image above the limit."""
+    return f"has {num_pixels:,} pixels, more than --max-pixels {max_pixels:,}"
+
+
+def is_above_lower_limit(reason: str, max_pixels: int) -> bool:
+    """Whether an image was skipped because of a limit that was lower than `max_pixels`."""
+    limit = PIXEL_LIMIT.search(reason)
+    return limit is not None and int(limit[1].replace(",", "")) < max_pixels
 
 
 def reading_reason(error: Exception) -> str:

@@ -1,50 +1,92 @@
 """Decode the bytes of an image file to an upright RGB image, with Pillow.
 
-Every image that Pillow can decode is used, whatever its mode, bit depth or EXIF orientation.
+Every image that Pillow can decode is used, whatever its mode, bit depth or EXIF orientation, unless
+it has too many pixels. Memory stays below 8 bytes a pixel, besides that of Pillow's decoder.
 """
 
 import io
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from .broken_images import DECODING_ERRORS, UnreadableImageError, decoding_reason
+from .broken_images import UnreadableImageError, decoding, too_many_pixels
+from .limits import MAX_PIXELS
 from .transform import Transform
 
+STRIP_PIXELS = 1 << 20
 
-def decode_image(content: bytes, transform: Transform | None = None) -> Image.Image:
-    """Decode an image file to an upright RGB image.
+
+def decode_image(
+    content: bytes, transform: Transform | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode an image file to an upright RGB image. Arguments and errors as in `open_image`."""
+    return decode_opened(open_image(content, transform, max_pixels)[0])
+
+
+def open_image(
+    content: bytes, transform: Transform | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, int]:
+    """Read the header of an image file.
 
     Args:
         content: the whole file.
         transform: the transform that follows. If given, a JPEG larger than it needs is decoded at
             a reduced size, which is faster. Default: full size.
+        max_pixels: the most pixels to decode.
+
+    Returns:
+        The image for `decode_opened`, and the number of pixels that this will decode.
 
     Raises:
-        UnreadableImageError: not an image, or a corrupt one.
+        UnreadableImageError: not an image, a corrupt one, or one with too many pixels.
     """
     if not content:
         raise UnreadableImageError("the file is empty")
-    try:
+    raise_pillow_limit(max_pixels)
+    with decoding(max_pixels):
         image = Image.open(io.BytesIO(content))
+        num_pixels = image.width * image.height
         if transform is not None:
             # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. The EXIF rotation can
             # swap width and height later, but the transform treats both in the same way.
             image.draft(None, transform.resized_size(*image.size))
+        if "progressive" not in image.info:  # such a JPEG is in memory at its full size
+            num_pixels = image.width * image.height
+    if num_pixels > max_pixels:
+        raise UnreadableImageError(too_many_pixels(num_pixels, max_pixels))
+    return image, num_pixels
+
+
+def decode_opened(image: Image.Image) -> Image.Image:
+    """Decode an image from `open_image` to upright RGB.
+
+    Raises:
+        UnreadableImageError: it is corrupt.
+    """
+    with decoding():
         image.load()
-        return to_upright_rgb(image)
-    except DECODING_ERRORS as error:
-        raise UnreadableImageError(decoding_reason(error)) from error
+    return to_upright_rgb(image)
+
+
+def raise_pillow_limit(max_pixels: int) -> None:
+    """Raise Pillow's limit to `max_pixels`, in this process; a higher one stays.
+
+    Pillow refuses images of twice its limit when it opens them, and inside some formats.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation of a loaded image (in place) and convert it to RGB.
 
     Raises:
-        ValueError: Pillow cannot convert the image's mode.
+        UnreadableImageError: Pillow cannot convert the image's mode.
     """
-    with suppress(*DECODING_ERRORS):  # malformed EXIF data does not affect the pixels
+    with suppress(UnreadableImageError), decoding():  # bad EXIF data does not affect the pixels
         ImageOps.exif_transpose(image, in_place=True)
     return to_rgb(image)
 
@@ -53,28 +95,64 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB; transparent pixels are blended with white.
 
     Raises:
-        ValueError: Pillow cannot convert the mode.
+        UnreadableImageError: Pillow cannot convert the mode.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith(("I", "F")):
-        return scale_to_8_bits(image).convert("RGB")
+        return scale_to_8_bits(image)
     if image.has_transparency_data:
+        return convert_in_strips(image, blend_with_white)
+    with decoding():
+        return image.convert("RGB")
+
+
+def blend_with_white(image: Image.Image) -> Image.Image:
+    """Return an RGBA image whose transparent pixels are blended with white."""
+    with decoding():
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit, 32-bit or float gray to mode L; Pillow's own conversion clips at 255.
+    """Convert 16-bit, 32-bit or float gray to RGB; Pillow's own conversion clips at 255.
 
     Integers from 0 to 65535 are scaled as 16-bit values, floats from 0 to 1 as fractions. Any other
     range is stretched so that its minimum becomes black and its maximum white.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+    extrema = [(values.min(), values.max()) for values in map(to_floats, strips(image))]
+    low, high = float(min(low for low, _ in extrema)), float(max(high for _, high in extrema))
     full_scale = 1.0 if image.mode == "F" else 65535.0
     if low >= 0 and high <= full_scale:
         low, high = 0.0, full_scale
-    gray = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(gray).astype(np.uint8))
+
+    def scale(strip: Image.Image) -> Image.Image:
+        gray = (to_floats(strip) - low) * (255.0 / max(high - low, 1e-12))
+        return Image.fromarray(np.rint(gray).astype(np.uint8))
+
+    return convert_in_strips(image, scale)
+
+
+def to_floats(image: Image.Image) -> npt.NDArray[np.float64]:
+    """Return the values of a gray image, (H, W) float64; 0 for those that are not finite."""
+    values = np.asarray(image).astype(np.float64)
+    finite: npt.NDArray[np.float64] = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    return finite
+
+
+def convert_in_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Convert an image to RGB by a function of each pixel; it needs memory for a strip only."""
+    rgb, top = Image.new("RGB", image.size), 0
+    for strip in strips(image):
+        rgb.paste(convert(strip).convert("RGB"), (0, top))
+        top += strip.height
+    return rgb
+
+
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield an image in parts of its full width and at least one row, from the top."""
+    height = max(1, STRIP_PIXELS // max(image.width, 1))
+    for top in range(0, image.height, height):
+        yield image.crop((0, top, image.width, min(top + height, image.height)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,8 @@ from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.signals import signals_blocked
 from .broken_images import UnreadableImageError, reading_reason
-from .decode import decode_image
+from .decode import decode_opened, open_image
+from .limits import MAX_PIXELS, PixelBudget
 from .transform import Transform
 from .views import VIEWS
 
@@ -45,11 +46,15 @@ class ImageLoader:
         files: where the images are.
         transform: the preprocessing of the encoder.
         num_views: V, the number of views computed for each image.
+        max_pixels: images with more pixels count as unreadable.
+        budget: shared by all workers.
     """
 
     files: ImageFiles
     transform: Transform
     num_views: int = 1
+    max_pixels: int = MAX_PIXELS
+    budget: PixelBudget = field(default_factory=PixelBudget.for_threads)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -68,11 +73,18 @@ class ImageLoader:
             None, or the reason why the image is unreadable; `pixels` is undefined then.
         """
         try:
-            image = decode_image(self.files.read(file_name), self.transform)
+            content = self.files.read(file_name)
+            image, num_pixels = open_image(content, self.transform, self.max_pixels)
         except (UnreadableImageError, OSError) as error:
             return reading_reason(error)
-        for row, view in zip(pixels, VIEWS, strict=False):
-            row[:] = self.transform(image, view).transpose(1, 2, 0)
+        with self.budget.reserve(num_pixels):
+            try:
+                image = decode_opened(image)
+            except UnreadableImageError as error:
+                return reading_reason(error)
+            for row, view in zip(pixels, VIEWS, strict=False):
+                row[:] = self.transform(image, view).transpose(1, 2, 0)
+            del image  # before others may decode
         return None
 
 
@@ -116,6 +128,7 @@ def load_in_processes(
     shape = (LOOK_AHEAD + 1, largest, *loader.shape)
     # One array for all buffers: it moves to the disk if /dev/shm is too small for it.
     memory = context.RawArray("B", math.prod(shape))
+    loader = replace(loader, budget=PixelBudget.for_processes(context))
     buffers = np.frombuffer(memory, np.uint8).reshape(shape)
     free = deque(range(len(buffers)))
     pool = ProcessPoolExecutor(

@@ -250,7 +250,7 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(stage, "load_backbone", fail)
     monkeypatch.setattr(plan, "read_shard", fail)
     monkeypatch.setattr(runner, "write_shard", fail)
-    monkeypatch.setattr(workers, "decode_image", fail)
+    monkeypatch.setattr(workers, "decode_opened", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
     assert extract(config) == first
@@ -846,6 +846,21 @@ def test_grids_that_overflow_are_refused(tmp_path, network, monkeypatch):
         extract(config)
     assert contents(config) == {}
     assert not list(features_dir(config).glob(".*partial*"))
+
+
+def test_images_above_the_limit_are_skipped_until_it_is_raised(tmp_path, network):
+    config = make_dataset(tmp_path)
+    Image.new("RGB", (100, 30)).save(image_path(config, 10))
+    low = replace(config, max_pixels=2999)
+    manifest = extract(low)
+    reason = "has 3,000 pixels, more than --max-pixels 2,999"
+    assert manifest.skipped == (("images/010.png", reason),)
+    for unchanged in (low, replace(low, max_pixels=500)):
+        assert extract(unchanged) == manifest
+    raised = extract(replace(config, max_pixels=3000))
+    assert (raised.skipped, raised.details["num_computed"]) == ((), SHARD_SIZE)
+    assert "--max-pixels 3000" in raised.command
+    assert extract(low) == raised  # images that have been read stay
 
 
 def flip(content: bytes, position: int) -> bytes:

@@ -2,10 +2,11 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from showtell.features.reading.broken_images import UnreadableImageError
-from showtell.features.reading.decode import decode_image, to_rgb
+from showtell.features.reading import decode
+from showtell.features.reading.broken_images import READ_FAILED, UnreadableImageError
+from showtell.features.reading.decode import decode_image, open_image, to_rgb
 from showtell.features.reading.transform import Transform
 
 WHOLE = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # squashes to 8×8
@@ -227,10 +228,75 @@ def test_reasons_are_the_same_every_time():
     assert " at 0x" not in reason()
 
 
-def test_decompression_bomb_is_unreadable(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImageError, match="decompression bomb"):
-        load(encode(noise(size=(20, 16)), "PNG"), WHOLE)
+@pytest.mark.parametrize("pillow_limit", [None, 1000, 159, 1])
+def test_image_with_too_many_pixels_is_unreadable(monkeypatch, pillow_limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
+    content = encode(noise(size=(20, 16)), "PNG")
+    with pytest.raises(UnreadableImageError) as caught:
+        decode_image(content, WHOLE, max_pixels=159)
+    assert str(caught.value) == "has 320 pixels, more than --max-pixels 159"
+    assert decode_image(content, WHOLE, max_pixels=320).size == (20, 16)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_pixels_of_a_jpeg_are_counted_at_the_size_in_memory(progressive):
+    content = encode(noise(size=(640, 480)), "JPEG", progressive=progressive)
+    num_pixels = 640 * 480 if progressive else 80 * 60
+    assert open_image(content, CROPPED)[1] == num_pixels
+    decode_image(content, CROPPED, max_pixels=num_pixels)
+    with pytest.raises(UnreadableImageError, match=f"has {num_pixels:,} pixels, more than"):
+        decode_image(content, CROPPED, max_pixels=num_pixels - 1)
+
+
+def float_image() -> Image.Image:
+    return Image.fromarray(RNG.normal(size=(16, 20)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(RNG.integers(0, 2**16, (16, 20), dtype=np.uint16)),
+        Image.fromarray(RNG.integers(-(2**31), 2**31, (16, 20)).astype(np.int32)),
+        float_image(),
+        Image.fromarray(RNG.integers(0, 256, (16, 20, 4), dtype=np.uint8)),
+        Image.fromarray(RNG.integers(0, 256, (16, 20, 2), dtype=np.uint8)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_strips_do_not_change_the_pixels(image, monkeypatch):
+    whole = to_rgb(image)
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 47)  # 2 rows
+    assert to_rgb(image).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bad data"), AssertionError(), AttributeError("x"), RecursionError("r")]
+)
+def test_whatever_a_decoder_raises_makes_the_image_unreadable(error, monkeypatch):
+    def fail(self) -> None:
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableImageError, match=str(error) or type(error).__name__):
+        load(encode(noise(), "PNG"), WHOLE)
+
+
+def test_image_for_which_memory_is_short_is_tried_again(monkeypatch):
+    def fail(self) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableImageError, match=f"^{READ_FAILED}: not enough memory"):
+        load(encode(noise(), "PNG"), WHOLE)
+
+
+def test_bug_in_the_conversion_is_not_hidden(monkeypatch):
+    def fail(image: Image.Image) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(decode, "blend_with_white", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        load(encode(noise("RGBA"), "PNG"), WHOLE)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.98])

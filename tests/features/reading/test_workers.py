@@ -37,7 +37,7 @@ def test_exception_in_a_thread_reaches_the_caller_and_ends_the_threads(
     def fail(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(workers, "decode_image", fail)
+    monkeypatch.setattr(workers, "decode_opened", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         next(start(load_in_threads, tmp_path, write_images(tmp_path, 40)))
     assert count_threads() == 0

@@ -1,0 +1,60 @@
+"""Bounds on the memory of decoding: the pixels of one image, and of all images at once."""
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
+
+# All workers together decode at most this many pixels at once, of images that are not small.
+# Memory is about 8 bytes a pixel.
+PIXELS_AT_ONCE = MAX_PIXELS
+SMALL_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """Makes workers wait while others decode large images.
+
+    Attributes:
+        changed: a condition of `threading` or `multiprocessing`.
+        free: a C integer, in shared memory if the workers are processes; its `value` is the number
+            of pixels that may still be decoded.
+    """
+
+    changed: Any
+    free: Any
+
+    @classmethod
+    def for_threads(cls) -> "PixelBudget":
+        """Return a budget for the threads of this process."""
+        return cls(threading.Condition(), ctypes.c_longlong(PIXELS_AT_ONCE))
+
+    @classmethod
+    def for_processes(cls, context: BaseContext) -> "PixelBudget":
+        """Return a budget to pass to new processes."""
+        return cls(context.Condition(), context.RawValue("q", PIXELS_AT_ONCE))
+
+    @contextmanager
+    def reserve(self, num_pixels: int) -> Iterator[None]:
+        """Wait until so many pixels are free, and take them during the `with` block.
+
+        An image that is larger than the whole budget waits until nothing else is decoded.
+        """
+        if num_pixels <= SMALL_PIXELS:
+            yield
+            return
+        taken = min(num_pixels, PIXELS_AT_ONCE)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free.value >= taken)
+            self.free.value -= taken
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free.value += taken
+                self.changed.notify_all()
