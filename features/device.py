@@ -15,7 +15,7 @@ PRECISIONS = {
 }
 
 # Parameters of mallopt, from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 MAX_INT = 2**31 - 1
 
 
@@ -69,7 +69,8 @@ def keep_freed_memory() -> bool:
     """Make glibc reuse freed memory instead of returning it to the system, in this process.
 
     By default each buffer above 32 MiB is mapped again whenever it is allocated. The page faults
-    cost a network on the CPU a third of its speed. Without glibc this does nothing.
+    cost a network on the CPU a third of its speed. All threads share the freed memory, so that each
+    decoding thread does not keep what its largest image needed. Without glibc this does nothing.
 
     Returns:
         Whether the setting took effect.
@@ -80,7 +81,12 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has no mallopt
         return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MAX_INT, M_TOP_PAD: 256 * 2**20}
+    settings = {
+        M_MMAP_MAX: 0,
+        M_TRIM_THRESHOLD: MAX_INT,
+        M_TOP_PAD: 256 * 2**20,
+        M_ARENA_MAX: 1,
+    }
     accepted = [mallopt(parameter, value) for parameter, value in settings.items()]
     return all(accepted)
 

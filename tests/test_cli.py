@@ -545,15 +545,16 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
 
     monkeypatch.setattr(captioner, "load", load)
     monkeypatch.setattr(captioner, "caption_files", caption_files)
+    defaults = {"weights": None, "max_pixels": 89_478_485}
     given = ("caption", "a.jpg", "b", "--run", "r", "--beam", 5, "--n-best", 2, "--device", "cpu")
     assert showtell(*given, "--data", tmp_path)[0] == 0
     assert calls == [
-        ("r", {"data": tmp_path, "weights": None, "device": "cpu"}),
+        ("r", {"data": tmp_path, "device": "cpu", **defaults}),
         ("the captioner", [Path("a.jpg"), Path("b")], "beam5-nbest2"),
     ]
     # An image that could not be read shows in the exit status.
     assert showtell("caption", "bad.jpg", "--run", "r")[0] == 1
-    assert calls[2] == ("r", {"data": Path("data"), "weights": None, "device": "auto"})
+    assert calls[2] == ("r", {"data": Path("data"), "device": "auto", **defaults})
 
 
 def test_package_offers_the_captioner() -> None:
