@@ -1,8 +1,8 @@
 """Status of the stages of a dataset (done, stale or missing), read from their manifests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class StageStatus:
     Attributes:
         stage: name of the command.
         path: output folder of the stage.
-        state: `done`, `missing`, `running`, `stopped: <how to resume>`, `stale: <reason>` or
-            `damaged: <file>`.
+        state: `done`, `missing`, `running`, `stopped: <how to resume>`, `stale: <reason>`,
+            `damaged: <file>` or `unreadable: <file>: <reason>`.
         manifest: the manifest of the stage; None if the stage has not finished.
     """
 
@@ -49,11 +49,11 @@ def dataset_stages(dataset: Path) -> Iterator[StageStatus]:
     """Yield the status of download, prepare and each features folder of `data/<dataset>`."""
     raw, captions = dataset / "raw", dataset / "captions"
     if holds_files(raw):
-        yield stage_status("download", raw, [])
-    yield stage_status("prepare", captions, _changed_sources(captions))
+        yield stage_status("download", raw)
+    yield stage_status("prepare", captions, lambda: _changed_sources(captions))
     folders = sorted(filter(holds_files, dataset.glob("features/*")))
     for features in folders:
-        yield stage_status("features", features, _changed_images(dataset, features))
+        yield stage_status("features", features, partial(_changed_images, dataset, features))
     if not folders:
         yield StageStatus("features", dataset / "features", "missing", None)
 
@@ -80,14 +80,25 @@ def holds_files(folder: Path) -> bool:
     return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
-def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
+def stage_status(
+    stage: str, path: Path, find_changed: Callable[[], list[str]] = list
+) -> StageStatus:
     """Return the status of the stage that writes to `path`.
 
     Args:
         stage: name of the command.
         path: output folder of the stage.
-        changed: names of inputs that have changed since the stage ran, which makes it stale.
+        find_changed: returns the names of the inputs that have changed since the stage ran, which
+            makes it stale.
     """
+    try:
+        return _find_status(stage, path, find_changed)
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else "a file"
+        return StageStatus(stage, path, f"unreadable: {name}: {error.strerror}", None)
+
+
+def _find_status(stage: str, path: Path, find_changed: Callable[[], list[str]]) -> StageStatus:
     try:
         manifest = Manifest.load(path)
     except MissingArtifactError:
@@ -97,6 +108,7 @@ def stage_status(stage: str, path: Path, changed: list[str]) -> StageStatus:
     for name, problem in manifest.find_problems(path)[:1]:
         state = f"stale: {name} is missing" if problem == MISSING else f"damaged: {name}"
         return StageStatus(stage, path, state, manifest)
+    changed = find_changed()
     state = f"stale: {', '.join(changed)} changed" if changed else "done"
     return StageStatus(stage, path, state, manifest)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -326,6 +327,26 @@ def test_path_that_cannot_be_used_is_an_error(showtell: Run, monkeypatch) -> Non
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
     assert showtell("prepare") == (1, "error: /locked/x: Permission denied.\n")
+
+
+@pytest.mark.parametrize("path", ["/data/x", None])
+@pytest.mark.parametrize("code", cli.DISK_ERRORS, ids=errno.errorcode.get)
+def test_error_of_the_disk_is_one_line(showtell: Run, monkeypatch, code: int, path: str) -> None:
+    def fail(config: PrepareConfig) -> None:
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(prepare_module, "prepare", fail)
+    where = path or "a file could not be read or written"
+    assert showtell("prepare") == (1, f"error: {where}: {os.strerror(code)}.\n")
+
+
+def test_lack_of_memory_is_one_line(showtell: Run, monkeypatch) -> None:
+    def fail(config: PrepareConfig) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(prepare_module, "prepare", fail)
+    status, output = showtell("prepare")
+    assert status == 1 and output.startswith("error: there is not enough memory.")
 
 
 def test_bug_keeps_its_traceback(showtell: Run, monkeypatch) -> None:

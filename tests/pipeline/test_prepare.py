@@ -190,7 +190,7 @@ def test_prepare_restores_missing_and_damaged_outputs(tmp_path, name):
     good = path.read_bytes()
     for bit in flip_bits(path, 101):
         assert up_to_date(config) is None
-        assert stage_status("prepare", path.parent, []).state == f"damaged: {name}"
+        assert stage_status("prepare", path.parent).state == f"damaged: {name}"
         if bit % 20 == 0:
             prepare(config)
             assert path.read_bytes() == good
@@ -212,7 +212,7 @@ def test_prepare_rewrites_a_damaged_manifest(tmp_path):
         if up_to_date(config):
             assert json.loads(path.read_bytes()) == value  # white space
             continue
-        assert stage_status("prepare", path.parent, []).state == "damaged: manifest.json"
+        assert stage_status("prepare", path.parent).state == "damaged: manifest.json"
         if bit % 20 == 0:
             again = prepare(config)
             assert (again.outputs, again.checksums) == (good.outputs, good.checksums)

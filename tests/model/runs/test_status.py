@@ -1,3 +1,6 @@
+import errno
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -5,7 +8,9 @@ import pytest
 from showtell.model.runs.status import find_stages, show_status
 from showtell.pipeline import status
 from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.files import locked
+from showtell.pipeline.stage.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +90,49 @@ def test_folders_that_hold_only_a_lock_are_not_listed(scenes) -> None:
     paths = {stage.path for stage in find_stages(scenes)}
     assert scenes / "runs/half" in paths
     assert not paths & {scenes / folder for folder in folders}
+
+
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [
+        ("prepare", "scenes/captions/manifest.json"),
+        ("prepare", "scenes/captions/vocab.json"),
+        ("features", "scenes/features/resnet18-random-64/part-00001.h5"),
+        ("train", "runs/r/manifest.json"),
+        ("train", "runs/r/best.safetensors"),
+        ("train", "runs/r/config.json"),
+        ("eval", "runs/r/eval/val-beam3/manifest.json"),
+        ("eval", "runs/r/eval/val-beam3/captions.json"),
+    ],
+)
+def test_damaged_and_unreadable_files_show_in_the_line_of_their_stage(
+    scenes, monkeypatch, stage: str, path: str
+) -> None:
+    for folder in ("runs/r", "runs/r/eval/val-beam3"):
+        (scenes / folder).mkdir(parents=True, exist_ok=True)
+        names = ("config.json", "best.safetensors", "captions.json")
+        for name in names:
+            (scenes / folder / name).write_text("something")
+        outputs = dict.fromkeys(names, 9)
+        Manifest(
+            "train",
+            1,
+            {"dataset": "scenes"},
+            {},
+            outputs,
+            checksums=checksums_of(scenes / folder, names),
+        ).write(scenes / folder)
+    file = scenes / path
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert states_of(scenes)[stage] == f"damaged: {file.name}"
+    real_open = io.open
+
+    def fail(name: object, *args: object, **options: object) -> object:
+        if str(name) == str(file):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(name))
+        return real_open(name, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", fail)
+    assert states_of(scenes)[stage] == f"unreadable: {file.name}: Input/output error"

@@ -83,7 +83,7 @@ def test_empty_file_sets_nothing(tmp_path) -> None:
         ),
         ("batch-size = 0", "c.toml: --batch-size must be at least 1, got 0."),
         ("[train]\nrate = 'x'", "c.toml: [train]: --rate must be a number, got 'x'."),
-        ("run = 2020-01-01", "c.toml: --run must be text, got datetime.date(2020, 1, 1)."),
+        ("run = 2020-01-01", "c.toml: --run must be text, got 2020-01-01."),
         ("rate = inf", "c.toml: --rate must be above 0 and finite, got inf."),
     ],
 )
@@ -126,3 +126,29 @@ def test_defaults_are_commented_out_unless_they_were_given() -> None:
     assert tomllib.loads(text) == {"train": {"run": "r", "batch-size": 8}}
     assert text.splitlines()[:3] == ["[train]", '# data = "data"', 'run = "r"']
     assert "# table =" in text.splitlines() and "# tie = true" in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("batch-size = true", "--batch-size must be an integer, got true."),
+        ("batch-size = 2024-01-31", "--batch-size must be an integer, got 2024-01-31."),
+        ("run = 2024-01-31T01:02:03Z", "--run must be text, got 2024-01-31T01:02:03+00:00."),
+        ("run = 01:02:03", "--run must be text, got 01:02:03."),
+        ("rate = [true, 1]", "--rate must be a number, got [true, 1]."),
+        ("batch-size = nan", "--batch-size must be an integer, got nan."),
+    ],
+)
+def test_values_are_shown_as_in_the_file(tmp_path, text: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).endswith(shown)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000, "1" + "0" * 400])
+def test_monstrous_values_are_an_error_or_a_number(tmp_path, value: str) -> None:
+    if len(value) < 1000:
+        assert read(tmp_path, f"batch-size = {value}") == {"batch_size": 10**400}
+        return
+    with pytest.raises(ConfigError, match="is not a TOML file"):
+        read(tmp_path, f"batch-size = {value}")
