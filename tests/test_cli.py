@@ -28,6 +28,7 @@ from showtell.model.config import (
 from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline import prepare as prepare_module
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
+from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.stage import console
 from showtell.pipeline.stage.errors import (
     DatasetError,
@@ -660,3 +661,29 @@ def test_finished_stages_are_up_to_date_in_a_folder_that_cannot_be_written(
     assert done.stderr.count("could not be written: Permission denied") == 3, done.stderr
     assert len(done.stderr.splitlines()) == 3
     assert state_of(read_only_data) == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_files_get_the_modes_that_the_umask_says(
+    showtell: Run, tmp_path, random_weights, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        draw_scenes(tmp_path / "scenes" / "raw", num_train=4, num_val=2, num_test=2)
+        data = ("--dataset", "scenes", "--data", tmp_path)
+        network = ("--encoder", "resnet18", "--weights", random_weights, "--image-size")
+        for arguments in (
+            ("prepare", *data, "--min-count", 1),
+            ("features", *data, *network, 64, "--grid", "--views", 2),
+            ("features", *data, *network, 32, "--format", "parquet"),
+            ("train", *data, "--run", "r", "--epochs", 1, "--features", "resnet18-random-64"),
+        ):
+            status, output = showtell(*arguments)
+            assert status == 0, output
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len({path.suffix for path in files}) >= 7
+    for path in tmp_path.rglob("*"):
+        allowed = 0o777 if path.is_dir() else 0o666
+        assert oct(path.stat().st_mode & 0o777) == oct(allowed & ~umask), path

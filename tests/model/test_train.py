@@ -149,6 +149,33 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert without_time[0] == without_time[1]
 
 
+def test_run_stopped_in_a_validation_continues_with_it(scenes, monkeypatch) -> None:
+    train(tiny_config(scenes))
+    shutil.move(scenes / "runs" / "r", scenes / "runs" / "whole")
+    decode = Trainer.decode_validation
+
+    def decode_and_stop(self: Trainer) -> list[str]:
+        captions = decode(self)
+        if self.progress.epoch == stop_at:
+            signal.raise_signal(number)
+            raise AssertionError("the validation went on")
+        return captions
+
+    monkeypatch.setattr(Trainer, "decode_validation", decode_and_stop)
+    for stop_at, number in ((1, signal.SIGTERM), (2, signal.SIGINT), (0, 0)):
+        config = tiny_config(scenes, resume=stop_at != 1)
+        if not stop_at:
+            train(config)
+            continue
+        with pytest.raises(StoppedError, match=f"stopped by {number.name} at step") as stopped:
+            train(config)
+        assert stopped.value.exit_status == 128 + number
+    assert_same_weights(scenes, "r", "whole")
+    assert [record["step"] for record in metrics_of(scenes, "r") if "val_CIDEr" in record] == [
+        record["step"] for record in metrics_of(scenes, "whole") if "val_CIDEr" in record
+    ]
+
+
 def test_ema_keeps_the_running_mean_of_the_weights(scenes, monkeypatch) -> None:
     train(tiny_config(scenes, epochs=1, ema=0.8))
     weights, kept = weights_of(scenes, "r"), weights_of(scenes, "r", "best")

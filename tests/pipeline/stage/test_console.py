@@ -1,6 +1,10 @@
 import io
 import json
 import math
+import os
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -295,3 +299,88 @@ def test_long_path_in_a_table_is_not_folded_off_a_terminal(plain) -> None:
     path = "/somewhere/" + "very-long-name/" * 8
     print_table("t", [("path", path)])
     assert path in plain.getvalue()
+
+
+PRINT_ALL = """
+import sys
+from pathlib import Path
+from showtell.pipeline.stage import console, signals
+
+def work():
+    console.protect_output()
+    with console.output_mode(json=len(sys.argv) > 2):
+        for _ in range(800):
+            console.print_result("caf\\udce9 \\u4e2d \\u00e9")
+            console.print_note("a note \\u4e2d")
+        console.print_table("t\\u00eftle", [("n\\udce9me", "\\u4e2d")], ("a", "b"))
+        console.print_warning("caf\\udce9 \\u4e2d")
+        console.print_json({"caf\\udce9": "\\u4e2d \\u00e9", "path": Path("caf\\udce9")})
+        print("another library \\u4e2d")
+    Path(sys.argv[1]).write_text("done")
+    print("lost:", console.find_lost_output(), file=sys.stderr)
+    return 0
+
+signals.run_stoppable(work)
+"""
+
+
+def print_all(redirections: str, done: Path, *json: str, **environment: str) -> tuple[str, str]:
+    """Print everything in a shell; return stdout and stderr. Nothing must end the program."""
+    command = shlex.join([sys.executable, "-c", PRINT_ALL, str(done), *json])
+    shell = f"{command} {redirections}"
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, env=os.environ | environment)
+    stdout, stderr = result.stdout.decode("latin-1"), result.stderr.decode("latin-1")
+    assert result.returncode == 0 and done.read_text() == "done", stderr
+    assert "Traceback" not in stderr and "Exception ignored" not in stderr
+    return stdout, stderr
+
+
+@pytest.mark.parametrize(
+    ("redirections", "lost"),
+    [
+        (">&-", "None"),
+        ("> /dev/full", "No space left on device"),
+        (">&- <&-", "None"),
+    ],
+)
+def test_output_that_cannot_be_written_ends_nothing(tmp_path, redirections: str, lost: str) -> None:
+    for json_option in ((), ("json",)):
+        _, errors = print_all(redirections, tmp_path / "done", *json_option)
+        assert errors.endswith(f"lost: {lost}\n")
+        (tmp_path / "done").unlink()
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "2> /dev/full", ">&- 2>&-", "| head -n 1"])
+def test_lost_errors_and_closed_pipes_end_nothing(tmp_path, redirections: str) -> None:
+    stdout, errors = print_all(redirections, tmp_path / "done")
+    assert (not errors) == ("2>" in redirections)
+    if "head" in redirections:
+        assert stdout.count("\n") == 1 and errors.endswith("lost: None\n")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252"},
+        {"PYTHONIOENCODING": "utf-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=lambda environment: next(iter(environment.values())),
+)
+def test_characters_that_stdout_lacks_become_escape_sequences(tmp_path, environment) -> None:
+    stdout, errors = print_all("", tmp_path / "done", **environment)
+    assert "caf\\udce9" in stdout and "n\\udce9me" in stdout and "caf\\udce9" in errors
+    assert ("\\u4e2d" in stdout) == (environment != {"PYTHONIOENCODING": "utf-8"})
+    stdout, _ = print_all("", tmp_path / "done", "json", **environment)
+    expected = {"caf\udce9": "\u4e2d \u00e9", "path": "caf\udce9"}
+    assert json.loads(stdout) == expected
+
+
+def test_output_on_a_full_disk_is_an_error_after_the_work(tmp_path) -> None:
+    command = shlex.join([sys.executable, "-m", "showtell", "status", "--data", str(tmp_path)])
+    for redirection, status in ((">/dev/full", 1), (">&-", 0)):
+        done = subprocess.run(["sh", "-c", command + redirection], capture_output=True, text=True)
+        assert done.returncode == status
+        message = "error: stdout could not be written: No space left on device. The files of the"
+        assert done.stderr.startswith(message) if status else not done.stderr
