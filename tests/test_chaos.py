@@ -19,4 +19,4 @@ def test_few_faults_in_every_stage_are_survived(tmp_path: Path) -> None:
     command = [sys.executable, CHAOS, "--quick", "--jobs", "1", "--faults", *kinds]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| killed | train |" in done.stdout and " 0 not survived" in done.stdout
+    assert "| killed | tried |" in done.stdout and " 0 not survived" in done.stdout

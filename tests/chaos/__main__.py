@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ if __name__ == "__main__":
 
 import controls
 import faults
-from faults import LOST, SILENT, SURVIVED, TRACEBACK, Trial
+from faults import OUTCOMES, SURVIVED, Trial
 from scenario import QUICK_STAGES, STAGES, import_everything, project
 
 KINDS = ("killed", "full disk", "two at once", "flipped bit", "control")
@@ -61,29 +62,41 @@ def run_task(
     return list(getattr(faults, name)(made, stage, every, patch))
 
 
-def run_all(tasks: list[tuple], jobs: int) -> list[list[Trial]]:
-    """Run tasks in parallel; return their trials in the order of the tasks."""
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(jobs, context) as pool:
-        return [future.result() for future in [pool.submit(run_task, *task) for task in tasks]]
+def run_all(tasks: list[tuple], jobs: int) -> Iterator[list[Trial]]:
+    """Run tasks in parallel; yield their trials in the order of the tasks."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        for future in [pool.submit(run_task, *task) for task in tasks]:
+            trials = future.result()
+            for trial in trials:
+                if trial.outcome != SURVIVED:
+                    print("{outcome}: {fault}, {where}, {place}: {detail}\n".format(**vars(trial)))
+            yield trials
 
 
-def table(trials: list[Trial]) -> list[tuple[str, ...]]:
-    """Return rows (fault, where, tried, survived, lost, silent, traceback), with totals."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for where_of in (lambda trial: trial.where, lambda trial: "**all**"):
-        for trial in trials:
-            counts.setdefault((trial.fault, where_of(trial)), Counter())[trial.outcome] += 1
-    rows = [("fault", "where", "tried", SURVIVED, LOST, SILENT, TRACEBACK)]
-    for (fault, where), counter in counts.items():
-        numbers = (counter[outcome] for outcome in (SURVIVED, LOST, SILENT, TRACEBACK))
-        rows.append((fault, where, *map(str, (counter.total(), *numbers))))
+def run_controls(jobs: int) -> list[tuple[str, ...]]:
+    """Return (protection removed, fault, place, tried, not survived) of each control."""
+    print("Without protections; what follows is meant to fail.")
+    rows = []
+    for task, trials in zip(controls.TASKS, run_all(controls.TASKS, jobs), strict=True):
+        failed = sum(trial.outcome != SURVIVED for trial in trials)
+        rows.append((task[-1], trials[0].fault, trials[0].where, str(len(trials)), str(failed)))
     return rows
 
 
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+def count(trials: list[Trial], name: str) -> list[tuple[str, ...]]:
+    """Return (place, tried, survived, lost, silent, traceback) by `fault` or by `where`."""
+    counts: dict[str, Counter[str]] = {}
+    for trial in trials:
+        counts.setdefault(getattr(trial, name), Counter())[trial.outcome] += 1
+    return [
+        (key, *map(str, (counter.total(), *(counter[outcome] for outcome in OUTCOMES))))
+        for key, counter in counts.items()
+    ]
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = (" | ".join(row) for row in (header, ("---",) * len(header), *rows))
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def main() -> int:
@@ -97,28 +110,27 @@ def main() -> int:
     started = time.monotonic()
     import_everything()
     trials = [trial for found in run_all(plan(options), options.jobs) for trial in found]
-    bad = [trial for trial in trials if trial.outcome != SURVIVED]
-    for trial in bad:
-        print(f"{trial.outcome}: {trial.fault}, {trial.where}, {trial.place}: {trial.detail}\n")
-    text = markdown(table(trials))
+    has_controls = "control" in options.faults and not options.quick
+    removed = run_controls(options.jobs) if has_controls else []
+    parts = [markdown(("fault", "tried", *OUTCOMES), count(trials, "fault"))]
+    for fault in dict.fromkeys(trial.fault for trial in trials):
+        of_fault = [trial for trial in trials if trial.fault == fault]
+        parts.append(markdown((fault, "tried", *OUTCOMES), count(of_fault, "where")))
+    header = ("protection removed", "fault", "place", "tried", "not survived")
+    parts += [markdown(header, removed)] if removed else []
+    text = "\n".join(parts)
     print(text)
-    passed = []
-    if "control" in options.faults and not options.quick:
-        results = run_all(controls.TASKS, options.jobs)
-        for (*_, control), found in zip(controls.TASKS, results, strict=True):
-            outcomes = Counter(trial.outcome for trial in found)
-            print(f"{control}: {dict(outcomes)}")
-            if set(outcomes) <= {SURVIVED}:
-                passed.append(control)
-    print(f"{len(trials):,} faults, {len(bad):,} not survived, {time.monotonic() - started:.0f} s")
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "chaos.md").write_text(text)
         listed = [asdict(trial) for trial in trials]
         (options.output / "chaos.json").write_text(json.dumps(listed, indent=1))
-    for control in passed:
-        print(f"{control}: the faults did not notice that this protection is missing")
-    return 1 if bad or passed else 0
+    bad = sum(trial.outcome != SURVIVED for trial in trials)
+    print(f"{len(trials):,} faults, {bad} not survived, {time.monotonic() - started:.0f} s")
+    unnoticed = [row[0] for row in removed if row[-1] == "0"]
+    for protection in unnoticed:
+        print(f"{protection}: no fault noticed that this protection is missing.")
+    return 1 if bad or unnoticed else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from injection import (
 )
 from scenario import STAGES, Project
 
-SURVIVED, LOST, SILENT, TRACEBACK = "survived", "lost", "silent", "traceback"
+OUTCOMES = SURVIVED, LOST, SILENT, TRACEBACK = "survived", "lost", "silent", "traceback"
 MAX_CHANGES = 2000
 
 
