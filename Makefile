@@ -32,7 +32,7 @@ resume    = $(shell [ ! -e $(call quote,$(DATA)/runs/$(1)/last.safetensors) ] ||
 help:
 	@echo "make demo                       train and score on drawn scenes, in a few minutes"
 	@echo "make test                       run lint, type checks and tests"
-	@echo "make chaos                      kill, fill the disk and flip bits, in every stage: 30 minutes"
+	@echo "make chaos                      kill, fill disks, flip bits, feed hostile files: 30 minutes"
 	@echo "make prepare features train eval [DATASET=flickr8k SOURCE=DIR] [RUN=NAME] [ARGS=...]"
 	@echo "                                run the stages, on COCO 2014 by default"
 	@echo "make flickr8k | flickr8k-ensemble SOURCE=DIR"
@@ -104,8 +104,11 @@ flickr8k-sc-%: flickr8k-soft-%
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# See docs/reliability.md. The results are in build/chaos.
 chaos: install
 	$(BIN)/python tests/chaos --output build/chaos $(ARGS)
+	SHOWTELL_FUZZ_EXAMPLES=50000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+	  $(wildcard tests/*/*/test_fuzz.py)
 
 lint: install
 	$(BIN)/ruff check .

@@ -209,6 +209,7 @@ def test_pipeline_needs_no_torch() -> None:
 def test_every_test_module_stands_where_what_it_tests_does() -> None:
     wholes = {
         "architecture",
+        "chaos",
         "cli",
         "docs",
         "gpu",

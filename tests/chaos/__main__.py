@@ -1,6 +1,6 @@
 """Inject faults into every stage, and count what survives: `make chaos`.
 
-    python tests/chaos [--quick] [--jobs N] [--flips N] [--output DIR] [--faults KIND…]
+    python tests/chaos [--quick] [--jobs N] [--every N] [--flips N] [--output DIR] [--faults KIND…]
 
 `--quick` is the short version of `make test`: fewer places, and no controls. It prints a table, and
 writes `chaos.json` and `chaos.md` to DIR. Exit status 1: something was lost, used silently although
@@ -36,7 +36,7 @@ KINDS = ("killed", "full disk", "two at once", "flipped bit", "control")
 def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]]:
     """Return (stages of the project, function, arguments) of each task."""
     stages = QUICK_STAGES if options.quick else tuple(STAGES)
-    every, count = (40, 1) if options.quick else (1, options.flips)
+    every, count = (40, 1) if options.quick else (options.every, options.flips)
     tasks: list[tuple[tuple[str, ...], str, tuple]] = []
     for kind, name in (("killed", "kills"), ("full disk", "full_disks"), ("two at once", "pairs")):
         if kind in options.faults:
@@ -103,6 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4))
+    parser.add_argument("--every", type=int, default=1, help="strike only at every N-th change")
     parser.add_argument("--flips", type=int, default=20, help="bits per file and reading command")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS)
