@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..stage.errors import ConfigError
+from ..stage.errors import ConfigError, StorageError
 from ..stage.files import require_file
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def read_tokenizer(path: Path) -> str:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
         text = ""  # `_load` raises the error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
     return _load(text, str(path)).to_str()
 
 
@@ -122,7 +124,10 @@ def _load(text: str, source: str) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.encode("☃")  # fails if the unknown token is missing from its vocabulary
-    except Exception as error:  # the library raises no narrower type
+    except BaseException as error:  # the library raises no narrower type
+        # Its Rust code panics on some damaged files; a panic is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"{source} is not a valid tokenizer ({reason}). Expected a tokenizer.json saved by the "

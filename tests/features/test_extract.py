@@ -1,6 +1,7 @@
 import os
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
@@ -237,6 +238,27 @@ def test_zip_source_equals_folder_source(tmp_path, network):
     extract(config)
     assert network.num_images == NUM_IMAGES
     assert read_all(config) == folder
+
+
+def test_huge_zip_members_are_skipped_with_the_reason(tmp_path, network):
+    config = make_dataset(tmp_path)
+    folder, archive = tmp_path / "source/images", tmp_path / "source/images.zip"
+    names = sorted(path.name for path in folder.iterdir())[:3]
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr(names[0], bytes(5_000_003))
+        zipped.writestr(names[1], bytes(5_000_001))
+        zipped.write(folder / names[2], names[2])
+    content = archive.read_bytes()
+    for actual, recorded in ((5_000_003, 300 << 20), (5_000_001, 1000)):
+        content = content.replace(struct.pack("<I", actual), struct.pack("<I", recorded))
+    archive.write_bytes(content)
+    for name in names:
+        (folder / name).unlink()
+    reasons = dict(extract(config).skipped)
+    assert len(reasons) == 2
+    first, second = reasons.values()
+    assert "has 314,572,800 bytes, expected at most 268,435,456 for an image" in first
+    assert "is damaged (wrong checksum)" in second
 
 
 def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):

@@ -49,7 +49,7 @@ NOTES = make_zip({MEMBER: '{"captions": []}', "other": "x"})
 
 
 def small_scenes(raw: Path) -> int:
-    return draw_scenes(raw, num_train=2, num_val=1, num_test=0)
+    return draw_scenes(raw, num_train=1, num_val=1, num_test=0)
 
 
 def make_archive(path: str, content: bytes, *members: str) -> Archive:
@@ -339,9 +339,9 @@ def test_download_draws_damaged_scenes_again(
     manifest = download(config)
     raw = tmp_path / "scenes" / "raw"
     good = {name: (raw / name).read_bytes() for name in manifest.outputs}
-    for name, content in good.items():
-        for bit in (5, 4 * len(content)):
-            (raw / name).write_bytes(flip(content, bit))
+    for name in ("captions.csv", "images/000002.jpg"):
+        for bit in (5, 4 * len(good[name])):
+            (raw / name).write_bytes(flip(good[name], bit))
             assert stage_status("download", raw).state == f"damaged: {name}"
             download(config)
             assert {name: (raw / name).read_bytes() for name in good} == good

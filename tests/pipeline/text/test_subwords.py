@@ -189,6 +189,8 @@ NOT_TOKENIZERS = (
     b"[1, 2]",
     b'{"words": {"a": 3}}',
     Tokenizer(NO_UNKNOWN).to_str().encode(),
+    # The library's Rust code panics.
+    train_bpe(["a dog runs"], 60).replace('"##"', '"####"').encode(),
 )
 
 
