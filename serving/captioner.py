@@ -1,5 +1,6 @@
 """Caption images with a trained run, using the same encoder, transform and vocabulary."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +29,16 @@ from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.runs.find import find_run, run_names
 from ..model.runs.layout import CONFIG_NAME
 from ..model.runs.run import RunConfig, load_run, load_run_features
-from ..pipeline.stage.console import print_error, print_json, print_result
+from ..pipeline.stage.console import print_error, print_json, print_result, print_warning
 from ..pipeline.stage.errors import DatasetError, MismatchError
 from ..pipeline.text.vocab import Vocab
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jp2", ".j2k"),
+}
+# Folders of thumbnails and remains that systems write beside images; hidden ones are left out too.
+GENERATED_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 BATCH_SIZE = 32  # images in memory at once
 
 
@@ -293,12 +299,15 @@ def _describe(result: dict[str, Any], n_best: int) -> str:
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the image files; a folder stands for all images below it, sorted by path.
 
+    Linked folders count as folders. Hidden files and folders are left out, as are those in which
+    systems keep thumbnails.
+
     Raises:
         DatasetError: a folder contains no images.
     """
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("[!.]*") if is_image_file(p))
+            found = sorted(walk_images(path))
             if not found:
                 raise DatasetError(
                     f"{path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})."
@@ -308,6 +317,35 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def walk_images(root: Path) -> Iterator[Path]:
+    """Yield the images in a folder and its subfolders, in any order, each folder once.
+
+    Linked folders come last, so that an image has the path without links if there is one.
+    """
+    waiting, visited = [root], set[Path]()
+    while waiting:
+        for name, subfolders, files in os.walk(waiting.pop(0), onerror=warn_of_folder):
+            folder = Path(name)
+            if folder.resolve() in visited:
+                subfolders.clear()
+                continue
+            visited.add(folder.resolve())
+            subfolders[:] = sorted(filter(is_shown, subfolders))
+            waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
+            yield from (folder / name for name in files if is_image_file(folder / name))
+
+
+def warn_of_folder(error: OSError) -> None:
+    """Say that a folder cannot be read; the search goes on."""
+    print_warning(f"{error.filename} cannot be read: {error.strerror}. Its images are left out.")
+
+
+def is_shown(folder_name: str) -> bool:
+    """Return whether a folder is neither hidden nor one that systems generate."""
+    return not folder_name.startswith(".") and folder_name not in GENERATED_FOLDERS
+
+
 def is_image_file(path: Path) -> bool:
-    """Return whether a path is a file with an image suffix."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    """Return whether a path is a file with an image suffix, and not hidden."""
+    is_hidden = path.name.startswith(".")
+    return not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

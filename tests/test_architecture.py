@@ -216,6 +216,7 @@ def test_every_test_module_stands_where_what_it_tests_does() -> None:
         "makefile",
         "packaging",
         "pipeline",
+        "features/reading/fuzz",
         "pipeline/datasets/fuzz",
     }
     for path in (ROOT / "tests").rglob("test_*.py"):

@@ -97,11 +97,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UnreadableImageError: Pillow cannot convert the mode.
     """
-    if image.mode == "RGB" and not image.has_transparency_data:
+    with decoding():
+        is_transparent = image.has_transparency_data
+    if image.mode == "RGB" and not is_transparent:
         return image
     if image.mode.startswith(("I", "F")):
         return scale_to_8_bits(image)
-    if image.has_transparency_data:
+    if is_transparent:
         return convert_in_strips(image, blend_with_white)
     with decoding():
         return image.convert("RGB")

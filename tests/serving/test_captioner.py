@@ -307,11 +307,49 @@ def test_find_images_keeps_the_order_of_arguments(folder) -> None:
     ]
 
 
+def test_find_images_leaves_out_hidden_and_generated_files(folder) -> None:
+    before = list(find_images([folder]))
+    for name in (".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", "a/.cache"):
+        (folder / name / "deep").mkdir(parents=True)
+        (folder / name / "deep" / "x.jpg").touch()
+        (folder / name / "x.png").touch()
+    for name in ("Thumbs.db", "._b.png", ".DS_Store"):
+        (folder / name).touch()
+    assert list(find_images([folder])) == before
+    hidden = folder / ".thumbnails"
+    assert list(find_images([hidden])) == [hidden / "deep/x.jpg", hidden / "x.png"]
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "JPEG", "tif", "webp"])
+def test_find_images_knows_the_suffix(tmp_path, suffix: str) -> None:
+    (tmp_path / f"x.{suffix}").touch()
+    assert list(find_images([tmp_path])) == [tmp_path / f"x.{suffix}"]
+
+
+def test_find_images_follows_links_to_folders_and_their_loops_end(folder, tmp_path) -> None:
+    before = list(find_images([folder]))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.jpg").touch()
+    (folder / "0-linked").symlink_to(other)
+    (folder / "again").symlink_to(other)  # each folder once
+    (folder / "0-same").symlink_to(folder / "a")
+    (folder / "a" / "loop").symlink_to(folder)
+    (other / "back").symlink_to(folder)
+    (folder / "self").symlink_to(folder / "self")
+    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "file.png").symlink_to(other / "x.jpg")
+    found = [folder / "0-linked" / "x.jpg", *before, folder / "file.png"]
+    assert list(find_images([folder])) == sorted(found)
+
+
 def test_folder_without_images_is_refused(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(DatasetError) as caught:
         list(find_images([tmp_path]))
-    assert str(caught.value).startswith(f"{tmp_path} contains no images (.bmp, .gif, .jpeg, .jpg,")
+    assert str(caught.value).startswith(
+        f"{tmp_path} contains no images (.avif, .bmp, .gif, .j2k, .jfif,"
+    )
 
 
 def test_missing_file_is_named_and_the_others_are_captioned(
