@@ -14,8 +14,12 @@ from ..pipeline.stage.options import (
     require,
 )
 from .decoders.registry import DECODERS
-from .generation.options import DecodingOptions
+from .generation.options import MAX_BEAM, DecodingOptions
 from .presets import TRAIN_PRESETS
+
+# Bounds far above what is of use, and below what overflows an integer or a float.
+MAX_SIZE = 16_384
+MAX_BATCH_SIZE = 1_000_000
 
 
 def check_run_name(name: str) -> str | None:
@@ -67,11 +71,19 @@ class TrainConfig(DatasetConfig):
         group="Model",
     )
     attention_size: int = option(
-        256, "Size of the hidden layer that scores grid cells.", at_least=1, group="Model"
+        256,
+        "Size of the hidden layer that scores grid cells.",
+        at_least=1,
+        limit=MAX_SIZE,
+        group="Model",
     )
-    hidden_size: int = option(512, "Size of the hidden state.", at_least=1, group="Model")
-    embed_size: int = option(512, "Size of the word embeddings.", at_least=1, group="Model")
-    num_layers: int = option(1, "Number of recurrent layers.", at_least=1, group="Model")
+    hidden_size: int = option(
+        512, "Size of the hidden state.", at_least=1, limit=MAX_SIZE, group="Model"
+    )
+    embed_size: int = option(
+        512, "Size of the word embeddings.", at_least=1, limit=MAX_SIZE, group="Model"
+    )
+    num_layers: int = option(1, "Number of recurrent layers.", at_least=1, limit=100, group="Model")
     image_as: str = option(
         "first-input",
         "Where the image enters the decoder.",
@@ -90,9 +102,13 @@ class TrainConfig(DatasetConfig):
         group="Training",
         affects_result=False,
     )
-    epochs: int = option(18, "Passes over all captions.", at_least=1, group="Training")
-    batch_size: int = option(128, "Captions per step.", at_least=1, group="Training")
-    learning_rate: float = option(1e-3, "Peak learning rate.", above=0, group="Training")
+    epochs: int = option(
+        18, "Passes over all captions.", at_least=1, limit=100_000, group="Training"
+    )
+    batch_size: int = option(
+        128, "Captions per step.", at_least=1, limit=MAX_BATCH_SIZE, group="Training"
+    )
+    learning_rate: float = option(1e-3, "Peak learning rate.", above=0, limit=100, group="Training")
     schedule: str = option(
         "one-cycle",
         "Learning-rate schedule.",
@@ -100,10 +116,18 @@ class TrainConfig(DatasetConfig):
         group="Training",
     )
     weight_decay: float = option(
-        0.01, "AdamW's weight decay; applies to matrices only.", at_least=0, group="Training"
+        0.01,
+        "AdamW's weight decay; applies to matrices only.",
+        at_least=0,
+        limit=100,
+        group="Training",
     )
     grad_clip: float = option(
-        5.0, "Maximum gradient norm; 0 turns clipping off.", at_least=0, group="Training"
+        5.0,
+        "Maximum gradient norm; 0 turns clipping off.",
+        at_least=0,
+        limit=1e6,
+        group="Training",
     )
     dropout: float = option(
         0.5,
@@ -150,6 +174,7 @@ class TrainConfig(DatasetConfig):
         5,
         "Captions sampled per image and step.",
         at_least=1,
+        limit=1000,
         group="Self-critical training",
     )
     scst_baseline: str = option(
@@ -181,7 +206,9 @@ class TrainConfig(DatasetConfig):
     val_images: int = option(
         5000, "Caption at most this many validation images.", at_least=1, group="Validation"
     )
-    val_beam: int = option(1, "Beam size of the validation.", at_least=1, group="Validation")
+    val_beam: int = option(
+        1, "Beam size of the validation.", at_least=1, limit=MAX_BEAM, group="Validation"
+    )
     run: str | None = option(
         None,
         "Name of the run. Default: DATASET-CELL or DATASET-CELL-ATTENTION; with --init, "
@@ -287,6 +314,7 @@ class EvalConfig(DecodingOptions, StageConfig):
         None,
         "Images decoded together. Default: 500, fewer with wide beams or many samples.",
         at_least=1,
+        limit=MAX_BATCH_SIZE,
         group="Hardware",
         affects_result=False,
     )
@@ -320,9 +348,15 @@ class CompareConfig(StageConfig):
     )
     eval_b: str = argument("Second evaluation, of the same images.", metavar="EVAL_B")
     draws: int = option(
-        10_000, "Bootstrap samples of the images.", at_least=100, group="Statistics"
+        10_000,
+        "Bootstrap samples of the images.",
+        at_least=100,
+        limit=1_000_000,
+        group="Statistics",
     )
-    seed: int = option(0, "Random seed of the bootstrap.", at_least=0, group="Statistics")
+    seed: int = option(
+        0, "Random seed of the bootstrap.", at_least=0, at_most=MAX_SEED, group="Statistics"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

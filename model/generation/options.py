@@ -23,6 +23,10 @@ SHORT_NAMES = {
     "consensus_precision": "precision",
 }
 
+# Bounds far above what is of use, and below what overflows a number or a file name.
+MAX_BEAM = 10_000
+MAX_TOKENS = 1000
+
 # Default maximum length by the unit of the vocabulary: one word may take several subwords.
 LENGTH_LIMITS = {"words": 20, "pieces": 30}
 
@@ -38,24 +42,31 @@ class DecodingOptions(Options):
         affects_result=False,
         group="Decoding",
     )
-    beam: int = option(3, "Beam size; 1 is greedy search.", at_least=1, group="Decoding")
+    beam: int = option(
+        3, "Beam size; 1 is greedy search.", at_least=1, limit=MAX_BEAM, group="Decoding"
+    )
     length_penalty: float = option(
         0.7,
         "Exponent a of the score: log-probability / length^a. 0 ranks by log-probability alone.",
         at_least=0,
+        limit=10,
         group="Decoding",
     )
     max_length: int | None = option(
         None,
         "Maximum caption length in tokens. Default: 20 words or 30 subwords.",
         at_least=1,
+        limit=MAX_TOKENS,
         group="Decoding",
     )
-    min_length: int = option(1, "Minimum caption length in tokens.", at_least=1, group="Decoding")
+    min_length: int = option(
+        1, "Minimum caption length in tokens.", at_least=1, limit=MAX_TOKENS, group="Decoding"
+    )
     no_repeat_ngram: int = option(
         0,
         "Never repeat a sequence of this many tokens within a caption; 0 allows repeats.",
         at_least=0,
+        limit=MAX_TOKENS,
         group="Decoding",
     )
     beam_groups: int = option(
@@ -68,10 +79,15 @@ class DecodingOptions(Options):
         0.5,
         "Penalty for a token, per beam of earlier groups that chose it at the same step.",
         at_least=0,
+        limit=1e6,
         group="Decoding",
     )
     n_best: int = option(
-        1, "Captions to return per image, best first.", at_least=1, group="Decoding"
+        1,
+        "Captions to return per image, best first.",
+        at_least=1,
+        limit=MAX_BEAM,
+        group="Decoding",
     )
     views: int = option(
         1,
@@ -94,6 +110,7 @@ class DecodingOptions(Options):
         1.0,
         "Divide the logits by this; below 1 favours probable tokens.",
         above=0,
+        limit=1000,
         group="Sampling",
     )
     seed: int = option(
@@ -109,12 +126,14 @@ class DecodingOptions(Options):
         "Re-rank the candidates by agreement with the captions of this many similar training "
         "images; 0 turns it off.",
         at_least=0,
+        limit=10_000,
         group="Re-ranking",
     )
     consensus_precision: float = option(
         0.0,
         "Weight of n-gram precision (BLEU) beside CIDEr-D in --consensus.",
         at_least=0,
+        limit=1000,
         group="Re-ranking",
     )
 

@@ -19,6 +19,8 @@ from .options import DecodingOptions
 # (R, V) float32 log-probabilities, (N,) image indices, step → (R,) int64 tokens.
 ChooseTokens = Callable[[Tensor, Tensor, int], Tensor]
 
+MIN_TEMPERATURE = 1e-30  # smaller values underflow in float32
+
 
 class GeneratedTokens(NamedTuple):
     """What `generate_tokens` returns.
@@ -132,6 +134,7 @@ def draw_tokens(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: 
     """
     # In float64, where u < 1 times a sum is always less than the sum.
     log_probs = log_probs.double()
+    temperature = max(temperature, MIN_TEMPERATURE)
     probs = ((log_probs - log_probs.amax(1, keepdim=True)) / temperature).softmax(1)
     order = None
     if top_p < 1:

@@ -6,7 +6,7 @@ finished run and the last checkpoint of an unfinished one have a copy.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from ...pipeline.stage.checksums import checksum_of_file, seal, unseal
 from ...pipeline.stage.errors import ConfigError, MismatchError
 from ...pipeline.stage.files import write_json
 from ...pipeline.stage.manifest import CHANGED
+from ...pipeline.stage.options import options_of, validate
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.config import DecoderConfig
-from ..decoders.registry import build_decoder
+from ..decoders.registry import DECODERS, build_decoder
 from .layout import BEST_NAME, CONFIG_NAME, VOCAB_NAME
 from .tensors import read_tensors
 
@@ -65,12 +66,14 @@ class RunConfig:
             ValueError, TypeError, KeyError: they are not those of a run.
         """
         decoder = DecoderConfig(**values["decoder"])
-        # Most sizes are options of `showtell train`, which declares what is valid.
-        declared = {field.name for field in fields(TrainConfig)}
-        try:
-            TrainConfig(**{k: v for k, v in asdict(decoder).items() if k in declared})
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        if decoder.attention not in DECODERS:
+            raise ValueError(f"attention is {decoder.attention!r}")
+        for declared in options_of(TrainConfig):  # most sizes are options of `showtell train`
+            if declared.name != "attention" and hasattr(decoder, declared.name):
+                try:
+                    validate(declared, getattr(decoder, declared.name))
+                except ConfigError as error:
+                    raise ValueError(str(error)) from None
         for name in ("feature_dim", "vocab_size"):
             if not isinstance(size := getattr(decoder, name), int) or size < 1:
                 raise ValueError(f"{name} is {size!r}")

@@ -50,6 +50,8 @@ class OptionSpec:
         above: the number must be above this one.
         at_most: largest allowed number.
         below: the number must be below this one.
+        limit: numbers above are refused, since they would overflow or never fit into memory. Unlike
+            `at_most`, it is far above what is of use, and help does not show it.
         check: any other rule about this option alone.
         group: title of the panel that shows the option in `--help`.
         affects_result: whether a new value makes finished work out of date. False for `--device`,
@@ -66,6 +68,7 @@ class OptionSpec:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    limit: float | None = None
     check: Check | None = None
     group: str = "Options"
     affects_result: bool = True
@@ -83,6 +86,7 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    limit: float | None = None,
     check: Check | None = None,
     group: str = "Options",
     affects_result: bool = True,
@@ -101,6 +105,7 @@ def option(
         above=above,
         at_most=at_most,
         below=below,
+        limit=limit,
         check=check,
         group=group,
         affects_result=affects_result,
@@ -265,6 +270,8 @@ def expand_home(path: Path) -> Path:
 
 
 def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:
+    if spec.limit is not None and spec.limit < value < math.inf:
+        raise ConfigError(f"{name} must be at most {spec.limit}, got {value}.")
     finite = isinstance(value, int) or math.isfinite(value)
     in_range = (
         (spec.at_least is None or value >= spec.at_least)

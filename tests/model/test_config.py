@@ -1,4 +1,7 @@
 import json
+import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +9,15 @@ import pytest
 
 from showtell.model.config import CompareConfig, EvalConfig, TrainConfig
 from showtell.pipeline.stage.errors import ConfigError
+from showtell.pipeline.stage.options import (
+    MAX_SEED,
+    Options,
+    OptionSpec,
+    flag,
+    options_of,
+    spec_of,
+    value_type,
+)
 
 SCST: dict[str, Any] = {"scst": True, "init": "r"}
 
@@ -169,3 +181,91 @@ def test_name_of_an_evaluation_tells_whether_the_runs_are_pooled() -> None:
 def test_comparison_needs_enough_draws() -> None:
     with pytest.raises(ConfigError, match=r"^--draws must be at least 100, got 9\.$"):
         CompareConfig(eval_a="a", eval_b="b", draws=9)
+
+
+# These only end loops and cut lists: Python's own integers have no limit, and times may be long.
+UNBOUNDED = {"patience", "val_images", "save_every_s", "beam_groups", "num_samples"}
+
+
+def numeric_options(config_class: type[Options]) -> Iterator[tuple[str, OptionSpec, type]]:
+    for declared in options_of(config_class):
+        kind, _ = value_type(declared)
+        if kind in (int, float):
+            yield declared.name, spec_of(declared), kind
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, EvalConfig, CompareConfig])
+def test_values_that_cannot_work_are_refused(config_class) -> None:
+    required = {"eval_a": "a", "eval_b": "b"} if config_class is CompareConfig else {}
+    for name, spec, kind in numeric_options(config_class):
+        is_bounded = any(bound is not None for bound in (spec.at_most, spec.below, spec.limit))
+        assert is_bounded == (name not in UNBOUNDED), name
+        too_large = [10**18, 10**400] if kind is int else [1e300, math.inf]
+        for value in [*(too_large if is_bounded else []), -1, math.nan]:
+            with pytest.raises(ConfigError, match=f"{flag(name)} must be "):
+                config_class(**required, **{name: value})
+
+
+# Options that need others to have an effect.
+NEEDED: dict[str, tuple[object, ...]] = {
+    "temperature": ("--sample",),
+    "top_p": ("--sample",),
+    "diversity": ("--beam", 4, "--beam-groups", 2),
+    "consensus": ("--beam", 4),
+    "consensus_precision": ("--consensus", 10, "--beam", 4),
+    "beam_groups": ("--beam", 1000),
+    "min_length": ("--max-length", 30),
+}
+SIZES = {name for name, _, kind in numeric_options(TrainConfig) if kind is int}
+SLOW = {"beam", "max_length", "n_best", "views", "draws", "batch_size", "seed"}
+
+
+def extremes(config_class: type[Options], skipped: set[str]) -> list[tuple[str, float]]:
+    """The smallest and the largest value of each option, and the smallest float above 0."""
+    found = []
+    for name, spec, kind in numeric_options(config_class):
+        if name not in skipped:
+            lowest = 5e-324 if spec.at_least is None else spec.at_least
+            highest = (
+                math.nextafter(spec.below, 0)
+                if spec.below
+                else spec.at_most or spec.limit or 10**30
+            )
+            values = {kind(lowest), kind(highest)} | ({5e-324} if spec.at_least == 0.0 else set())
+            found += [(name, kind(value)) for value in sorted(values)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_scenes, tmp_path_factory) -> Path:
+    from showtell.model.train import train
+
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("config") / "data"))
+    train(TrainConfig(data=data, dataset="scenes", run="r", hidden_size=8, embed_size=8, epochs=1))
+    return data
+
+
+@pytest.mark.parametrize("name, value", extremes(EvalConfig, SLOW))
+def test_decoding_at_the_extremes_gives_a_result_or_one_line(
+    trained, scorers, showtell, name: str, value: float
+) -> None:
+    words = ("--run", "r", *NEEDED.get(name, ()), flag(name), value)
+    status, output = showtell("eval", *words, "--data", trained)
+    assert status == 0 or (status == 1 and output.startswith("error: --")), output
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *extremes(TrainConfig, SIZES | {"xe_weight", "save_every_s"}),
+        ("seed", MAX_SEED),
+    ],
+)
+def test_training_at_the_extremes_gives_a_result_or_one_line(
+    trained, tmp_path, showtell, name: str, value: float
+) -> None:
+    data = Path(shutil.copytree(trained, tmp_path / "data"))
+    sizes = ("--hidden-size", 8, "--embed-size", 8, "--epochs", 1, "--batch-size", 100)
+    words = ("--dataset", "scenes", "--run", "s", *sizes, flag(name), value)
+    status, output = showtell("train", *words, "--data", data)
+    assert status == 0 or "error: " in output, output

@@ -1,6 +1,8 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,16 @@ from showtell.model.decoders.config import DecoderConfig
 from showtell.model.decoders.registry import create_decoder
 from showtell.model.runs.checkpoint import save_weights
 from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
-from showtell.model.runs.run import RunConfig, load_run
+from showtell.model.runs.run import RunConfig, load_run, read_vocab
 from showtell.model.runs.tensors import read_tensors
 from showtell.pipeline.stage.artifacts import repair_command
+from showtell.pipeline.stage.checksums import checksum_of_file, unseal
 from showtell.pipeline.stage.errors import (
     DamagedFileError,
     MismatchError,
     MissingArtifactError,
 )
+from showtell.pipeline.stage.files import write_json
 from showtell.pipeline.text.vocab import SPECIALS, Vocab
 
 CPU = torch.device("cpu")
@@ -175,3 +179,53 @@ def test_building_a_decoder_to_load_does_not_import_the_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_as", "first-inpuu"),
+        ("cell", "grv"),
+        ("attention", "sofu"),
+        ("hidden_size", 0),
+        ("hidden_size", "5"),
+        ("num_layers", 10**18),
+        ("dropout", 1.5),
+        ("tie_embeddings", 1),
+        ("feature_dim", -6),
+        ("vocab_size", 7.5),
+    ],
+)
+def test_impossible_values_are_damage(tmp_path, name: str, value: object) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    path = tmp_path / "r" / CONFIG_NAME
+    values = unseal(json.loads(path.read_text()))  # as in a run of an earlier version
+    values["decoder"][name] = value
+    write_json(path, values)
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged: .*\. Run 'showtell"):
+        load_run(tmp_path / "r", CPU)
+
+
+def test_every_flipped_bit_of_the_config_is_damage(tmp_path) -> None:
+    make_run(tmp_path / "r", make_decoder())
+    path = tmp_path / "r" / CONFIG_NAME
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 5):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError):
+            RunConfig.read(tmp_path / "r")
+
+
+def test_every_flipped_bit_of_the_vocabulary_is_damage(tmp_path) -> None:
+    config = make_run(tmp_path / "r", make_decoder())
+    path = tmp_path / "r" / VOCAB_NAME
+    config = replace(config, vocab_checksum=checksum_of_file(path))
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises((DamagedFileError, MismatchError), match="Run 'showtell "):
+            read_vocab(tmp_path / "r", config)
