@@ -50,8 +50,7 @@ class OptionSpec:
         above: the number must be above this one.
         at_most: largest allowed number.
         below: the number must be below this one.
-        limit: numbers above are refused, since they would overflow or never fit into memory. Unlike
-            `at_most`, it is far above what is of use, and help does not show it.
+        limit: like `at_most`, for numbers far above what is of use; help does not show it.
         check: any other rule about this option alone.
         group: title of the panel that shows the option in `--help`.
         affects_result: whether a new value makes finished work out of date. False for `--device`,
@@ -288,13 +287,10 @@ def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:
 
 
 def _describe_range(spec: OptionSpec) -> str:
-    bounds = {
-        "at least": spec.at_least,
-        "above": spec.above,
-        "at most": spec.at_most,
-        "below": spec.below,
-    }
-    return " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+    words = ("at least", "above", "at most", "below")
+    bounds = (spec.at_least, spec.above, spec.at_most, spec.below)
+    named = zip(words, bounds, strict=True)
+    return " and ".join(f"{word} {bound}" for word, bound in named if bound is not None)
 
 
 def check_plain_name(name: str) -> str | None:
