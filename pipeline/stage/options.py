@@ -280,17 +280,14 @@ def _require_in_range(name: str, spec: OptionSpec, value: float) -> None:
     )
     if finite and in_range:
         return
-    expected = _describe_range(spec)
-    if not finite:
-        expected = f"{expected} and finite" if expected else "finite"
-    raise ConfigError(f"{name} must be {expected}, got {value}.")
+    expected = [*_describe_range(spec), *([] if finite else ["finite"])]
+    raise ConfigError(f"{name} must be {' and '.join(expected)}, got {value}.")
 
 
-def _describe_range(spec: OptionSpec) -> str:
-    words = ("at least", "above", "at most", "below")
-    bounds = (spec.at_least, spec.above, spec.at_most, spec.below)
-    named = zip(words, bounds, strict=True)
-    return " and ".join(f"{word} {bound}" for word, bound in named if bound is not None)
+def _describe_range(spec: OptionSpec) -> list[str]:
+    names = ("at_least", "above", "at_most", "below")
+    bounds = {name.replace("_", " "): getattr(spec, name) for name in names}
+    return [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
 
 
 def check_plain_name(name: str) -> str | None:
