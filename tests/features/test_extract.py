@@ -1,10 +1,13 @@
+import errno
 import os
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +41,7 @@ from showtell.pipeline.stage.errors import (
     DatasetError,
     MissingArtifactError,
     ShowTellError,
+    StorageError,
 )
 from showtell.pipeline.stage.files import hash_json, locked
 from showtell.pipeline.stage.manifest import Manifest
@@ -868,6 +872,29 @@ def test_grids_that_overflow_are_refused(tmp_path, network, monkeypatch):
         extract(config)
     assert contents(config) == {}
     assert not list(features_dir(config).glob(".*partial*"))
+
+
+def test_full_disk_at_any_write_is_a_short_error_and_loses_nothing(tmp_path, network, monkeypatch):
+    config = replace(make_dataset(tmp_path), **EXTRAS)
+    extract(config)
+    before, sync = contents(config), os.fsync
+    for num_written in range(14):  # 3 grids, 3 shards and the manifest, each with its folder
+        shutil.rmtree(features_dir(config))
+        left = iter(range(num_written))
+
+        def fail(descriptor: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(StorageError, match=r"could not be written: No space left.*Free some"):
+            extract(config)
+        assert not list(features_dir(config).glob("*partial*"))
+        assert not list(features_dir(config).glob(".*partial*"))
+        monkeypatch.setattr(os, "fsync", sync)
+        extract(config)
+        assert contents(config) == before
 
 
 def test_images_above_the_limit_are_skipped_until_it_is_raised(tmp_path, network):
