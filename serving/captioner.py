@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..features.device import choose_device, keep_freed_memory
 from ..features.encoders.backbone import Backbone, load_backbone
+from ..features.extract import pillow_warnings_ignored
 from ..features.reading.broken_images import UnreadableImageError
 from ..features.reading.decode import decode_image, to_upright_rgb
 from ..features.reading.limits import MAX_PIXELS
@@ -268,7 +269,8 @@ def caption_files(captioner: Captioner, paths: Iterable[Path], options: Decoding
         readable: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
         for result in results[start : start + BATCH_SIZE]:
             try:
-                readable.append((result, captioner.pixels(result["path"], options.views)))
+                with pillow_warnings_ignored():
+                    readable.append((result, captioner.pixels(result["path"], options.views)))
             except DatasetError as error:
                 print_error(str(error))
                 result["error"] = str(error)

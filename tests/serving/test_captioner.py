@@ -284,6 +284,19 @@ def test_unreadable_image_is_named(captioner, tmp_path, image_paths, content, re
     assert str(caught.value) == f"{path} {reason}"
 
 
+def test_image_above_the_limit_is_named_without_a_warning(
+    captioner, tmp_path, capsys, recwarn, monkeypatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2999)
+    monkeypatch.setattr(captioner, "max_pixels", 2999)
+    path = tmp_path / "large.png"
+    Image.new("L", (100, 30)).save(path)
+    assert caption_files(captioner, [path], DecodingOptions()) == 1
+    expected = f"error: {path} is not a readable image: has 3,000 pixels, more than --max-pixels"
+    assert capsys.readouterr().err == f"{expected} 2,999.\n"
+    assert not [warning for warning in recwarn if "PIL" in warning.filename]
+
+
 def test_truncated_image_is_named(captioner, tmp_path, image_paths) -> None:
     path = tmp_path / "cut.jpg"
     Image.open(image_paths[0]).convert("RGB").save(path)
