@@ -19,6 +19,8 @@ from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
 from .runs.run import RunConfig
 from .runs.tensors import read_tensors
 
+MEGABYTE = 10**6
+
 RUN_READERS: dict[str, Reader] = {
     CONFIG_NAME: lambda path: RunConfig.read(path.parent),
     VOCAB_NAME: Vocab.read,
@@ -43,11 +45,11 @@ def verify(config: VerifyConfig) -> bool:
     checks = select_checks(config)
     sizes = [file_size(check.path) or 0 for check in checks]
     problems: list[Problem] = []
-    with ProgressLine("verify", total=sum(sizes), unit="bytes") as progress:
+    with ProgressLine("verify", total=sum(sizes) // MEGABYTE, unit="MB") as progress:
         for check, size in zip(checks, sizes, strict=True):
             if problem := check.find_problem():
                 problems.append(problem)
-            progress.advance(size)
+            progress.advance(size // MEGABYTE)
     bad = [problem for problem in problems if problem.state != "unfinished"]
     print_json({"num_files": len(checks), "num_bytes": sum(sizes), "problems": problems})
     for problem in problems:
@@ -74,10 +76,10 @@ def select_checks(config: VerifyConfig) -> list[Check]:
     selected: dict[Path, Check] = {}
     for path in paths:
         found = {c.path: c for c in checks if c.path.resolve().is_relative_to(path.resolve())}
-        if not found and config.paths is not None:
+        if not found:
             raise MissingArtifactError(
-                f"{path} holds no files of showtell's in the data folder {config.data}. Give a "
-                "file or folder in there, or name another data folder with --data."
+                f"{path} holds no file that showtell wrote to the data folder {config.data}. Give "
+                "a file or folder in there, or name another data folder with --data."
             )
         selected |= found
     return [check for check in checks if check.path in selected]

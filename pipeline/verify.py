@@ -105,7 +105,8 @@ def stage_checks(
         readers: name of an output → function that reads it, where a checksum is not enough.
         unlisted: the same for files that the manifest does not list; they need not exist.
     """
-    names = {path.name for path in directory.glob("*") if path.is_file()} - {LOCK_NAME}
+    files = (path.name for path in directory.glob("*") if path.is_file())
+    names = {name for name in files if not name.startswith(LOCK_NAME)}
     if not names or is_locked(directory):
         return
     is_finished = MANIFEST_NAME in names

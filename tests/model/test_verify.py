@@ -17,7 +17,7 @@ from showtell.pipeline.stage.manifest import Manifest
 Run = Callable[..., tuple[int, str]]
 RunJson = Callable[..., tuple[int, Any]]
 
-NUM_FLIPS = 7  # over the whole file
+NUM_FLIPS = 5  # over the whole file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,7 +108,9 @@ def test_sound_folder_is_verified_without_writing(data, showtell) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_any_flipped_bit_is_found(data, name: str) -> None:
+def test_any_flipped_bit_is_found_and_the_command_repairs_it(
+    data, showtell: Run, showtell_json: RunJson, name: str
+) -> None:
     path = data / name
     original = path.read_bytes()
     num_bits = 8 * len(original)
@@ -118,14 +120,6 @@ def test_any_flipped_bit_is_found(data, name: str) -> None:
         problems = [check.find_problem() for check in checks]
         assert [problem and problem.state for problem in problems] == ["damaged"]
         path.write_bytes(original)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_command_for_a_damaged_file_repairs_it(
-    data, showtell: Run, showtell_json: RunJson, name: str
-) -> None:
-    path = data / name
-    original = path.read_bytes()
     flip(path, 4 * len(original))
     status, result = showtell_json("verify", "--data", data)
     assert status == 1
@@ -190,7 +184,8 @@ def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
     assert showtell("verify", data / "runs/r", data / "scenes", "--data", data)[0] == 1
     for path in (tmp_path, data / "nosuch"):
         status, output = showtell("verify", path, "--data", data)
-        assert status == 1 and f"{path} holds no files" in " ".join(output.split())
+        assert status == 1 and f"{path} holds no file that" in output
+    assert showtell("verify", "--data", data / "nosuch")[0] == 1
 
 
 def test_archives_are_compared_with_their_published_md5(tmp_path, showtell: Run) -> None:
