@@ -107,6 +107,7 @@ test: lint types
 # See docs/reliability.md. The results are in build/chaos.
 chaos: install
 	$(BIN)/python tests/chaos --output build/chaos $(ARGS)
+	$(BIN)/python tests/chaos/stops.py 40
 	SHOWTELL_FUZZ_EXAMPLES=50000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 	  $(wildcard tests/*/*/test_fuzz.py)
 
