@@ -159,7 +159,7 @@ def test_download_restores_damaged_annotations(setting: Setting) -> None:
     setting.run(notes=NOTES)
     path = setting.raw / MEMBER
     good = path.read_bytes()
-    for bit in range(0, 8 * len(good), 17):
+    for bit in range(0, 8 * len(good), 31):
         path.write_bytes(flip(good, bit))
         assert stage_status("download", setting.raw).state == f"damaged: {MEMBER}"
         assert setting.run()[1] == []

@@ -188,7 +188,7 @@ def test_prepare_restores_missing_and_damaged_outputs(tmp_path, name):
     prepare(config)
     path = config.captions_dir / name
     good = path.read_bytes()
-    for bit in flip_bits(path, 101):
+    for bit in flip_bits(path, 203):
         assert up_to_date(config) is None
         assert stage_status("prepare", path.parent).state == f"damaged: {name}"
         if bit % 20 == 0:
@@ -208,7 +208,7 @@ def test_prepare_rewrites_a_damaged_manifest(tmp_path):
     good = prepare(config)
     path = config.captions_dir / "manifest.json"
     value = json.loads(path.read_bytes())
-    for bit in flip_bits(path, 151):
+    for bit in flip_bits(path, 307):
         if up_to_date(config):
             assert json.loads(path.read_bytes()) == value  # white space
             continue
