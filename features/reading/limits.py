@@ -1,6 +1,7 @@
 """Bounds on the memory of decoding: the pixels of one image, and of all images at once."""
 
 import ctypes
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 # Memory is about 8 bytes a pixel.
 PIXELS_AT_ONCE = MAX_PIXELS
 SMALL_PIXELS = 1 << 20
+HUGE_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class PixelBudget:
         try:
             yield
         finally:
+            if taken > HUGE_PIXELS:
+                return_freed_memory()
             with self.changed:
                 self.free.value += taken
                 self.changed.notify_all()
+
+
+def return_freed_memory() -> None:
+    """Return memory that glibc has kept to the system; without glibc this does nothing."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
