@@ -18,8 +18,10 @@ from .errors import DamagedFileError, MissingArtifactError, ShowTellError, Stora
 from .files import file_size
 from .manifest import MANIFEST_NAME, MISSING, Manifest
 
-# The line of a manifest that records the command of its folder.
-COMMAND_LINE = re.compile(rb'^ "command": (".+"),?$', re.MULTILINE)
+# The lines of a manifest that record the command of its folder.
+COMMAND_LINES = re.compile(
+    rb'^ "command": (".+"),\n "command_checksum": "(.+)",$', flags=re.MULTILINE
+)
 
 # Subfolders of a stage's folder: of downloads, and of features that are being computed again.
 SUBFOLDERS = ("images", "annotations", ".next")
@@ -171,10 +173,12 @@ def _passes_unread(path: Path) -> bool:
 def _recorded_command(folder: Path) -> str | None:
     """Return the command that a manifest records; it survives damage elsewhere in the file."""
     try:
-        found = COMMAND_LINE.search((folder / MANIFEST_NAME).read_bytes())
-        return str(json.loads(found[1])) if found else None
+        found = COMMAND_LINES.search((folder / MANIFEST_NAME).read_bytes())
+        command = str(json.loads(found[1])) if found else ""
     except (OSError, ValueError):
         return None
+    is_sound = found is not None and checksum(command.encode()).encode() == found[2]
+    return command if is_sound else None
 
 
 def _command_by_place(folder: Path) -> tuple[Path, str]:

@@ -1,7 +1,8 @@
 """The manifest of a stage: a record of its options, inputs and outputs, written last.
 
 A stage is complete when `manifest.json` exists in its output folder and matches the stage's
-options and inputs. The file is a JSON object with the fields of `Manifest`, and `checksum`.
+options and inputs. The file is a JSON object with the fields of `Manifest`, and two checksums:
+`checksum` of everything, and `command_checksum`, so that damage elsewhere leaves the command known.
 """
 
 import json
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from .checksums import checksum_of_file, seal, unseal
+from .checksums import checksum, checksum_of_file, seal, unseal
 from .errors import DamagedFileError, MissingArtifactError
 from .files import file_size, write_json
 
@@ -53,7 +54,8 @@ class Manifest:
 
     def write(self, directory: Path) -> Self:
         """Write `manifest.json` atomically and return `self`. A stage calls this last."""
-        write_json(directory / MANIFEST_NAME, seal(asdict(self)))
+        values = asdict(self) | {"command_checksum": checksum(self.command.encode())}
+        write_json(directory / MANIFEST_NAME, seal(values))
         return self
 
     @classmethod
@@ -75,6 +77,7 @@ class Manifest:
         path = directory / MANIFEST_NAME
         try:
             values = unseal(json.loads(path.read_bytes()))
+            values.pop("command_checksum", None)
             values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
             manifest = cls(**values)
             for name in ("config", "inputs", "outputs", "counts", "details", "checksums"):
@@ -99,26 +102,26 @@ class Manifest:
         problems = {}
         for name in self.outputs:
             path = directory / name
-            checksum = partial(checksum_of_file, path) if check_content else None
-            problems[name] = self.find_problem(name, file_size(path), checksum)
+            content = partial(checksum_of_file, path) if check_content else None
+            problems[name] = self.find_problem(name, file_size(path), content)
         return [(name, problem) for name, problem in problems.items() if problem]
 
     def find_problem(
-        self, name: str, size_bytes: int | None, checksum: Callable[[], str] | None
+        self, name: str, size_bytes: int | None, content: Callable[[], str] | None
     ) -> str | None:
         """Return how a file differs from the output of that name; None if it does not.
 
         Args:
             name: of the output. A name that is not listed has no problem.
             size_bytes: size of the file, None if it does not exist.
-            checksum: returns the checksum of its content; None leaves the content unverified.
+            content: returns the checksum of its content; None leaves the content unverified.
         """
         expected = self.outputs.get(name, size_bytes)
         if size_bytes is None:
             return MISSING
         if size_bytes != expected:
             return f"it has {size_bytes:,} bytes, expected {expected:,}"
-        if checksum is not None and name in self.checksums and checksum() != self.checksums[name]:
+        if content is not None and name in self.checksums and content() != self.checksums[name]:
             return CHANGED
         return None
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_missing_output_is_refused_with_the_command_that_repairs_it(stage) -> No
 
 def test_output_listed_without_a_checksum_is_verified_by_its_size(stage) -> None:
     values = json.loads((stage / MANIFEST_NAME).read_text())
-    for name in ("checksums", "checksum", "command"):
+    for name in ("checksums", "checksum", "command", "command_checksum"):
         del values[name]  # as earlier versions wrote it
     (stage / MANIFEST_NAME).write_text(json.dumps(values))
     (stage / "out.bin").write_bytes(b"abcde")
@@ -208,3 +209,17 @@ def test_suggested_command_survives_the_shell(tmp_path, monkeypatch) -> None:
     done = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["showtell", "train", "--run", name, "--data", "my data"]
     assert command_line(Path("data"), "train") == "showtell train"
+
+
+def test_damaged_manifest_gives_the_recorded_command_or_that_of_its_place(stage) -> None:
+    path = stage / MANIFEST_NAME
+    content = bytearray(path.read_bytes())
+    recorded = "showtell prepare --dataset mine --source '/my photos'"
+    commands = Counter()
+    for bit in range(8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        commands[repair_command(path)] += 1
+        content[bit // 8] ^= 1 << bit % 8
+    assert set(commands) == {recorded, "showtell prepare --dataset mine"}
+    assert commands[recorded] > commands.total() / 2

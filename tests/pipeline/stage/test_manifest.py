@@ -39,7 +39,7 @@ def test_manifest_file_is_json_with_the_fields(tmp_path) -> None:
     values = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert values["stage"] == "prepare" and values["version"] == 3
     assert values["skipped"] == [["ä.jpg", "the file is empty"], ["b.jpg", "truncated"]]
-    assert set(values) == {*Manifest.__dataclass_fields__, "checksum"}
+    assert set(values) == {*Manifest.__dataclass_fields__, "command_checksum", "checksum"}
 
 
 def test_read_without_a_manifest_returns_none(tmp_path) -> None:
