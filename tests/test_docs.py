@@ -20,7 +20,7 @@ from showtell.pipeline.stage.config_file import read_config_file
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
 # Options in the docs that belong to other programs.
-FOREIGN_OPTIONS = {"--logdir", "--strict", "--dry-run"}
+FOREIGN_OPTIONS = {"--logdir", "--strict", "--dry-run", "--faults", "--flips", "--every"}
 
 Run = Callable[..., tuple[int, str]]
 

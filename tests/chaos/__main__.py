@@ -28,9 +28,16 @@ if __name__ == "__main__":
 import controls
 import faults
 from faults import OUTCOMES, SURVIVED, Trial
-from scenario import QUICK_STAGES, STAGES, import_everything, project
+from scenario import QUICK_STAGES, RESUMED, STAGES, import_everything, project
 
-KINDS = ("killed", "full disk", "two at once", "flipped bit", "control")
+# Kind of fault → function, for those that strike a stage.
+OF_STAGES = {
+    "killed": "kills",
+    "power cut": "power_cuts",
+    "full disk": "full_disks",
+    "two at once": "pairs",
+}
+KINDS = (*OF_STAGES, "flipped bit", "control")
 
 
 def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]]:
@@ -38,9 +45,9 @@ def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]
     stages = QUICK_STAGES if options.quick else tuple(STAGES)
     every, count = (40, 1) if options.quick else (options.every, options.flips)
     tasks: list[tuple[tuple[str, ...], str, tuple]] = []
-    for kind, name in (("killed", "kills"), ("full disk", "full_disks"), ("two at once", "pairs")):
+    for kind, name in OF_STAGES.items():
         if kind in options.faults:
-            chosen = ("prepare", "train") if options.quick else stages
+            chosen = ("prepare", "train") if options.quick else (*STAGES, RESUMED)
             tasks += [(stages, name, (stage, every)) for stage in chosen]
     if "flipped bit" in options.faults:
         files = faults.QUICK_READERS if options.quick else faults.READERS
@@ -75,7 +82,7 @@ def run_all(tasks: list[tuple], jobs: int) -> Iterator[list[Trial]]:
 
 def run_controls(jobs: int) -> list[tuple[str, ...]]:
     """Return (protection removed, fault, place, tried, not survived) of each control."""
-    print("Without protections; what follows is meant to fail.")
+    print("Now with protections removed: what follows is meant to fail.\n")
     rows = []
     for task, trials in zip(controls.TASKS, run_all(controls.TASKS, jobs), strict=True):
         failed = sum(trial.outcome != SURVIVED for trial in trials)

@@ -1,12 +1,13 @@
 """Versions of showtell with one protection removed: the faults must find each."""
 
 import fcntl
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scenario import QUICK_STAGES
+from scenario import QUICK_STAGES, RESUMED
 
 
 def replace_everywhere(name: str, new: object) -> None:
@@ -38,14 +39,20 @@ def without_lock() -> None:
     fcntl.flock = lambda *args: None
 
 
+def without_sync() -> None:
+    os.fsync = lambda descriptor: None
+
+
 CONTROLS: dict[str, Callable[[], None]] = {
     "no checksums": without_checksums,
     "written in place": without_rename,
     "no lock": without_lock,
+    "no fsync": without_sync,
 }
 # (stages of the project, function, arguments, control)
 TASKS = [
     (QUICK_STAGES, "flips", ("scenes/captions/captions.parquet", 8, False), "no checksums"),
-    (QUICK_STAGES, "kills", ("prepare", 1), "written in place"),
+    (QUICK_STAGES, "kills", (RESUMED, 1), "written in place"),
     (QUICK_STAGES, "pairs", ("prepare", 1), "no lock"),
+    (QUICK_STAGES, "power_cuts", ("prepare", 1), "no fsync"),
 ]

@@ -17,6 +17,7 @@ from folders import content_of, differences
 from injection import (
     FULL,
     KILL,
+    LOG,
     STOP,
     Command,
     Patch,
@@ -25,7 +26,7 @@ from injection import (
     run,
     run_and_follow,
 )
-from scenario import STAGES, Project
+from scenario import RESUMED, STAGES, Project
 
 OUTCOMES = SURVIVED, LOST, SILENT, TRACEBACK = "survived", "lost", "silent", "traceback"
 MAX_CHANGES = 2000
@@ -122,6 +123,37 @@ def judge_pair(project: Project, stage: str, first: Result, second: Result) -> t
     return SURVIVED, "explained" if first.status or second.status else "continued"
 
 
+def power_cuts(
+    project: Project, stage: str, every: int = 1, patch: Patch | None = None
+) -> Iterator[Trial]:
+    """Check that each file is synced before it gets its name, and its folder afterwards.
+
+    Otherwise a power cut could lose what the manifest lists. No power is cut.
+    """
+    project.start(stage)
+    log = project.root / "changes"
+    log.unlink(missing_ok=True)
+    run(project.command(stage), project.data, mode=LOG, log=log, patch=patch)
+    dirty, unsynced, renames = set[str](), dict[str, int](), list[str]()
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    for (change, path), (_, new_path) in zip(lines, [*lines[1:], ["", ""]], strict=True):
+        if change in ("create", "write", "truncate"):
+            dirty.add(path)
+        elif change == "fsync":
+            dirty.discard(path)
+            unsynced = {name: at for name, at in unsynced.items() if str(Path(name).parent) != path}
+        elif change == "rename" and "/raw/images/" not in path:  # `download` draws them again
+            renames.append(new_path)
+            if path in dirty:
+                yield Trial("power cut", stage, len(renames), LOST, f"{path} is not synced")
+            else:
+                unsynced[new_path] = len(renames)
+    for name, at in unsynced.items():
+        yield Trial("power cut", stage, at, LOST, f"the folder of {name} is not synced")
+    for at in range(len(renames) - len(unsynced)):
+        yield Trial("power cut", stage, at + 1, SURVIVED, "synced")
+
+
 def finish(project: Project, stage: str, patch: Patch | None) -> tuple[str, str]:
     """Run a stage to its end after a fault; return the outcome and its detail."""
     result, followed = run_and_follow(project.command(stage), project.data, patch)
@@ -131,6 +163,8 @@ def finish(project: Project, stage: str, patch: Patch | None) -> tuple[str, str]
         return LOST, f"after {followed}: {result.error}"
     if wrong := differences(content_of(project.data), project.after[stage]):
         return SILENT, f"after {followed}, differs: {wrong}"
+    if stage == RESUMED and list(project.data.glob("runs/r/earlier-*")):
+        return LOST, f"after {followed}: the first epoch was trained again"
     return SURVIVED, f"explained: {followed}" if followed else "continued"
 
 

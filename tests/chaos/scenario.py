@@ -39,6 +39,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "eval": ("eval", "--run", "r"),
     "prepare, replaced": ("prepare", *COMMON, "--min-count", "2"),
 }
+# A training that was killed after its first epoch, and is resumed.
+RESUMED = "train, resumed"
 # The short version of the tests.
 QUICK_STAGES = ("download", "prepare", "features, HDF5", "train", "eval")
 
@@ -72,7 +74,7 @@ class Project:
         return self.root / "stopped"
 
     def command(self, stage: str) -> list[str]:
-        return self.fill(STAGES[stage])
+        return self.fill((*STAGES["train"], "--resume") if stage == RESUMED else STAGES[stage])
 
     def fill(self, words: Sequence[str]) -> list[str]:
         return [word.format(root=self.root) for word in words]
@@ -103,6 +105,7 @@ class Project:
         assert (self.data / "runs/r/last.safetensors").exists()
         assert not (self.data / "runs/r/manifest.json").exists()
         shutil.copytree(self.data, self.stopped)
+        self.before[RESUMED], self.after[RESUMED] = self.stopped, self.after["train"]
 
 
 def must(result: Result) -> Result:
