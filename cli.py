@@ -39,7 +39,7 @@ Examples:
   showtell caption photo.jpg --run gru
 """
 
-# What a disk or a full machine can cause. An error without a path has no other sign of that.
+# Errors of the disk, and of exhausted resources. Without a path, only errno tells them from a bug.
 DISK_ERRORS = (
     errno.EIO,
     errno.ENOSPC,
@@ -187,7 +187,7 @@ def status(config: StatusConfig) -> None:
 
 @tool("verify", VerifyConfig, examples=("", "data/runs/gru", "data/flickr8k --json"))
 def verify(config: VerifyConfig) -> None:
-    """Read every file of the data folder; list those damaged, and the commands that repair them.
+    """Verify every file in the data folder, and list the damaged ones with their repair commands.
 
     Archives are compared with their published MD5, all other files and each row of the grids with
     their own checksums. Nothing is written. The exit status is 1 if a file is damaged or missing.
@@ -246,7 +246,7 @@ def run() -> int:
         print_error("there is not enough memory. Free some, then run the same command again.")
         status = 1
     except OSError as error:
-        # With a path it is about the user's file. Others may be a bug: they keep their traceback.
+        # With a path, it concerns the user's file. Any other may be a bug, so keep its traceback.
         if error.filename is None and error.errno not in DISK_ERRORS:
             raise
         where = "a file could not be read or written" if error.filename is None else error.filename

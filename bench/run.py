@@ -141,7 +141,7 @@ def measure_in_new_process(stage: str, config: BenchConfig) -> Measurement | str
 
 
 def set_up_worker(silence: Callable[[], None] | None) -> None:
-    """Initialize the process that measures."""
+    """Initialize the worker process that runs the benchmark."""
     end_children_on_sigterm()
     if silence is not None:
         silence()

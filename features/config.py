@@ -34,7 +34,7 @@ def max_pixels_option() -> int:
     """Declare `--max-pixels`."""
     return option(
         MAX_PIXELS,
-        "Skip images with more pixels. Decoding takes about 8 bytes of memory per pixel.",
+        "Skip images with more pixels than this. Decoding takes about 8 bytes of memory per pixel.",
         at_least=1,
         group="Hardware",
     )

@@ -69,8 +69,9 @@ def keep_freed_memory() -> bool:
     """Make glibc reuse freed memory instead of returning it to the system, in this process.
 
     By default each buffer above 32 MiB is mapped again whenever it is allocated. The page faults
-    cost a network on the CPU a third of its speed. All threads share the freed memory, so that each
-    decoding thread does not keep what its largest image needed. Without glibc this does nothing.
+    cost a network on the CPU a third of its speed. All threads share one arena; otherwise each
+    decoding thread would keep as much memory as its largest image needed. Without glibc this does
+    nothing.
 
     Returns:
         Whether the setting took effect.

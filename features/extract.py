@@ -57,7 +57,7 @@ def extract(config: FeaturesConfig) -> Manifest:
     directory = features_dir(config)
     done = read_manifest(directory)
     config = keep_extras(config, done)
-    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     if done is not None and is_up_to_date(done, directory, config, images):
         print_note(f"features: {directory} is up to date ({describe_counts(done)})")
         return done
@@ -155,7 +155,7 @@ def compute_features(
     manifest = replace(
         manifest,
         outputs={name: (directory / name).stat().st_size for name in names},
-        # Each row of a grid has its checksum in the shard; reading all of them takes minutes.
+        # Without grids, which take minutes to read: the shard has a checksum of each row.
         checksums=checksums_of(directory, [job.name for job in jobs]),
         command=command_of("features", replace(config, weights=absolute_weights(config.weights))),
         seconds=time.perf_counter() - started,

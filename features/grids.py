@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from ..pipeline.stage.files import partial_path, sync, write_error
 from .shards import FeatureShard, bad_shard, describe, reading_shard
 
-# What NumPy raises for a damaged header, besides the usual errors of parsers.
+# Raised by NumPy for a damaged header, in addition to `artifacts.FORMAT_ERRORS`.
 HEADER_ERRORS = (SyntaxError, tokenize.TokenError)
 
 GridMap = np.memmap[tuple[int, ...], np.dtype[np.float16]]
@@ -84,7 +84,7 @@ class GridWriter:
 
     def discard(self) -> None:
         """Delete the file unless it has been published."""
-        with suppress(OSError):  # closing writes what is left, which fails again on a full disk
+        with suppress(OSError):  # closing flushes the buffer, which fails again on a full disk
             self.file.close()
         self.partial.unlink(missing_ok=True)
 
@@ -122,7 +122,7 @@ def open_grid(
     if grid.shape != expected or grid.dtype != np.float16 or not grid.flags.c_contiguous:
         raise bad_shard(path, f"it is {describe(grid)}, expected {expected} float16")
     if shard.grid_crc32 is None:
-        raise bad_shard(path, "its shard has no checksums of it")
+        raise bad_shard(path, "its shard has no checksums for it")
     first_and_last = range(0, num_images, max(num_images - 1, 1))
     for row in range(num_images) if check_all_rows else first_and_last:
         check_row(grid, row, shard.grid_crc32[row])
@@ -143,7 +143,7 @@ def check_row(grid: GridMap, row: int, crc32: int) -> None:
 class GridFiles:
     """The grid features of a dataset: one (N, V, P, D) array, memory-mapped from several files.
 
-    A row is verified when it is read for the first time. Any number of threads can read.
+    A row is verified when it is first read. Several threads can read at the same time.
 
     Attributes:
         maps: of each shard, in order, (n, V, P, D) float16.

@@ -28,7 +28,7 @@ VERSION = 1
 def read_manifest(directory: Path) -> Manifest | None:
     """Read the manifest of a features folder; None if it is missing, damaged or incomplete.
 
-    Manifests of earlier versions carry no checksum, which would detect a missing entry.
+    Manifests of earlier versions have no checksum, so missing entries are detected here.
     """
     manifest = Manifest.read(directory)
     if manifest is None or not isinstance(manifest.details.get("fingerprints"), dict):

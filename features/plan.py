@@ -146,12 +146,12 @@ def find_finished(
 ) -> dict[str, Skipped]:
     """Find the shards that exist, are undamaged and have the fingerprint of their job.
 
-    Every byte of them is read, because the new manifest will vouch for them.
+    Shards are read completely, because the new manifest will list them as valid.
 
     Args:
         jobs: the shards of the result.
         directory: the features folder.
-        staging: the folder of shards that an interrupted run left.
+        staging: folder with the shards of an interrupted run.
         done: the manifest of the features folder.
         feature_dim: D.
         num_cells: P, if each shard needs a grid file.
@@ -179,18 +179,17 @@ def find_finished(
 
 
 def is_limited(skipped: Iterable[tuple[object, str]], max_pixels: int) -> bool:
-    """Whether images were skipped because of a lower `--max-pixels`, and may be read with this one.
+    """Return whether a lower `--max-pixels` skipped images that this value may allow.
 
-    A lower value than before changes nothing: images that have been read stay.
+    Lowering the value changes nothing: images that have been read are kept.
     """
     return any(is_above_lower_limit(reason, max_pixels) for _, reason in skipped)
 
 
 def find_changed(done: Manifest, directory: Path) -> set[tuple[str, str]]:
-    """Return (name, fingerprint) of each shard that is not the file that the manifest lists.
+    """Return (name, fingerprint) of each listed shard whose file differs from the manifest.
 
-    A shard of another fingerprint is no such file either, but may be a whole one that a killed run
-    has moved into the folder.
+    A file with another fingerprint may be a valid shard that a killed run moved into the folder.
     """
     fingerprints = done.details.get("fingerprints", {})
     return {(name, fingerprints.get(name, "")) for name, _ in done.find_problems(directory)}

@@ -12,7 +12,7 @@ HDF5 (`part-00000.h5`):
     skipped_reasons    dataset (S,) UTF-8 string: the reason for each
     fingerprint        attribute, UTF-8 string: sha256 of everything the shard was computed from
     crc32              attribute, int: of the bytes of image_ids, features [, views] [, grid_crc32]
-    checksum           attribute, UTF-8 string: xxh3 of the file, with zeros in this place
+    checksum           attribute, UTF-8 string: xxh3 of the file, computed with zeros in its place
 
 Parquet (`part-00000.parquet`), plain encoding, uncompressed, one row group:
     image_id           column int64, not null, increasing
@@ -49,11 +49,11 @@ from ..pipeline.stage.errors import BadShardError, DamagedFileError
 from ..pipeline.stage.files import write_bytes
 from ..pipeline.stage.manifest import CHANGED
 
-# What h5py and pyarrow raise for damaged files, besides the usual errors of parsers. A damaged
-# shape asks for more memory than there is.
+# Raised by h5py and pyarrow for damaged files, in addition to `artifacts.FORMAT_ERRORS`.
+# MemoryError: a damaged shape can be huge.
 LIBRARY_ERRORS = (RuntimeError, MemoryError, pa.ArrowException)
 
-ZEROS = b"xxh3:0000000000000000"  # holds the place of a checksum
+ZEROS = b"xxh3:0000000000000000"  # placeholder for the checksum
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_shard(
         StorageError: the operating system cannot read it.
     """
     with reading_shard(path):
-        if not is_verified:  # first: libhdf5 may crash on a damaged file
+        if not is_verified:  # before parsing: libhdf5 may crash on a damaged file
             verify_checksum(path.read_bytes())
         shard, crc32 = format_of(path).read(path)
     check_fields(path, shard, feature_dim)
@@ -144,7 +144,9 @@ def fill_in_checksum(content: bytes) -> bytes:
 
 
 def verify_checksum(content: bytes) -> None:
-    """Verify a file that contains its own checksum; accept one without, of an earlier version.
+    """Verify a file against the checksum that it contains.
+
+    A file of an earlier version has no checksum and is accepted.
 
     Raises:
         ValueError: the file has changed since it was written.
@@ -158,7 +160,7 @@ def verify_checksum(content: bytes) -> None:
 
 @contextmanager
 def reading_shard(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
-    """Turn all errors of reading a file of a shard into those that `read_shard` raises."""
+    """Turn any error of reading a shard or its grid file into one that `read_shard` raises."""
     try:
         with reading(path, *LIBRARY_ERRORS, *library_errors):
             yield
@@ -285,7 +287,7 @@ def _encode_parquet(shard: FeatureShard) -> bytes:
 
 
 def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
-    # An open file: pyarrow takes some paths for addresses, and replaces a leading "~".
+    # Not by its path: pyarrow would treat some paths as URLs and expand a leading "~".
     with path.open("rb") as content, pq.ParquetFile(content) as file:
         table = file.read()
     metadata = table.schema.metadata

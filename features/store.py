@@ -82,7 +82,7 @@ class FeatureStore:
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
             raise damaged(
                 directory / MANIFEST_NAME,
-                f"it lists {num_images} images ordered by id, and the shards hold others",
+                f"the shards do not contain exactly its {num_images} images, ordered by id",
             )
         all_views = torch.from_numpy(views)
         return cls(
@@ -219,7 +219,7 @@ def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
 
     Raises:
         MissingArtifactError: it does not exist.
-        BadShardError: it is damaged, or another one.
+        BadShardError: it is damaged, or is not the shard that the manifest lists.
     """
     is_verified = path.name in manifest.checksums  # by `require_stage`
     shard = read_shard(path, manifest.counts["feature_dim"], is_verified=is_verified)
@@ -263,7 +263,7 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
     if name is None:
         raise MissingArtifactError(f"{root} has no finished features. {fix}")
     if name is not None and (root / name / MANIFEST_NAME).exists():
-        require_stage(root / name, check_content=False)  # raises: it is damaged or incomplete
+        require_stage(root / name, check_content=False)  # raises the reason
     known = ", ".join(sorted(times)) or "none"
     raise MissingArtifactError(
         f"{root / name} has no finished features. Available features: {known}. {fix}"
@@ -271,7 +271,7 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the stage has finished and all its files exist with their sizes."""
+    """Return whether the stage has finished and all its files exist with the right size."""
     manifest = Manifest.read(directory)
     return manifest is not None and not manifest.find_problems(directory, check_content=False)
 

@@ -39,5 +39,5 @@ def _read_grid(manifest: Manifest, shard_name: str, path: Path) -> None:
     try:
         shard = read_shard(path.with_name(shard_name))
     except ShowTellError:
-        return  # reported as a problem of the shard, which is computed again with its grid
+        return  # reported for the shard, whose repair also recomputes the grid
     open_grid(path, shard, manifest.counts["grid_places"], check_all_rows=True)

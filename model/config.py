@@ -17,7 +17,7 @@ from .decoders.registry import DECODERS
 from .generation.options import MAX_BEAM, DecodingOptions
 from .presets import TRAIN_PRESETS
 
-# Bounds far above what is of use, and below what overflows an integer or a float.
+# Limits far above any useful value, low enough to prevent overflow.
 MAX_SIZE = 16_384
 MAX_BATCH_SIZE = 1_000_000
 

@@ -87,7 +87,7 @@ def evaluate(config: EvalConfig) -> Manifest:
 
 
 def _find_finished(evaluation: Evaluation) -> Manifest | None:
-    """Return the manifest of an evaluation that is up to date and whose files are sound."""
+    """Return the manifest of an evaluation if it is up to date and undamaged, else None."""
     folder, manifest = evaluation.folder, Manifest.read(evaluation.folder)
     if manifest is None or not evaluation.is_finished(manifest):
         return None
@@ -244,7 +244,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
             for number in (score, *map(float, metrics["intervals"][name]))
         ]
         if not all(isinstance(value, int | float) for value in values):
-            raise ValueError("some values are no numbers")
+            raise ValueError("some values are not numbers")
     return metrics
 
 

@@ -305,7 +305,7 @@ class Trainer:
                     dict(zip(self.data.val_image_ids, captions, strict=True))
                 )
         except Stopped as stopped:
-            # The epoch is not finished: the run continues with its validation.
+            # The epoch is not finished: a resumed run starts with its validation.
             progress.epoch, progress.batch = progress.epoch - 1, len(self.batches)
             self._save_checkpoint(log)
             raise stopped_by(stopped.signal, self.run_dir, progress.step) from None

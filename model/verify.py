@@ -1,4 +1,4 @@
-"""The command `showtell verify`: reads every file that stages wrote, and lists those damaged.
+"""The command `showtell verify`: checks every file that the stages wrote, and lists damaged ones.
 
 Each file is read by the function that the stages use, so both agree about what is damaged.
 """
@@ -37,7 +37,7 @@ def verify(config: VerifyConfig) -> bool:
     to are left out.
 
     Returns:
-        Whether no file is damaged or missing. The remains of stopped work do not count.
+        True if no file is damaged or missing. Leftovers of interrupted stages do not count.
 
     Raises:
         MissingArtifactError: no stage wrote anything at one of the paths.
@@ -78,8 +78,8 @@ def select_checks(config: VerifyConfig) -> list[Check]:
         found = {c.path: c for c in checks if c.path.resolve().is_relative_to(path.resolve())}
         if not found:
             raise MissingArtifactError(
-                f"{path} holds no file that showtell wrote to the data folder {config.data}. Give "
-                "a file or folder in there, or name another data folder with --data."
+                f"{path} contains no file that showtell wrote to the data folder {config.data}. "
+                "Give a file or folder inside it, or choose another data folder with --data."
             )
         selected |= found
     return [check for check in checks if check.path in selected]

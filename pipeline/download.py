@@ -134,16 +134,15 @@ def _run(
         inputs: inputs of the manifest.
         make_files: returns the names of the output files, and the counts.
     """
-    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     done = Manifest.read(raw_dir)
     if done and done.matches(raw_dir, VERSION, config, inputs):
         print_note(f"download: {raw_dir} is up to date")
         return done
     with _reporting_storage_errors(raw_dir), locked(raw_dir):
         stopwatch = Stopwatch()
-        for leftover in raw_dir.glob(
-            "*/.*.partial*"
-        ):  # `locked` deletes those of the folder itself
+        # `locked` deletes only those in the folder itself.
+        for leftover in raw_dir.glob("*/.*.partial*"):
             leftover.unlink(missing_ok=True)
         names, counts = make_files()
         return Manifest(
@@ -245,7 +244,7 @@ def unpack_members(archive: Archive, target: Path) -> None:
 
 
 def _is_unpacked(path: Path, member: zipfile.ZipInfo) -> bool:
-    """Return whether a file has the size and the checksum of the member of an archive."""
+    """Return whether a file has the size and the checksum of a zip member."""
     return file_size(path) == member.file_size and zlib.crc32(path.read_bytes()) == member.CRC
 
 

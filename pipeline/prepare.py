@@ -61,7 +61,7 @@ class Prepared:
         splits: (M,) str, the split of each caption.
         vocab: vocabulary of the train split.
         left_out: (file name, reason) for each image whose captions have no words.
-        warnings: about the words.
+        warnings: warnings about the words of the captions.
     """
 
     records: list[ImageRecord]
@@ -92,7 +92,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     directory = config.captions_dir
-    # Checked before `locked`, which writes: a read-only folder that is up to date is fine.
+    # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     if done := up_to_date(config):
         print_note(f"prepare: {directory} is up to date")
         return done
@@ -190,7 +190,7 @@ def _encode(
         records, left_out = _drop_captions_without_words(records, has_words)
         captions, tokenized = captions.filter(pa.array(has_words)), tokenized.select(has_words)
     warnings = unspaced_words_warnings(tokenized.count(), len(tokenized))
-    for warning in warnings:  # before the vocabulary, which may turn out to be empty
+    for warning in warnings:  # printed first, because building the vocabulary may fail
         print_warning(warning)
     per_image = [len(record.captions) for record in records]
     splits = np.repeat([record.split for record in records], per_image)

@@ -24,11 +24,11 @@ Reader = Callable[[Path], object]  # raises a ShowTellError if the file is not w
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that is not as a finished stage leaves it.
+    """A file that is damaged, missing, or left over from an interrupted stage.
 
     Attributes:
         path: of the file.
-        state: `damaged`, `missing`, or `unfinished` for the remains of stopped work.
+        state: `damaged`, `missing`, or `unfinished` for a leftover of an interrupted stage.
         message: what is wrong, and what to do.
         command: repairs the file.
     """
@@ -47,7 +47,7 @@ class Check:
         path: of the file.
         read: reads and verifies the file.
         command: repairs it; default the command of the stage that writes it.
-        is_artifact: False for the remains of stopped work, which are not damage.
+        is_artifact: False for leftovers of interrupted stages, which do not count as damage.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Check:
     is_artifact: bool = True
 
     def find_problem(self) -> Problem | None:
-        """Verify the file; return None if it is sound."""
+        """Verify the file; return None if it has no problem."""
         try:
             self.read()
         except ShowTellError as error:

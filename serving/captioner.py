@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".jp2", ".j2k"),
 }
-# Folders of thumbnails and remains that systems write beside images; hidden ones are left out too.
+# Folders that operating systems create for thumbnails, metadata and deleted files.
 GENERATED_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 BATCH_SIZE = 32  # images in memory at once
 
@@ -301,8 +301,8 @@ def _describe(result: dict[str, Any], n_best: int) -> str:
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the image files; a folder stands for all images below it, sorted by path.
 
-    Linked folders count as folders. Hidden files and folders are left out, as are those in which
-    systems keep thumbnails.
+    Links to folders are followed. Hidden files and folders are skipped, and so are generated
+    folders, such as those of thumbnails.
 
     Raises:
         DatasetError: a folder contains no images.
@@ -322,7 +322,7 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
 def walk_images(root: Path) -> Iterator[Path]:
     """Yield the images in a folder and its subfolders, in any order, each folder once.
 
-    Linked folders come last, so that an image has the path without links if there is one.
+    Linked folders come last, so that an image found twice gets the path without links.
     """
     waiting, visited = [root], set[Path]()
     while waiting:
@@ -338,12 +338,12 @@ def walk_images(root: Path) -> Iterator[Path]:
 
 
 def warn_of_folder(error: OSError) -> None:
-    """Say that a folder cannot be read; the search goes on."""
-    print_warning(f"{error.filename} cannot be read: {error.strerror}. Its images are left out.")
+    """Warn that a folder cannot be read; the search continues."""
+    print_warning(f"{error.filename} cannot be read: {error.strerror}. Its images are skipped.")
 
 
 def is_shown(folder_name: str) -> bool:
-    """Return whether a folder is neither hidden nor one that systems generate."""
+    """Return whether a folder is neither hidden nor in `GENERATED_FOLDERS`."""
     return not folder_name.startswith(".") and folder_name not in GENERATED_FOLDERS
 
 

@@ -18,7 +18,7 @@ from ..decoder_products import training_products
 from ..limits import Shape, time_products
 from ..measurement import Measurement
 
-# Takes the decoder's sizes, the number of images and the lengths of the captions of a step.
+# Decoder config, number of images and caption lengths of a step → shapes of its matrix products.
 Products = Callable[[DecoderConfig, int, list[int]], list[Shape]]
 
 RUN = "epoch"
@@ -37,8 +37,8 @@ def measure_epoch(options: TrainConfig, products: Products, limited_by: str) -> 
     """Train a run of one epoch from start to end.
 
     Args:
-        options: of `showtell train`; a run of that name is replaced.
-        products: returns the matrix products of a step.
+        options: options of `showtell train`; an existing run of that name is replaced.
+        products: returns the shapes of a step's matrix products.
         limited_by: what limits the throughput.
     """
     run_dir = options.data / "runs" / str(options.run)

@@ -26,12 +26,12 @@ class UnreadableImageError(DatasetError):
 
 @contextmanager
 def decoding(max_pixels: int | None = None) -> Iterator[None]:
-    """Turn whatever Pillow raises into `UnreadableImageError`; only calls of Pillow belong inside.
+    """Turn any exception of Pillow into `UnreadableImageError`. Call only Pillow inside.
 
-    Its decoders raise any exception for a corrupt file, down to AssertionError and AttributeError.
+    Its decoders may raise any exception for a corrupt file, even AssertionError or AttributeError.
 
     Args:
-        max_pixels: the limit to name if the file claims so many pixels that Pillow refuses it.
+        max_pixels: the limit to name in the error if Pillow refuses an image as too large.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def decoding(max_pixels: int | None = None) -> Iterator[None]:
             raise UnreadableImageError(one_line(error)) from error
         raise UnreadableImageError(too_many_pixels(int(found[1]), max_pixels)) from error
     except MemoryError as error:
-        # Either the file asks for too much, or memory is short now: the next run tries again.
+        # The file may be corrupt, or memory may be low for the moment: the next run tries again.
         raise UnreadableImageError(f"{READ_FAILED}: not enough memory to decode it") from error
     except Exception as error:
         raise UnreadableImageError(one_line(error)) from error
@@ -55,7 +55,7 @@ def too_many_pixels(num_pixels: int, max_pixels: int) -> str:
 
 
 def is_above_lower_limit(reason: str, max_pixels: int) -> bool:
-    """Whether an image was skipped because of a limit that was lower than `max_pixels`."""
+    """Return whether an image was skipped because of a limit lower than `max_pixels`."""
     limit = PIXEL_LIMIT.search(reason)
     return limit is not None and int(limit[1].replace(",", "")) < max_pixels
 

@@ -1,7 +1,7 @@
 """Decode the bytes of an image file to an upright RGB image, with Pillow.
 
 Every image that Pillow can decode is used, whatever its mode, bit depth or EXIF orientation, unless
-it has too many pixels. Memory stays below 8 bytes a pixel, besides that of Pillow's decoder.
+it has too many pixels. Conversion takes less than 8 bytes per pixel, plus Pillow's own memory.
 """
 
 import io
@@ -35,10 +35,10 @@ def open_image(
         content: the whole file.
         transform: the transform that follows. If given, a JPEG larger than it needs is decoded at
             a reduced size, which is faster. Default: full size.
-        max_pixels: the most pixels to decode.
+        max_pixels: maximum number of pixels to decode.
 
     Returns:
-        The image for `decode_opened`, and the number of pixels that this will decode.
+        The image to pass to `decode_opened`, and the number of pixels to be decoded.
 
     Raises:
         UnreadableImageError: not an image, a corrupt one, or one with too many pixels.
@@ -53,7 +53,7 @@ def open_image(
             # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. The EXIF rotation can
             # swap width and height later, but the transform treats both in the same way.
             image.draft(None, transform.resized_size(*image.size))
-        if "progressive" not in image.info:  # such a JPEG is in memory at its full size
+        if "progressive" not in image.info:  # a progressive JPEG is held in memory at full size
             num_pixels = image.width * image.height
     if num_pixels > max_pixels:
         raise UnreadableImageError(too_many_pixels(num_pixels, max_pixels))
@@ -72,9 +72,9 @@ def decode_opened(image: Image.Image) -> Image.Image:
 
 
 def raise_pillow_limit(max_pixels: int) -> None:
-    """Raise Pillow's limit to `max_pixels`, in this process; a higher one stays.
+    """Raise Pillow's limit to `max_pixels` in this process; never lower it.
 
-    Pillow refuses images of twice its limit when it opens them, and inside some formats.
+    Pillow refuses images above twice its limit, on opening and inside some decoders.
     """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -136,7 +136,7 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def to_floats(image: Image.Image) -> npt.NDArray[np.float64]:
-    """Return the values of a gray image, (H, W) float64; 0 for those that are not finite."""
+    """Return a gray image as (H, W) float64; values that are not finite become 0."""
     values = np.asarray(image).astype(np.float64)
     finite: npt.NDArray[np.float64] = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     return finite
@@ -145,7 +145,7 @@ def to_floats(image: Image.Image) -> npt.NDArray[np.float64]:
 def convert_in_strips(
     image: Image.Image, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Convert an image to RGB by a function of each pixel; it needs memory for a strip only."""
+    """Convert an image to RGB strip by strip, so that temporary memory is small."""
     rgb, top = Image.new("RGB", image.size), 0
     for strip in strips(image):
         rgb.paste(convert(strip).convert("RGB"), (0, top))
@@ -154,7 +154,7 @@ def convert_in_strips(
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield an image in parts of its full width and at least one row, from the top."""
+    """Yield horizontal strips of an image from top to bottom, each at least one row high."""
     height = max(1, STRIP_PIXELS // max(image.width, 1))
     for top in range(0, image.height, height):
         yield image.crop((0, top, image.width, min(top + height, image.height)))

@@ -1,4 +1,4 @@
-"""Bounds on the memory of decoding: the pixels of one image, and of all images at once."""
+"""Limits on the memory of decoding: pixels of one image, and of all images decoded at once."""
 
 import ctypes
 import sys
@@ -11,8 +11,8 @@ from typing import Any
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 
-# All workers together decode at most this many pixels at once, of images that are not small.
-# Memory is about 8 bytes a pixel.
+# Maximum pixels that all workers together decode at once, not counting small images.
+# A pixel takes about 8 bytes.
 PIXELS_AT_ONCE = MAX_PIXELS
 SMALL_PIXELS = 1 << 20
 HUGE_PIXELS = 1 << 24
@@ -43,7 +43,7 @@ class PixelBudget:
 
     @contextmanager
     def reserve(self, num_pixels: int) -> Iterator[None]:
-        """Wait until so many pixels are free, and take them during the `with` block.
+        """Wait until this many pixels are free, and reserve them during the `with` block.
 
         An image that is larger than the whole budget waits until nothing else is decoded.
         """
@@ -65,6 +65,6 @@ class PixelBudget:
 
 
 def return_freed_memory() -> None:
-    """Return memory that glibc has kept to the system; without glibc this does nothing."""
+    """Make glibc release freed memory to the system. Without glibc this does nothing."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

@@ -84,7 +84,7 @@ class ImageLoader:
                 return reading_reason(error)
             for row, view in zip(pixels, VIEWS, strict=False):
                 row[:] = self.transform(image, view).transpose(1, 2, 0)
-            del image  # before others may decode
+            del image  # free its memory before the reserved pixels are released
         return None
 
 

@@ -23,7 +23,7 @@ SHORT_NAMES = {
     "consensus_precision": "precision",
 }
 
-# Bounds far above what is of use, and below what overflows a number or a file name.
+# Limits far above any useful value, low enough to prevent overflow and too long file names.
 MAX_BEAM = 10_000
 MAX_TOKENS = 1000
 

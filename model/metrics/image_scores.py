@@ -98,7 +98,7 @@ class ImageScores:
         """
         content = read_output(path)
         with (
-            # NumPy parses headers as Python; an "encrypted" member is a RuntimeError.
+            # SyntaxError: NumPy parses headers as Python. RuntimeError: a member looks encrypted.
             reading(path, zipfile.BadZipFile, SyntaxError, RuntimeError),
             np.load(io.BytesIO(content), allow_pickle=False) as file,
         ):

@@ -209,7 +209,7 @@ def _runs(java: str) -> bool:
 
 @functools.cache
 def _show_version(java: str) -> tuple[int, str]:
-    """Run `java -version` as all programs are run; return the exit status and all output."""
+    """Run `java -version` with the usual JVM options; return the exit status and all output."""
     try:
         done = run_program([java, *JVM_OPTIONS, "-version"], 60.0, env=java_environment())
     except (OSError, subprocess.TimeoutExpired) as error:

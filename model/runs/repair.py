@@ -1,4 +1,4 @@
-"""Find the damaged files of a run, and what can be restored from the others.
+"""Find the damaged files of a run, and read its config from a copy if necessary.
 
 `config.json` has a copy in the manifest of a finished run and in the last checkpoint, and
 `vocab.json` is a copy of the dataset's. Weights have no copy.
@@ -23,8 +23,8 @@ from .checkpoint import read_progress
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from .run import RunConfig, read_decoder, read_vocab
 
-# Results of a training, in the order in which they are set aside: a finished run first becomes an
-# unfinished one.
+# Results of a run, in the order in which `set_aside` moves them. The manifest goes first, so that
+# an interrupted move leaves an unfinished run.
 RESULTS = (MANIFEST_NAME, LAST_NAME, BEST_NAME, LOG_NAME)
 
 
@@ -65,7 +65,7 @@ def find_problems(run_dir: Path, *, all_files: bool = False) -> dict[str, ShowTe
 
     Args:
         run_dir: folder of the run.
-        all_files: whether to read the last checkpoint of a finished run, which does not need it.
+        all_files: whether to check also the last checkpoint of a finished run, which is not needed.
 
     Returns:
         File name → error, for each file that is missing or damaged.

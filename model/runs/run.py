@@ -63,7 +63,7 @@ class RunConfig:
         """Return the config with these fields.
 
         Raises:
-            ValueError, TypeError, KeyError: they are not those of a run.
+            ValueError, TypeError, KeyError: the fields are not those of a run.
         """
         decoder = DecoderConfig(**values["decoder"])
         if decoder.attention not in DECODERS:
@@ -99,7 +99,7 @@ class RunConfig:
 
         Raises:
             MissingArtifactError: the file does not exist.
-            DamagedFileError: it is not the file that was written.
+            DamagedFileError: it has changed since it was written.
         """
         path = run_dir / CONFIG_NAME
         content = read_output(path)

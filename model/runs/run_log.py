@@ -57,17 +57,17 @@ class RunLog:
             if log_checksum or num_damaged:
                 print_warning(
                     f"{self.path} is damaged: {num_damaged:,} lines could not be read and were "
-                    "dropped; values in the others may be wrong. The weights do not depend on it."
+                    "dropped; values in the others may be wrong. The weights are not affected."
                 )
         write_bytes(self.path, kept)
         folder = run_dir / "tensorboard"
         try:
             self.file = self.path.open("ab")
             folder.mkdir(parents=True, exist_ok=True)
-            # Without the library's thread: its errors would not end the training, but block it.
+            # Not SummaryWriter: an error in its thread would block training instead of ending it.
             self.board = EventsWriter(str(folder / "events"))
             self.board.write_event(Event(step=step + 1, file_version="brain.Event:2"))
-            start = SessionLog(status=SessionLog.START)  # earlier events from here on are dropped
+            start = SessionLog(status=SessionLog.START)  # drops older events from here on
             self.board.write_event(Event(step=step + 1, session_log=start))
         except OSError as error:
             raise write_error(folder, error) from error
@@ -102,7 +102,7 @@ class RunLog:
 
 
 def keep_sound_lines(content: bytes, step: int) -> tuple[bytes, int]:
-    """Return the lines of a log that are records up to a step, and the number of damaged lines.
+    """Return the valid lines of a log up to `step`, and the number of damaged lines.
 
     A power cut may leave zeros or half a line.
     """

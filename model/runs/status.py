@@ -71,7 +71,7 @@ def eval_status(data: Path, evaluation: Path) -> StageStatus:
 
 
 def _changed_inputs(data: Path, evaluation: Path) -> list[str]:
-    """Return the names of the inputs of an evaluation that have changed since."""
+    """Return the names of the inputs that have changed since an evaluation ran."""
     manifest, changed = Manifest.read(evaluation), list[str]()
     for name, sha256 in manifest.inputs.items() if manifest else ():
         run, _, file = name.rpartition("/")  # RUN/best.safetensors for the members of an ensemble

@@ -3,9 +3,9 @@
 The metadata entry `checksum` covers the name, dtype, shape and bytes of every tensor, and all other
 metadata. Files of earlier versions have none.
 
-The library writes files that only their owner can read, leaves a temporary file behind when it is
-killed, and copies all data to return bytes. Therefore this module writes the header itself; the
-library reads and validates it.
+safetensors' `save_file` makes files that only their owner can read and leaves a temporary file
+behind when it is killed; its `save` copies all data. Therefore this module writes the format
+itself. The library reads and validates it.
 """
 
 import json
@@ -24,7 +24,7 @@ from ...pipeline.stage.manifest import CHANGED
 from .renamed_tensors import with_current_names
 
 METADATA_KEY = "__metadata__"
-# All metadata that any version writes. A damaged name must not hide the checksum.
+# All metadata keys that any version writes. Others are refused: one may be a damaged `checksum`.
 METADATA = {CHECKSUM_KEY, "progress", "scaler", "run"}
 ALIGNMENT = 64  # bytes
 
@@ -77,7 +77,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         MissingArtifactError: the file does not exist.
-        DamagedFileError: it is not the file that was written.
+        DamagedFileError: it has changed since it was written.
     """
     content = read_output(path)
     with reading(path, SafetensorError):

@@ -1,4 +1,4 @@
-"""The weights that a training starts from: random, with word vectors, or those of `--init`."""
+"""Initial weights of a decoder: random, with word vectors, or those of `--init`."""
 
 import torch
 
@@ -11,7 +11,7 @@ from ..runs.run import load_run
 from .batches import CaptionBatches
 from .data import TrainingData, decoder_config, require_same_inputs
 
-MAX_CENTER_GRIDS = 1000  # grids that the mean is taken of: all might not fit into memory
+MAX_CENTER_GRIDS = 1000  # grids to average; all of them might not fit into memory
 
 
 def make_decoder(config: TrainConfig, data: TrainingData, batches: CaptionBatches) -> Decoder:

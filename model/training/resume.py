@@ -76,7 +76,7 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
 
     Raises:
         MissingArtifactError: there is no run to resume.
-        DamagedFileError: the options are lost.
+        DamagedFileError: no file contains its options.
         MismatchError: an option given by the user contradicts those of the run.
     """
     saved = find_config(run_dir)
@@ -98,8 +98,8 @@ def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> 
     """Check that a run that has started has these options and inputs.
 
     Raises:
-        MismatchError: it has others.
-        DamagedFileError: its options are lost.
+        MismatchError: an option or input differs.
+        DamagedFileError: no file contains its options.
     """
     if not has_started(run_dir):
         return
@@ -121,7 +121,7 @@ def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> 
 
 
 def find_finished(run_dir: Path, config: TrainConfig) -> Manifest | None:
-    """Return the manifest of a finished run whose files are sound, else None."""
+    """Return the manifest of a run if it is finished and undamaged, else None."""
     manifest = Manifest.read(run_dir)
     if manifest is None or find_problems(run_dir, all_files=config.resume):
         return None
@@ -129,10 +129,10 @@ def find_finished(run_dir: Path, config: TrainConfig) -> Manifest | None:
 
 
 def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
-    """Make the folder of a run ready for training. The caller holds its lock.
+    """Prepare the folder of a run for training. The caller must hold its lock.
 
-    With `--resume`, `config.json` and `vocab.json` are restored, and lines of the log that are
-    damaged are dropped. Weights cannot be restored: if they are damaged, the old results are set
+    With `--resume`, `config.json` and `vocab.json` are restored, and damaged lines of the log
+    are dropped. Weights cannot be restored: if they are damaged, the old results are set
     aside, and training starts from step 0.
 
     Returns:
@@ -159,7 +159,7 @@ def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
         data.vocab.write(run_dir / VOCAB_NAME)
         vocab_checksum = checksum_of_file(run_dir / VOCAB_NAME)
         replace(saved, vocab_checksum=vocab_checksum).write(run_dir)
-        print_note(f"train: {CONFIG_NAME} and {VOCAB_NAME} of {run_dir} are restored.")
+        print_note(f"train: restored {CONFIG_NAME} and {VOCAB_NAME} of {run_dir}.")
     manifest = Manifest.read(run_dir)
     if BEST_NAME in problems or (LAST_NAME in problems and manifest is None):
         folder = set_aside(run_dir)
@@ -168,13 +168,13 @@ def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
     if manifest is not None:
         if LAST_NAME in problems:
             (run_dir / LAST_NAME).unlink()
-            print_note(f"train: {LAST_NAME} is deleted; a finished run does not need it.")
+            print_note(f"train: deleted {LAST_NAME}, which a finished run does not need.")
         _list_again(run_dir, manifest)
     return True
 
 
 def _list_again(run_dir: Path, manifest: Manifest) -> None:
-    """Drop the damaged lines of a finished run's log, and list the restored files."""
+    """Drop the damaged lines of a finished run's log, and update its manifest."""
     with RunLog(run_dir, manifest.counts["num_steps"]):
         pass
     restored = [CONFIG_NAME, VOCAB_NAME, LOG_NAME]
@@ -184,7 +184,7 @@ def _list_again(run_dir: Path, manifest: Manifest) -> None:
 
 
 def require_folder(run_dir: Path, config: TrainConfig) -> None:
-    """Check that the folder of a run being trained is still there: writing would create a part.
+    """Check that the run's folder still exists; writing would create an incomplete one.
 
     Raises:
         MissingArtifactError: it was moved or deleted.

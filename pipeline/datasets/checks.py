@@ -96,7 +96,7 @@ class ListingChecker:
                 )
 
     def _require_images(self) -> None:
-        """Require a file for each name; accept one that is spelled differently if only one fits."""
+        """Require a file for each name; accept another spelling if there is only one match."""
         names, files = list(self.listing.captions), ImageFiles(self.source)
         fingerprints = files.fingerprints(names)
         missing = [n for n, found in zip(names, fingerprints, strict=True) if found is None]
@@ -106,7 +106,7 @@ class ListingChecker:
         missing = [name for name in missing if name not in actual]
         if missing:
             near = similar[missing[0]] or files.find_near(missing[0])
-            hint = f" Close to {missing[0]}: {_first(near)}." if near else ""
+            hint = f" Similar to {missing[0]}: {_first(near)}." if near else ""
             raise DatasetError(
                 f"{len(missing):,} of {len(names):,} images with captions were not found "
                 f"({_first(missing)}), neither in {self.source} nor in a zip archive named after "
@@ -116,7 +116,7 @@ class ListingChecker:
             self._rename(actual)
 
     def _rename(self, actual: dict[str, str]) -> None:
-        """Use the names that files have, instead of other spellings."""
+        """Replace listed names by the names of the files."""
         for field in ("captions", "image_ids", "splits"):
             values = getattr(self.listing, field)
             if values is not None:
@@ -124,8 +124,8 @@ class ListingChecker:
                 setattr(self.listing, field, renamed)
         name, found = next(iter(actual.items()))
         self.warnings.append(
-            f"{_count_images(list(actual))} found under another spelling, in upper or lower case, "
-            f"slashes or Unicode normalization ({name} is {found})."
+            f"{_count_images(list(actual))} found under a name that differs in case, slashes or "
+            f"Unicode normalization ({name} is {found})."
         )
 
     def _require_unique_ids(self) -> None:
@@ -187,7 +187,7 @@ class ListingChecker:
 
 
 def _require_text(name: str, captions: list[str | None]) -> None:
-    """Check the captions of readers that do not check them: text that UTF-8 can encode."""
+    """Check that captions are text that UTF-8 can encode; not every reader checks this."""
     try:
         "".join([name, *(caption for caption in captions if caption is not None)]).encode()
     except (TypeError, UnicodeEncodeError) as error:

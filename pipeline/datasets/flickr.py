@@ -154,7 +154,7 @@ def find_image_folder(source: Path, names: list[str]) -> str:
 
 
 def _image_paths(names: list[str]) -> dict[str, list[str]]:
-    """Return folder → where the images would be in it."""
+    """Return folder → the paths that the images would have in it."""
     return {
         folder: [f"{folder}/{name}" if folder else name for name in names]
         for folder in IMAGE_FOLDERS
@@ -178,7 +178,7 @@ def _read_captions(path: Path) -> dict[str, list[str | None]]:
             name = parse_name(name, "the name")
             captions.setdefault(name, []).append(parse_caption(caption, "the caption"))
     if not captions:
-        raise DatasetError(f"{path} holds no captions. Expected one in each line.")
+        raise DatasetError(f"{path} holds no captions. Expected one per line.")
     return captions
 
 

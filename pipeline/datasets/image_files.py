@@ -21,15 +21,15 @@ from ..stage.errors import DatasetError, StorageError
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and the extra field
 NOT_IMAGES = "__MACOSX/"
-MAX_FILE_BYTES = 256 << 20  # of an image or annotation file; larger ones are refused unread
+MAX_FILE_BYTES = 256 << 20  # of an image or annotation file; larger ones are not read
 UTF8_FLAG = 0x800
 MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def fold(name: str) -> str:
-    """Return what spellings of one file name share.
+    """Return a normalized file name, to compare names that may be spelled differently.
 
-    They may differ in upper and lower case, Unicode normalisation, and the kind of slash.
+    Ignores case, Unicode normalization, and the kind of slash.
     """
     return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
@@ -70,7 +70,7 @@ class ZipImages:
         return None
 
     def find_similar(self, name: str) -> list[str]:
-        """Return the names of the members that `find` would find, were they spelled as `name`."""
+        """Return the members that `find` would return if spelling did not matter (see `fold`)."""
         found = [self._folded.get(fold(prefix) + fold(name), []) for prefix in ("", *self.prefixes)]
         return list(dict.fromkeys(member for members in found for member in members))
 
@@ -111,7 +111,7 @@ class ZipImages:
 def _member_name(info: zipfile.ZipInfo) -> str:
     """Return the name of a zip member, "/"-separated.
 
-    Some archives have names in UTF-8 without the flag that says so, or with the slash of Windows.
+    Some archives store UTF-8 names without the UTF-8 flag, or use backslashes.
     """
     name = info.filename
     if not info.flag_bits & UTF8_FLAG:
@@ -121,7 +121,7 @@ def _member_name(info: zipfile.ZipInfo) -> str:
 
 
 def _decompress(name: str, info: zipfile.ZipInfo, compressed: bytes) -> bytes:
-    """Return the content of a member, and at most one byte more than its recorded size."""
+    """Decompress a member, stopping one byte after its recorded size."""
     is_encrypted = info.flag_bits & 1
     if info.compress_type == zipfile.ZIP_STORED and not is_encrypted:
         return compressed
@@ -208,9 +208,9 @@ class ImageFiles:
         return sorted(set(self._find_similar("", fold(file_name).split("/"))))
 
     def find_near(self, file_name: str) -> list[str]:
-        """Return files of the same name with another suffix, or in another folder nearby.
+        """Return files with the same name but another suffix, or in another folder.
 
-        Looks into the root, its subfolders, and the folder of `file_name`.
+        Searches the root, its subfolders, and the folder of `file_name`.
         """
         folder, _, name = file_name.rpartition("/")
         subfolders = [name for names in self._list_folder("").values() for name in names]
@@ -239,7 +239,7 @@ class ImageFiles:
                 yield from (f"{path}/{member}" for member in archive.find_similar("/".join(rest)))
 
     def _list_folder(self, folder: str) -> dict[str, list[str]]:
-        """Return folded name → names of the entries of a folder; empty if it is no folder."""
+        """Return folded name → names of the entries of a folder; empty if it is not a folder."""
         if folder not in self._entries:
             entries: dict[str, list[str]] = {}
             with suppress(OSError), os.scandir(self.root / folder) as found:

@@ -125,7 +125,7 @@ def _read_jsonl_rows(path: Path, position: Position) -> Iterator[Row]:
 
 
 def _read_parquet_rows(path: Path, position: Position) -> Iterator[Row]:
-    # An open file: pyarrow takes a path such as "s3:x" for the address of a server.
+    # Not by its path: pyarrow would treat a name such as "s3:x" as a URL.
     with (
         reporting_errors(path, pa.ArrowException, expected=DAMAGED_PARQUET),
         path.open("rb") as content,

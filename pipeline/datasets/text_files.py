@@ -1,7 +1,7 @@
 """Reads annotation files: UTF-8 text, JSON and CSV, and the values in them.
 
-Whatever is wrong with a file becomes one `DatasetError` with its path, the position in it, and what
-was expected. Functions that check a value raise a ValueError, which `reporting_errors` completes.
+Any problem with a file becomes one `DatasetError` with its path, the position in it, and what was
+expected. Functions that check a value raise a ValueError; `reporting_errors` adds the rest.
 """
 
 import csv
@@ -17,25 +17,25 @@ from typing import Any
 from ..stage.artifacts import FORMAT_ERRORS, describe
 from ..stage.errors import DatasetError, ShowTellError, StorageError
 
-# Characters that no file name holds, and that break a message into several lines.
+# Characters that file names do not contain, and that would break an error into several lines.
 NOT_IN_NAMES = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NOT_IN_CAPTIONS = re.compile(r"[\0\ud800-\udfff]")
 MAX_NAME_BYTES = 255  # of a file or folder, in all usual file systems
 MAX_PATH_BYTES = 1024
 CSV_ERRORS = (csv.Error,)
-MAX_CAPTION_LETTERS = 10_000  # longer ones are mistakes, such as swallowed rows
+MAX_CAPTION_LETTERS = 10_000  # longer ones are mistakes, such as an unclosed quote
 INT64_LIMIT = 2**63
 EXACT_FLOAT_LIMIT = 2**53  # larger integers are rounded as floats, so two ids could become one
-# More digits than this are a ValueError in Python, which does not say where they are.
+# Python raises a ValueError for such numbers, without their position.
 LONG_NUMBER = re.compile(r"\d{4301}")
 
 
 class Position:
-    """Where in a file a reader is, for error messages.
+    """The current position of a reader in a file, for error messages.
 
     Attributes:
         text: such as "line 7" or "images"; empty for the file as a whole.
-        index: of an object in the list `text`, if it is a list.
+        index: of the current object, if `text` names a list.
     """
 
     text = ""
@@ -58,12 +58,12 @@ class Position:
 def reporting_errors(
     path: Path, *library_errors: type[Exception], expected: str = ""
 ) -> Iterator[Position]:
-    """Turn whatever reading an annotation file raises into one error.
+    """Turn any exception while reading an annotation file into one clear error.
 
     Args:
         path: of the file.
         library_errors: exceptions of the library that parses it, besides `FORMAT_ERRORS`.
-        expected: a sentence about the layout of the file, which ends the message.
+        expected: a sentence about the expected layout, appended to the message.
 
     Yields:
         The position, which the reader updates as it goes.
@@ -129,8 +129,8 @@ def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
         first_line: number of the first line of `text` in the file.
 
     Raises:
-        DatasetError: the text is not JSON, or holds what no annotation file needs: values nested
-            too deeply to read, or numbers of thousands of digits.
+        DatasetError: the text is not JSON, is nested too deeply, or contains numbers of thousands
+            of digits.
     """
     with reporting_errors(path) as position:
         position.text = "" if first_line == 1 else f"line {first_line}"
@@ -188,15 +188,16 @@ def read_caption_columns(
 
     Args:
         path: of the file.
-        names: the titles that the column of file names may have.
-        captions: those of the column of captions.
-        splits: those of the column of splits, which need not exist.
+        names: possible titles of the column of file names.
+        captions: possible titles of the column of captions.
+        splits: possible titles of the column of splits, which is optional.
 
     Yields:
         Number of the line, file name, caption and split of each row.
 
     Raises:
-        DatasetError: also if a quoted caption contains other rows, because of a stray quote.
+        DatasetError: the file is not such a table, or a stray quote makes a caption contain other
+            rows.
     """
     rows = list(read_csv(path))
     if not rows:
@@ -264,10 +265,10 @@ def parse_id(value: object, key: str) -> int:
     """Return an image id: an integer, whether written as 7, 7.0 or "7".
 
     Raises:
-        ValueError: it is no integer, or does not fit into 64 bits.
+        ValueError: it is not an integer, or does not fit into 64 bits.
     """
     number = None
-    if type(value) is int:  # the usual case; True and False are of another type
+    if type(value) is int:  # the usual case; not True or False
         number = value
     elif isinstance(value, str):
         number = int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value) else None
@@ -313,7 +314,7 @@ def parse_caption(value: object, key: str) -> str | None:
         return value
     if len(value) > MAX_CAPTION_LETTERS:
         raise ValueError(
-            f"{key} has {len(value):,} letters, expected at most {MAX_CAPTION_LETTERS:,}"
+            f"{key} has {len(value):,} characters, expected at most {MAX_CAPTION_LETTERS:,}"
         )
     if found := NOT_IN_CAPTIONS.search(value):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Read the files that stages write: verified against the manifest, with errors that name the fix.
+"""Read the outputs of stages: verify them by the manifest, and name the repair command in errors.
 
 Every folder of a stage holds a `manifest.json` with the checksum of each output.
 """
@@ -18,15 +18,15 @@ from .errors import DamagedFileError, MissingArtifactError, ShowTellError, Stora
 from .files import file_size
 from .manifest import MANIFEST_NAME, MISSING, Manifest
 
-# The lines of a manifest that record the command of its folder.
+# The lines of a manifest that record the command of the stage.
 COMMAND_LINES = re.compile(
     rb'^ "command": (".+"),\n "command_checksum": "(.+)",$', flags=re.MULTILINE
 )
 
-# Subfolders of a stage's folder: of downloads, and of features that are being computed again.
+# Subfolders that belong to a stage's folder: of downloads, and of features in progress.
 SUBFOLDERS = ("images", "annotations", ".next")
 
-# What parsers raise for damaged content, besides the errors of their own library.
+# Raised by parsers for damaged content, in addition to the errors of their library.
 FORMAT_ERRORS = (
     OSError,
     ValueError,
@@ -50,7 +50,7 @@ def require_stage(directory: Path, *, check_content: bool = True) -> Manifest:
 
     Raises:
         MissingArtifactError: the stage is not finished, or an output does not exist.
-        DamagedFileError: the manifest is damaged, or an output is not the one it lists.
+        DamagedFileError: the manifest is damaged, or an output does not match it.
     """
     manifest = require_manifest(directory)
     for name, problem in manifest.find_problems(directory, check_content=check_content)[:1]:
@@ -99,7 +99,7 @@ def read_output(path: Path) -> bytes:
 
 @contextmanager
 def reading(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
-    """Turn whatever reading a file of showtell's raises into one error: path, reason and repair.
+    """Turn any exception while reading a stage's output into one error with the repair command.
 
     Args:
         path: of the file.
@@ -145,7 +145,7 @@ def repair_command(path: Path) -> str:
             It need not exist.
 
     Returns:
-        The command, behind `rm PATH &&` if the stage would otherwise take the file for undamaged.
+        The command, after `rm -f PATH &&` if the stage would otherwise not notice the damage.
     """
     folder = path.parent
     if folder.name in SUBFOLDERS:
@@ -154,15 +154,15 @@ def repair_command(path: Path) -> str:
     if not command.startswith("train"):  # `--resume` finds the options of a run by itself
         command = _recorded_command(folder) or command
     command = f"showtell {command}{data_option(data)}"
-    # `download` does not read an archive again that it has verified before.
+    # `download` does not read an archive again once it has verified it.
     remove = path.suffix == ".zip" or _passes_unread(path)
     return f"rm -f {shlex.quote(str(path))} && {command}" if remove else command
 
 
 def _passes_unread(path: Path) -> bool:
-    """Whether a stage takes a file for the one it wrote by its size, without reading it.
+    """Return whether a stage would accept a file because of its size, without reading it.
 
-    Manifests list no checksums of the largest files, and none at all in earlier versions.
+    Manifests have no checksums of the largest files; those of earlier versions have none at all.
     """
     manifest, size = Manifest.read(path.parent), file_size(path)
     if manifest is None or size is None or path.name in manifest.checksums:
@@ -171,7 +171,7 @@ def _passes_unread(path: Path) -> bool:
 
 
 def _recorded_command(folder: Path) -> str | None:
-    """Return the command that a manifest records; it survives damage elsewhere in the file."""
+    """Return the command that a manifest records, even if the rest of the file is damaged."""
     try:
         found = COMMAND_LINES.search((folder / MANIFEST_NAME).read_bytes())
         command = str(json.loads(found[1])) if found else ""

@@ -1,7 +1,7 @@
 """Checksums that detect damaged files, and JSON objects that carry their own checksum.
 
-xxh3 finds any accidental change and runs at the speed of memory. It does not resist an attacker;
-SHA-256 (`files.hash_file`) identifies inputs.
+xxh3 detects accidental changes and is about as fast as reading memory. It is not secure against
+deliberate changes. Inputs are identified by SHA-256 (`files.hash_file`).
 """
 
 import json

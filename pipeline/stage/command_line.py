@@ -30,7 +30,7 @@ def command_of(stage: str, config: StageConfig) -> str:
 
 
 def command_line(data: Path, *words: object) -> str:
-    """Return a command as users type it: quoted, and with `--data` if it needs that.
+    """Return a command as users type it: quoted, and with `--data` if needed.
 
     Args:
         data: root of all files.

@@ -63,7 +63,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # e.g. a number of 5,000 digits
         raise ConfigError(f"--config {path} is not a TOML file: {error}.") from None
 
 

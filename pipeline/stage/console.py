@@ -40,7 +40,7 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class _Output(io.FileIO):
-    """A file that accepts everything: what cannot be written is dropped.
+    """A file whose writes never fail: output that cannot be written is dropped.
 
     Attributes:
         problem: the error of the first write that failed.
@@ -50,7 +50,7 @@ class _Output(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            while (count := super().write(data)) is None:  # a pipe that does not block is full
+            while (count := super().write(data)) is None:  # a non-blocking pipe is full
                 select.select([], [self], [])
             return count
         except OSError as error:
@@ -59,14 +59,14 @@ class _Output(io.FileIO):
 
 
 def protect_output() -> None:
-    """Keep the command running whatever stdout and stderr are: closed, full, or of few characters.
+    """Keep the command running if stdout or stderr is closed or full.
 
     Characters that they cannot encode are written as escape sequences.
     """
     for descriptor, name in enumerate(("stdout", "stderr"), start=1):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
-            continue  # a program that calls this one has replaced it
+            continue  # replaced by the calling program
         raw = _Output(descriptor, "w", closefd=False)
         text = io.TextIOWrapper(
             io.BufferedWriter(raw),
@@ -81,7 +81,7 @@ def protect_output() -> None:
 def find_lost_output() -> str | None:
     """Return why part of stdout could not be written, or None.
 
-    A reader that has closed the pipe, such as `head`, wanted no more.
+    A closed pipe does not count: its reader, such as `head`, wanted no more output.
     """
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if not isinstance(raw, _Output):

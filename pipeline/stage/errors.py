@@ -37,7 +37,7 @@ class DamagedFileError(ShowTellError):
 
 
 class StorageError(ShowTellError):
-    """A file could not be written: the disk is full, or the folder is read-only."""
+    """A file cannot be read or written, for example because the disk is full."""
 
 
 class WeightsError(ShowTellError):

@@ -70,7 +70,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: of the finished file.
-        durable: whether the file must survive a power cut as soon as it has its name.
+        durable: whether to sync the file and its folder, so that it survives a power cut.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -95,7 +95,7 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Errors of a write name no file. Those of other files are not about `path`.
+        # A failed write has no file name. Errors about other files are not converted.
         own = (None, str(path), str(partial_path(path)), str(path.parent))
         if error.errno in (None, errno.ENOENT) or error.filename not in own:
             raise
@@ -137,7 +137,7 @@ def write_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
     try:
         content = text.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8
+    except UnicodeEncodeError:  # it contains a file name that is not UTF-8
         content = json.dumps(value, indent=1).encode()
     write_bytes(path, content + b"\n")
 
@@ -156,7 +156,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-            stack.callback(os.close, descriptor)  # unlocks it
+            stack.callback(os.close, descriptor)  # this also unlocks it
             if not _lock(descriptor, fcntl.LOCK_EX):
                 stack.enter_context(_lock_file(directory))
         except BlockingIOError:
@@ -178,7 +178,7 @@ def _lock(descriptor: int, kind: int) -> bool:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.05)  # `is_locked` holds the lock for a moment
+            time.sleep(0.05)  # `is_locked` may hold the lock for a moment
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS_ERRORS:
@@ -189,13 +189,13 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 @contextmanager
 def _lock_file(directory: Path) -> Iterator[None]:
-    """Hold a lock that is a file with the id of this process; it is free once that has ended."""
+    """Hold a lock file that contains this process's id; it expires when the process ends."""
     lock = SoftFileLock(directory / SOFT_LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ShowTellError(
-            f"{directory} {IS_BUSY} If there is none, delete {directory / SOFT_LOCK_NAME}."
+            f"{directory} {IS_BUSY} If none is running, delete {directory / SOFT_LOCK_NAME}."
         ) from None
     try:
         yield

@@ -2,7 +2,8 @@
 
 A stage is complete when `manifest.json` exists in its output folder and matches the stage's
 options and inputs. The file is a JSON object with the fields of `Manifest`, and two checksums:
-`checksum` of everything, and `command_checksum`, so that damage elsewhere leaves the command known.
+`checksum` of everything else, and `command_checksum`, so that the command can be trusted even if
+the rest is damaged.
 """
 
 import json
@@ -35,8 +36,8 @@ class Manifest:
         skipped: (image, reason) for each image left out.
         seconds: wall time of the run that completed the stage, without interrupted runs.
         details: other information, such as the image transform; ignored by `matches`.
-        checksums: file name → checksum of an output. Missing for outputs that are too large to read
-            each time (archives, grids) and verify themselves, and in files of earlier versions.
+        checksums: file name → checksum of an output. Archives and grids are not listed: they are
+            too large to read each time, and their parts have checksums. Earlier versions list none.
         command: the command that makes the outputs, without `showtell` and `--data`.
     """
 

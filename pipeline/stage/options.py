@@ -50,7 +50,7 @@ class OptionSpec:
         above: the number must be above this one.
         at_most: largest allowed number.
         below: the number must be below this one.
-        limit: like `at_most`, for numbers far above what is of use; help does not show it.
+        limit: like `at_most`, far above any useful value; not shown in help.
         check: any other rule about this option alone.
         group: title of the panel that shows the option in `--help`.
         affects_result: whether a new value makes finished work out of date. False for `--device`,
@@ -237,7 +237,7 @@ def _validate_one(name: str, spec: OptionSpec, kind: type, value: Any) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """Return a value as it is written in a config file, for errors."""
+    """Return a value as written in a config file, for error messages."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -261,10 +261,10 @@ def _convert(name: str, kind: type, value: Any) -> Any:
 
 
 def expand_home(path: Path) -> Path:
-    """Replace a leading `~` or `~user` by the home folder; shells do not in `--data=~/x`."""
+    """Replace a leading `~` or `~user` by the home folder; shells do not do so in `--data=~/x`."""
     try:
         return path.expanduser()
-    except RuntimeError:  # no such user: a file may be called so
+    except RuntimeError:  # no such user: a file may have this name
         return path
 
 

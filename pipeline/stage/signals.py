@@ -1,8 +1,8 @@
-"""Stop on SIGINT (Ctrl-C) and SIGTERM: everywhere within two seconds, with one line.
+"""Stop on SIGINT (Ctrl-C) or SIGTERM, always within two seconds, and print one line.
 
-The signal raises `Stopped` in the main thread, so that `with` blocks tidy up. A thread ends the
-process if that takes too long, for example in native code. Training defers signals until the
-current step is done and a checkpoint is saved.
+The signal raises `Stopped` in the main thread, so that `with` blocks clean up. A watchdog thread
+ends the process if that takes too long, for example in native code. Training defers signals until
+the current step is done and a checkpoint is saved.
 """
 
 import multiprocessing
@@ -20,12 +20,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 LIMIT_S = 1.5
-REPEAT_S = 0.5  # `timeout` sends its signal twice; later than this, the user insists
+REPEAT_S = 0.5  # `timeout` repeats its signal at once; a later one is the user's
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal stops the command. No `Exception`, so that nothing handles it as an error.
+    """A signal stops the command. Not an `Exception`, so that nothing handles it as an error.
 
     Attributes:
         signal: the one that was received.
@@ -39,7 +39,7 @@ class Stopped(BaseException):
 
 
 class _State:
-    """What the handlers, the main thread and the watching thread know of each other."""
+    """State shared by the signal handlers, the main thread and the watchdog thread."""
 
     stopped: Stopped | None = None
     is_deferred = False
@@ -53,7 +53,7 @@ _programs: "weakref.WeakSet[subprocess.Popen[bytes]]" = weakref.WeakSet()
 def run_stoppable(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with the status that it returns, or with 130 or 143 on a signal.
 
-    Signals that are ignored, as those of a job in the background, stay ignored.
+    Signals that are already ignored, as in background jobs, stay ignored.
     """
     _open_standard_streams()
     reader, writer = os.pipe()
@@ -65,7 +65,7 @@ def run_stoppable(command: Callable[[], int]) -> NoReturn:
                 signal.signal(number, _stop)
         threading.Thread(target=_watch, args=(reader,), daemon=True).start()
         status = command()
-        if _state.stopped:  # what `_stop` raised was lost, for example in a destructor
+        if _state.stopped:  # its exception was lost, for example in a destructor
             raise _state.stopped
         _state.is_reported = True
         for number in SIGNALS:
@@ -80,7 +80,7 @@ def run_stoppable(command: Callable[[], int]) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Open those that the caller has closed: the next file to be opened would take their place."""
+    """Open streams that the caller has closed; otherwise another file would get their number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -89,16 +89,16 @@ def _open_standard_streams() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Raise `Stopped` once; further signals must not disturb the `with` blocks that end."""
+    """Raise `Stopped` once; further signals must not interrupt the cleanup."""
     if not _state.stopped:
         _state.stopped = Stopped(number)
-        sys.unraisablehook = lambda _: None  # a destructor that it interrupts would print it
+        sys.unraisablehook = lambda _: None  # an interrupted destructor would print it
         end_children()
         raise _state.stopped
 
 
 def _watch(reader: int) -> None:
-    """End the process some time after the first signal, or at the second."""
+    """Watchdog: end the process if it still runs after a signal, or at a second signal."""
     received = os.read(reader, 1)
     if not received:
         return  # the command has ended
@@ -119,7 +119,7 @@ def _watch(reader: int) -> None:
 
 
 def _report(stopped: Stopped) -> None:
-    """Print one line, directly: this may be another thread, or the middle of an import."""
+    """Print one line with `os.write`: this may run in another thread or during an import."""
     if not _state.is_reported:
         _state.is_reported = True
         show_cursor = "\x1b[?25h\r" if os.isatty(2) else ""  # a progress bar may have hidden it
@@ -139,7 +139,7 @@ def end_children(*, kill: bool = False) -> None:
 
 
 def start_program(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-    """Start a program that ends with this process if a signal stops it.
+    """Start a program that is killed if a signal stops this process.
 
     Args:
         command: the program and its arguments.
@@ -155,7 +155,7 @@ def start_program(command: Sequence[str], **options: Any) -> "subprocess.Popen[b
 def run_program(
     command: Sequence[str], timeout_s: float, content: bytes = b"", **options: Any
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run a program as `subprocess.run` does, and end it if a signal stops this process.
+    """Run a program as `subprocess.run` does, and kill it if a signal stops this process.
 
     Args:
         command: the program and its arguments.
@@ -178,7 +178,7 @@ def run_program(
 
 
 def end_children_on_sigterm() -> None:
-    """Make a worker process that runs programs end them when its parent ends it."""
+    """Make this worker process kill the programs that it runs when its parent ends it."""
 
     def end(number: int, frame: FrameType | None) -> None:
         end_children(kill=True)
@@ -228,9 +228,9 @@ def not_deferred(received: Sequence[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Let processes that are started in the `with` block be born deaf to SIGINT.
+    """Block SIGINT in processes that are started in the `with` block.
 
-    A Ctrl-C reaches all processes of a terminal. Those that do not handle it print a traceback.
+    Ctrl-C reaches all processes of a terminal; a worker process would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-# Letters of a script → more of them in a word, on average, mean that the words are sentences.
-# Words of Chinese and Japanese have about 2 letters, those of Thai and Lao about 5.
+# Letters of a script → mean letters per word above which captions are taken to have no spaces.
+# Real words have about 2 letters in Chinese and Japanese, and about 5 in Thai and Lao.
 UNSPACED_SCRIPTS = {
     re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"): 4.0,
     re.compile("[\u0e00-\u0eff]"): 9.0,

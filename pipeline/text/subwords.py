@@ -125,7 +125,7 @@ def _load(text: str, source: str) -> "Tokenizer":
         tokenizer = Tokenizer.from_str(text)
         tokenizer.encode("☃")  # fails if the unknown token is missing from its vocabulary
     except BaseException as error:  # the library raises no narrower type
-        # Its Rust code panics on some damaged files; a panic is no Exception.
+        # Its Rust code panics on some damaged files; a panic is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]

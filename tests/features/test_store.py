@@ -247,7 +247,9 @@ def test_wrong_number_of_images_is_reported(tmp_path, num_images):
     directory = write_features(tmp_path)
     manifest = Manifest.read(directory)
     replace(manifest, counts=manifest.counts | {"num_images": num_images}).write(directory)
-    with pytest.raises(DamagedFileError, match=rf"lists {num_images} images.*showtell features"):
+    with pytest.raises(
+        DamagedFileError, match=rf"exactly its {num_images} images.*showtell features"
+    ):
         FeatureStore.load(directory)
 
 

@@ -184,7 +184,7 @@ def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
     assert showtell("verify", data / "runs/r", data / "scenes", "--data", data)[0] == 1
     for path in (tmp_path, data / "nosuch"):
         status, output = showtell("verify", path, "--data", data)
-        assert status == 1 and f"{path} holds no file that" in output
+        assert status == 1 and f"{path} contains no file that" in output
     assert showtell("verify", "--data", data / "nosuch")[0] == 1
 
 

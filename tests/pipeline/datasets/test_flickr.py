@@ -161,7 +161,7 @@ def test_flickr_finds_images_with_another_suffix_case(tmp_path, images):
     dataset = load_dataset(write_flickr(tmp_path, images=images, names=names))
     assert found(dataset.records) == EXPECTED
     assert {r.file_name for r in dataset.records} == {f"{images}/{name}" for name in names}
-    assert "4 images found under another spelling" in dataset.warnings[-1]
+    assert "4 images found under a name that differs" in dataset.warnings[-1]
 
 
 def test_flickr_ids_are_positions_if_numbers_repeat(tmp_path):

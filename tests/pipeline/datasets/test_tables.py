@@ -244,7 +244,7 @@ def test_table_images_are_found_under_another_spelling(tmp_path, listed, actual)
     dataset = load_dataset(config)
     assert found(dataset.records)[0] == (1, actual, "train", ("A cat.",))
     (warning,) = dataset.warnings
-    assert warning.startswith("1 image found under another spelling, in upper or lower case")
+    assert warning.startswith("1 image found under a name that differs in case, slashes")
     assert warning.endswith(f"({listed} is {actual}).")
 
 
@@ -261,7 +261,7 @@ def test_table_images_are_found_under_another_spelling(tmp_path, listed, actual)
 def test_table_missing_images_name_the_near_misses(tmp_path, rows, images, near):
     text = as_csv([*((name, "A cat.") for name in rows), ("c.png", "x")], "file_name,caption")
     config = write_table(tmp_path, "t.csv", text, [*images, "c.png"])
-    with pytest.raises(DatasetError, match=rf"images with captions were not.* Close to {near}\."):
+    with pytest.raises(DatasetError, match=rf"images with captions were not.* Similar to {near}\."):
         load_dataset(config)
 
 
