@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -210,8 +212,22 @@ def is_locked(directory: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(descriptor, fcntl.LOCK_SH) and (directory / SOFT_LOCK_NAME).exists()
+        return not _lock(descriptor, fcntl.LOCK_SH) and _has_owner(directory / SOFT_LOCK_NAME)
     except OSError:
         return True
     finally:
         os.close(descriptor)
+
+
+def _has_owner(lock_file: Path) -> bool:
+    """Return whether the process that wrote a lock file may still run; writes nothing beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            copy = shutil.copy2(lock_file, folder)
+        except FileNotFoundError:
+            return False
+        try:  # filelock gives the copy to us if the owner has ended
+            SoftFileLock(copy).acquire(timeout=0).lock.release()
+        except Timeout:
+            return True
+        return False

@@ -226,8 +226,11 @@ def test_lock_file_of_a_killed_process_is_free(tmp_path, no_locks) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(ShowTellError, match="another showtell process"):
             locked(tmp_path).__enter__()
+        assert is_locked(tmp_path)
         holder.kill()
         holder.wait()
+    names = names_in(tmp_path)
+    assert not is_locked(tmp_path) and names_in(tmp_path) == names  # it writes nothing
     with locked(tmp_path):
         pass
 
