@@ -252,7 +252,7 @@ def run() -> int:
         where = "a file could not be read or written" if error.filename is None else error.filename
         print_error(f"{where}: {error.strerror}.")
         status = 1
-    if problem := find_lost_output():
+    if (problem := find_lost_output()) and status == 0:
         print_error(f"stdout could not be written: {problem}. The files of the stage are complete.")
-        status = status or 1
+        status = 1
     return status

@@ -316,6 +316,15 @@ def test_error_ends_the_command_with_its_exit_code(showtell: Run, monkeypatch, k
     assert showtell("prepare") == (expected, "error: what and where\n")
 
 
+def test_error_of_a_stage_is_the_only_one_if_stdout_is_lost_too(showtell, monkeypatch) -> None:
+    def fail(config: PrepareConfig) -> None:
+        raise ShowTellError("captions.parquet could not be written.")
+
+    monkeypatch.setattr(prepare_module, "prepare", fail)
+    monkeypatch.setattr(cli, "find_lost_output", lambda: "No space left on device")
+    assert showtell("prepare") == (1, "error: captions.parquet could not be written.\n")
+
+
 def test_option_out_of_range_is_an_error(showtell: Run) -> None:
     status, output = showtell("train", "--epochs", 0)
     assert status == 1
