@@ -600,8 +600,10 @@ def test_package_offers_the_captioner() -> None:
 def test_main_is_the_console_script() -> None:
     from importlib.metadata import entry_points
 
+    from showtell import __main__
+
     (script,) = entry_points(group="console_scripts", name="showtell")
-    assert script.load() is cli.main
+    assert script.load() is __main__.main
 
 
 RUN_EACH = """

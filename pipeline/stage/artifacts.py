@@ -8,23 +8,25 @@ import re
 import shlex
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from .checksums import checksum
+from .checksums import checksum, encode
 from .command_line import data_option
 from .errors import DamagedFileError, MissingArtifactError, ShowTellError, StorageError
 from .files import file_size
 from .manifest import MANIFEST_NAME, MISSING, Manifest
+from .options import flag
 
 # The lines of a manifest that record the command of the stage.
 COMMAND_LINES = re.compile(
     rb'^ "command": (".+"),\n "command_checksum": "(.+)",$', flags=re.MULTILINE
 )
 
-# Subfolders that belong to a stage's folder: of downloads, and of features in progress.
-SUBFOLDERS = ("images", "annotations", ".next")
+# Subfolders of `raw`. Features that are computed again are in `.next` until they are complete.
+RAW_SUBFOLDERS = ("images", "annotations")
 
 # Raised by parsers for damaged content, in addition to the errors of their library.
 FORMAT_ERRORS = (
@@ -148,37 +150,68 @@ def repair_command(path: Path) -> str:
         The command, after `rm -f PATH &&` if the stage would otherwise not notice the damage.
     """
     folder = path.parent
-    if folder.name in SUBFOLDERS:
+    in_raw = folder.parent.name == "raw" and folder.name in RAW_SUBFOLDERS
+    if in_raw or folder.name == ".next":
         folder = folder.parent
     data, command = _command_by_place(folder)
-    if not command.startswith("train"):  # `--resume` finds the options of a run by itself
-        command = _recorded_command(folder) or command
-    command = f"showtell {command}{data_option(data)}"
+    if folder.absolute().parent.name == "runs":  # `--resume` finds the options and reads all files
+        return f"showtell {command}{data_option(data)}"
+    command = f"showtell {_recorded_command(folder) or command}{data_option(data)}"
     # `download` does not read an archive again once it has verified it.
     remove = path.suffix == ".zip" or _passes_unread(path)
     return f"rm -f {shlex.quote(str(path))} && {command}" if remove else command
 
 
 def _passes_unread(path: Path) -> bool:
-    """Return whether a stage would accept a file because of its size, without reading it.
+    """Return whether a stage would accept the damaged file because its size is right.
 
     Manifests have no checksums of the largest files; those of earlier versions have none at all.
     """
     manifest, size = Manifest.read(path.parent), file_size(path)
     if manifest is None or size is None or path.name in manifest.checksums:
         return False
-    return path.name == MANIFEST_NAME or manifest.outputs.get(path.name) == size
+    return manifest.outputs.get(path.name) == size
 
 
 def _recorded_command(folder: Path) -> str | None:
-    """Return the command that a manifest records, even if the rest of the file is damaged."""
+    """Return the command that a manifest records, or one with the options that it records.
+
+    Both survive damage elsewhere in the file. Earlier versions recorded only the options.
+    """
     try:
-        found = COMMAND_LINES.search((folder / MANIFEST_NAME).read_bytes())
-        command = str(json.loads(found[1])) if found else ""
-    except (OSError, ValueError):
+        content = (folder / MANIFEST_NAME).read_bytes()
+    except OSError:
         return None
-    is_sound = found is not None and checksum(command.encode()).encode() == found[2]
-    return command if is_sound else None
+    with suppress(ValueError):
+        found = COMMAND_LINES.search(content)
+        command = str(json.loads(found[1])) if found else ""
+        if found and checksum(encode(command)).encode() == found[2]:
+            return command
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return _command_of_manifest(json.loads(content), folder)
+    return None
+
+
+def _command_of_manifest(values: dict[str, Any], folder: Path) -> str | None:
+    """Return the command with the options in a manifest; None for stages that need none."""
+    stage, options = values["stage"], dict(values["config"])
+    if stage not in ("prepare", "features", "eval"):
+        return None
+    if stage == "eval":
+        options["run"] = folder.parents[1].name.split("+")
+    else:
+        dataset = folder.parents[stage == "features"]
+        options = {"dataset": dataset.name} | options
+    if stage == "features":
+        options["weights"] = values["details"]["weights"]
+    words = [stage]
+    for name, value in options.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is True:
+                words.append(flag(name))
+            elif item is not None and item is not False:
+                words += [flag(name), str(item)]
+    return shlex.join(words)
 
 
 def _command_by_place(folder: Path) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from .checksums import checksum, checksum_of_file, seal, unseal
+from .checksums import checksum, checksum_of_file, encode, seal, unseal
 from .errors import DamagedFileError, MissingArtifactError
 from .files import file_size, write_json
 
@@ -55,7 +55,7 @@ class Manifest:
 
     def write(self, directory: Path) -> Self:
         """Write `manifest.json` atomically and return `self`. A stage calls this last."""
-        values = asdict(self) | {"command_checksum": checksum(self.command.encode())}
+        values = asdict(self) | {"command_checksum": checksum(encode(self.command))}
         write_json(directory / MANIFEST_NAME, seal(values))
         return self
 

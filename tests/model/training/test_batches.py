@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ def make_store(image_ids: np.ndarray, tmp_path) -> FeatureStore:
     told = torch.from_numpy(image_ids)[:, None] + torch.arange(NUM_VIEWS) / 4
     views = told.half()[..., None].expand(-1, -1, FEATURE_DIM).contiguous()
     manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={})
-    grids = GridFiles((np.repeat(views[:, :, None].numpy(), 3, axis=2),), np.zeros(0, np.uint32))
+    grid = np.repeat(views[:, :, None].numpy(), 3, axis=2)
+    crcs = np.array([zlib.crc32(row.tobytes()) for row in grid], np.uint32)
+    grids = GridFiles((grid,), crcs)
     ids = torch.from_numpy(image_ids)
     return FeatureStore(ids, views[:, 0], {}, manifest, tmp_path, views, grids)
 

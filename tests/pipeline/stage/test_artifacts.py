@@ -164,6 +164,7 @@ def test_own_errors_and_bugs_pass_through(stage) -> None:
         ("data/mine/features/resnet50-caffe/part-00000.h5", "features --dataset mine"),
         ("data/mine/features/resnet50-caffe/.next/part-00000.h5", "features --dataset mine"),
         ("data/runs/gru/best.safetensors", "train --run gru --resume"),
+        ("data/runs/images/config.json", "train --run images --resume"),
         ("data/runs/gru/eval/val-beam3/metrics.json", "eval --run gru"),
         ("data/ensembles/a+b/eval/val-beam3/metrics.json", "eval --run a --run b"),
     ],
@@ -221,5 +222,57 @@ def test_damaged_manifest_gives_the_recorded_command_or_that_of_its_place(stage)
         path.write_bytes(content)
         commands[repair_command(path)] += 1
         content[bit // 8] ^= 1 << bit % 8
-    assert set(commands) == {recorded, "showtell prepare --dataset mine"}
+    by_place = "showtell prepare --dataset mine"
+    assert set(commands) == {recorded, by_place}, commands
     assert commands[recorded] > commands.total() / 2
+
+
+def test_command_of_an_earlier_version_has_the_options_of_the_manifest(stage) -> None:
+    """Earlier manifests record no command; without options, another folder would be written."""
+    features = stage.parent / "features/resnet101-caffe"
+    config = {
+        "encoder": "resnet101",
+        "weights": "caffe",
+        "views": 4,
+        "grid": True,
+        "image_size": None,
+    }
+    outputs = {"part-00000.h5": 1}
+    manifest = Manifest("features", 1, config, {}, outputs, details={"weights": "/my w.pth"})
+    features.mkdir(parents=True)
+    (features / "part-00000.h5").write_bytes(b"x")
+    manifest.write(features)
+    assert repair_command(features / "part-00000.h5") == (
+        f"rm -f {features}/part-00000.h5 && showtell features --dataset mine --encoder resnet101 "
+        "--weights '/my w.pth' --views 4 --grid"
+    )
+    evaluation = stage.parents[1] / "ensembles/a+b/eval/test-beam5"
+    config = {"beam": 5, "split": "test", "run": "a+b", "sample": False, "precision": "fp32"}
+    evaluation.mkdir(parents=True)
+    Manifest("eval", 3, config, {}, {}).write(evaluation)
+    assert repair_command(evaluation / "metrics.json") == (
+        "showtell eval --beam 5 --split test --run a --run b --precision fp32"
+    )
+
+
+def test_weights_of_a_run_are_never_deleted(stage) -> None:
+    run = stage.parents[1] / "runs/gru"
+    run.mkdir(parents=True)
+    (run / "best.safetensors").write_bytes(b"good weights")
+    Manifest("train", 1, {}, {}, {"best.safetensors": 12}).write(run)  # without checksums
+    assert repair_command(run / "best.safetensors") == "showtell train --run gru --resume"
+
+
+def test_recorded_command_does_not_let_a_preset_replace_an_option() -> None:
+    from showtell.model.config import EvalConfig
+
+    config = EvalConfig(preset="consensus", beam=3, length_penalty=1.0, views=4, consensus=1000)
+    assert command_of("eval", config) == "eval --length-penalty 1.0 --views 4 --consensus 1000"
+
+
+def test_command_with_a_path_that_is_not_unicode_is_recorded(stage) -> None:
+    config = PrepareConfig(dataset="mine", source=Path(os.fsdecode(b"/d\xe9")))
+    manifest = Manifest("prepare", 1, {}, {}, {}, command=command_of("prepare", config))
+    manifest.write(stage)
+    assert Manifest.load(stage) == manifest
+    assert "/d\udce9" in repair_command(stage / "out.bin")
