@@ -207,14 +207,16 @@ def read_caption_columns(
         find_column(header, titles, path) for titles in (names, captions)
     )
     split_column = next((header.index(title) for title in splits if title in header), None)
-    suffixes: set[str] | None = None
+    known: tuple[set[str], set[str]] | None = None
     for line, row in rows[1:]:
         name, caption = row[name_column], row[caption_column]
         if len(caption.splitlines()) > 1:
-            suffixes = suffixes or {_suffix(other[name_column]) for _, other in rows[1:]}
+            if known is None:
+                known_names = {other[name_column].strip() for _, other in rows[1:]}
+                known = known_names, set(map(_suffix, known_names)) - {""}
             for number, text in enumerate(caption.splitlines()[1:], line + 1):
                 cells = text.split(",")
-                if len(cells) > name_column and _suffix(cells[name_column]) in suffixes - {""}:
+                if len(cells) >= len(header) and _is_row(cells, name_column, *known):
                     raise DatasetError(
                         f"{path}, line {line}: the caption contains other rows of the table, such "
                         f"as {reprlib.repr(text)} (line {number}). Remove the stray double quote "
@@ -226,6 +228,21 @@ def read_caption_columns(
 def _lines(first: int, last: int) -> str:
     """Return "line 3" or "lines 3 to 7"."""
     return f"line {first}" if last <= first else f"lines {first} to {last}"
+
+
+def _is_row(cells: list[str], name_column: int, names: set[str], suffixes: set[str]) -> bool:
+    """Return whether a line of a caption is a row of the table, not text such as "a.jpg, page 2".
+
+    Args:
+        cells: of the line.
+        name_column: index of the cell with the file name.
+        names: the file names in the table.
+        suffixes: those of the file names.
+    """
+    name = cells[name_column].strip()
+    # Rows have no space behind their commas: a quote that follows a space swallows no rows.
+    is_text = any(cell[:1].isspace() for cell in cells[name_column : name_column + 2])
+    return name in names or (_suffix(name) in suffixes and not is_text)
 
 
 def _suffix(name: str) -> str:

@@ -201,6 +201,8 @@ HEADER = "file_name,caption\n"
         ('a.jpg,x\nb.jpg,"A dog\nc.jpg,A cat"\nd.jpg,x\n', r"line 3: .*'c.jpg,A cat' \(line 4\)"),
         ('a.jpg,x\nb.jpg,"A dog\nc.jpg,A "" cat\nd.jpg,"\n', "line 3: the caption contains other"),
         ('a.jpg,x\nb.jpg,"A\nc.JPG,A cat"\n', "line 3: the caption contains other rows"),
+        ('a.jpg,x\nb.jpg,"A\nc.jpg,A cat, asleep"\n', "line 3: the caption contains other rows"),
+        ('a.jpg,x\nb.jpg,"A\na.jpg, A cat"\n', "line 3: the caption contains other rows"),
         ('a.jpg,x\nb.jpg,"A dog\nc.jpg,"A" cat\n', "lines 3 to 4: invalid CSV"),
         ('a.jpg,x\nb.jpg,"A dog\nc.jpg,A cat\nd.jpg,x\n', "starts in line 3"),
         ('a.jpg,x\n\n\nb.jpg,"A dog\nc.jpg,A cat\nd.jpg,x\n', "starts in line 5"),
@@ -221,8 +223,10 @@ def test_stray_quotes_are_reported_at_their_own_line(
 def test_captions_may_span_lines(tmp_path: Path, write_source: WriteSource) -> None:
     source = write_source("csv", tmp_path)
     source.file.write_text(
-        HEADER + '1_a.jpg,"A dog,\nrunning, fast.\n\nSee a.jpg."\n2_b.jpg,"a\nb"\n'
+        HEADER + '1_a.jpg,"A dog,\nrunning, fast.\n\nSee a.jpg."\n'
+        '2_b.jpg,"a sign that says\nscan.jpg, page 2"\n'
     )
     captions = {record.file_name: record.captions for record in source.load().records}
     assert captions["1_a.jpg"] == ("A dog,\nrunning, fast.\n\nSee a.jpg.",)
+    assert captions["2_b.jpg"] == ("a sign that says\nscan.jpg, page 2",)
     assert [line for line, _ in read_csv(source.file)] == [1, 2, 6]
