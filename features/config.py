@@ -1,8 +1,9 @@
 """Options of `showtell features`, and the hardware options that other commands share with it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..pipeline.stage.options import DatasetConfig, option
+from ..pipeline.stage.options import DatasetConfig, expand_home, option
 from .reading.limits import MAX_PIXELS
 from .reading.views import VIEWS
 
@@ -93,3 +94,8 @@ class FeaturesConfig(DatasetConfig):
     max_pixels: int = max_pixels_option()
     device: str = device_option()
     precision: str = precision_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights.startswith("~"):
+            object.__setattr__(self, "weights", str(expand_home(Path(self.weights))))

@@ -33,3 +33,10 @@ def test_invalid_options_are_refused(options, message: str) -> None:
 def test_valid_options_are_kept(options) -> None:
     config = FeaturesConfig(**options)
     assert {name: getattr(config, name) for name in options} == options
+
+
+def test_home_folder_in_weights_is_expanded(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FeaturesConfig(weights="~/w.pth").weights == str(tmp_path / "w.pth")
+    for weights in ("auto", "IMAGENET1K_V1", "~no such user/w.pth", "a~/w.pth"):
+        assert FeaturesConfig(weights=weights).weights == weights
