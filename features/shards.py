@@ -30,6 +30,7 @@ To add a format, write two functions, add them to `FORMATS` and its name to `--f
 """
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ from ..pipeline.stage.manifest import CHANGED
 LIBRARY_ERRORS = (RuntimeError, MemoryError, pa.ArrowException)
 
 ZEROS = b"xxh3:0000000000000000"  # placeholder for the checksum
+MARK = re.compile(rb"xxh3:[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,13 @@ def verify_checksum(content: bytes) -> None:
     Raises:
         ValueError: the file has changed since it was written.
     """
-    start = content.rfind(ZEROS[:5])
-    stop = start + len(ZEROS)
-    expected = checksum(content[:start], ZEROS, content[stop:]).encode()
-    if start >= 0 and content[start:stop] != expected:
+    marks = list(MARK.finditer(content))
+    if not marks:
+        return
+    start, stop = marks[-1].span()
+    rest = memoryview(content)
+    expected = checksum(rest[:start], ZEROS, rest[stop:]).encode()
+    if marks[-1].group() != expected:
         raise ValueError(CHANGED)
 
 
