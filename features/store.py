@@ -5,7 +5,7 @@ Pooled features are held in memory; grid features are read from memory-mapped fi
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.artifacts import damaged, read_output, reading, require_stage
+from ..pipeline.stage.checksums import checksum_of_file
 from ..pipeline.stage.command_line import command_of, data_option
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .config import FeaturesConfig
 from .grids import GridFiles, grid_name, open_grid
-from .shards import FeatureShard, bad_shard, read_shard
+from .shards import FeatureShard, bad_shard, read_shard, reading_shard
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class FeatureStore:
             DamagedFileError: the manifest, a shard or images.parquet is damaged.
             MismatchError: the dataset has been prepared again with other images.
         """
-        manifest = require_stage(directory)
+        manifest = require_stage(directory, check_content=False)
         check_dataset(directory, manifest)
         with reading(directory / MANIFEST_NAME, MemoryError):
             num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
@@ -67,6 +68,7 @@ class FeatureStore:
         skipped: dict[int, str] = {}
         stop = 0
         for name in names:
+            verify_shard(directory / name, manifest)
             shard = read_listed_shard(directory / name, manifest)
             start, stop = stop, stop + len(shard.image_ids)
             if stop > num_images:
@@ -214,14 +216,30 @@ class FeatureStore:
         )
 
 
+def verify_shard(path: Path, manifest: Manifest) -> None:
+    """Verify the checksum of a shard just before it is read, while it is in the page cache.
+
+    Raises:
+        MissingArtifactError: it does not exist.
+        BadShardError: it is not the file that the manifest lists.
+    """
+    with reading_shard(path):
+        content = partial(checksum_of_file, path)
+        problem = manifest.find_problem(path.name, path.stat().st_size, content)
+    if problem is not None:
+        raise bad_shard(path, problem)
+
+
 def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
     """Read a shard and check that it is the one that the manifest lists.
+
+    The caller has verified its checksum, if the manifest lists one.
 
     Raises:
         MissingArtifactError: it does not exist.
         BadShardError: it is damaged, or is not the shard that the manifest lists.
     """
-    is_verified = path.name in manifest.checksums  # by `require_stage`
+    is_verified = path.name in manifest.checksums  # by the caller
     shard = read_shard(path, manifest.counts["feature_dim"], is_verified=is_verified)
     num_views = manifest.counts.get("num_views", 1)
     fingerprint = manifest.details["fingerprints"][path.name]

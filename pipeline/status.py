@@ -53,7 +53,8 @@ def dataset_stages(dataset: Path) -> Iterator[StageStatus]:
     yield stage_status("prepare", captions, lambda: _changed_sources(captions))
     folders = sorted(filter(holds_files, dataset.glob("features/*")))
     for features in folders:
-        yield stage_status("features", features, partial(_changed_images, dataset, features))
+        find_changed = partial(_changed_images, dataset, features)
+        yield stage_status("features", features, find_changed, check_content=False)
     if not folders:
         yield StageStatus("features", dataset / "features", "missing", None)
 
@@ -81,7 +82,11 @@ def holds_files(folder: Path) -> bool:
 
 
 def stage_status(
-    stage: str, path: Path, find_changed: Callable[[], list[str]] = list
+    stage: str,
+    path: Path,
+    find_changed: Callable[[], list[str]] = list,
+    *,
+    check_content: bool = True,
 ) -> StageStatus:
     """Return the status of the stage that writes to `path`.
 
@@ -90,22 +95,26 @@ def stage_status(
         path: output folder of the stage.
         find_changed: returns the names of the inputs that have changed since the stage ran, which
             makes it stale.
+        check_content: whether to verify the checksums of the outputs, not only their sizes.
+            `verify` reads those that are too large for this.
     """
     try:
-        return _find_status(stage, path, find_changed)
+        return _find_status(stage, path, find_changed, check_content)
     except OSError as error:
         name = Path(error.filename).name if error.filename else "a file"
         return StageStatus(stage, path, f"unreadable: {name}: {error.strerror}", None)
 
 
-def _find_status(stage: str, path: Path, find_changed: Callable[[], list[str]]) -> StageStatus:
+def _find_status(
+    stage: str, path: Path, find_changed: Callable[[], list[str]], check_content: bool
+) -> StageStatus:
     try:
         manifest = Manifest.load(path)
     except MissingArtifactError:
         return StageStatus(stage, path, "missing", None)
     except DamagedFileError:
         return StageStatus(stage, path, f"damaged: {MANIFEST_NAME}", None)
-    for name, problem in manifest.find_problems(path)[:1]:
+    for name, problem in manifest.find_problems(path, check_content=check_content)[:1]:
         state = f"stale: {name} is missing" if problem == MISSING else f"damaged: {name}"
         return StageStatus(stage, path, state, manifest)
     changed = find_changed()

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from showtell.features import grids as grids_module
+from showtell.features import store as store_module
 from showtell.features.grids import GridWriter, grid_name
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
 from showtell.pipeline.captions import write_images
 from showtell.pipeline.datasets.records import ImageRecord
-from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage import manifest as manifest_module
+from showtell.pipeline.stage.checksums import checksum_of_file, checksums_of
 from showtell.pipeline.stage.errors import (
     BadShardError,
     DamagedFileError,
@@ -454,3 +456,24 @@ def test_damaged_manifest_is_not_called_missing(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"resnet50", b"resnet51"))
     with pytest.raises(DamagedFileError, match=r"manifest\.json is damaged.*showtell features"):
         find_features(tmp_path / DATASET, directory.name)
+
+
+def test_each_shard_is_verified_once_and_just_before_it_is_read(tmp_path, monkeypatch):
+    directory = write_features(tmp_path)
+    add_checksums(directory)
+    events = []
+
+    def verify(path: Path) -> str:
+        events.append(("verify", path.name))
+        return checksum_of_file(path)
+
+    def read(path: Path, *args, **options) -> FeatureShard:
+        events.append(("read", path.name))
+        return read_shard(path, *args, **options)
+
+    for module in (manifest_module, store_module):
+        monkeypatch.setattr(module, "checksum_of_file", verify)
+    monkeypatch.setattr(store_module, "read_shard", read)
+    FeatureStore.load(directory)
+    names = ("part-00000.h5", "part-00001.h5")
+    assert events == [(event, name) for name in names for event in ("verify", "read")]

@@ -8,7 +8,8 @@ import pytest
 from showtell.model.runs.status import find_stages, show_status
 from showtell.pipeline import status
 from showtell.pipeline.config import PrepareConfig
-from showtell.pipeline.stage.checksums import checksums_of
+from showtell.pipeline.stage import manifest
+from showtell.pipeline.stage.checksums import checksum_of_file, checksums_of
 from showtell.pipeline.stage.files import locked
 from showtell.pipeline.stage.manifest import Manifest
 
@@ -97,7 +98,7 @@ def test_folders_that_hold_only_a_lock_are_not_listed(scenes) -> None:
     [
         ("prepare", "scenes/captions/manifest.json"),
         ("prepare", "scenes/captions/vocab.json"),
-        ("features", "scenes/features/resnet18-random-64/part-00001.h5"),
+        ("features", "scenes/features/resnet18-random-64/manifest.json"),
         ("train", "runs/r/manifest.json"),
         ("train", "runs/r/best.safetensors"),
         ("train", "runs/r/config.json"),
@@ -136,3 +137,21 @@ def test_damaged_and_unreadable_files_show_in_the_line_of_their_stage(
 
     monkeypatch.setattr(io, "open", fail)
     assert states_of(scenes)[stage] == f"unreadable: {file.name}: Input/output error"
+
+
+def test_shard_of_another_size_shows_in_the_line_of_the_features(scenes) -> None:
+    path = scenes / "scenes/features/resnet18-random-64/part-00001.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert states_of(scenes)["features"] == "damaged: part-00001.h5"
+
+
+def test_status_reads_no_shard(scenes, monkeypatch) -> None:
+    read = []
+
+    def checksum(path: Path) -> str:
+        read.append(path)
+        return checksum_of_file(path)
+
+    monkeypatch.setattr(manifest, "checksum_of_file", checksum)
+    assert states_of(scenes)["features"] == "done"
+    assert read and not any(path.name.startswith("part-") for path in read)
