@@ -135,15 +135,14 @@ def load_in_processes(
         num_workers, context, initializer=set_up_worker, initargs=(loader, memory, shape)
     )
     with cancelled_on_exit(pool):
-        with signals_blocked():  # all processes start with the first task
-            pool.submit(int)
 
         def start(names: Sequence[str]) -> tuple[int, list[Future[list[str | None]]]]:
             buffer, groups = free.popleft(), range(0, len(names), group_size)
-            return buffer, [
-                pool.submit(load_in_worker, names[first : first + group_size], buffer, first)
-                for first in groups
-            ]
+            with signals_blocked():  # each task may start a process
+                return buffer, [
+                    pool.submit(load_in_worker, names[first : first + group_size], buffer, first)
+                    for first in groups
+                ]
 
         try:
             for buffer, tasks in start_ahead(start, batches):

@@ -1,3 +1,7 @@
+import multiprocessing
+import re
+import signal
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +55,22 @@ def test_batches_of_processes_and_threads_are_equal(tmp_path, write_images):
         assert torch.equal(batch.pixels, expected.pixels)
         assert batch.image_ids.tolist() == expected.image_ids.tolist()
         assert batch.skipped == expected.skipped
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_worker_process_receives_ctrl_c(tmp_path, write_images):
+    names = write_images(tmp_path, 12)
+    spans = split_into_batches(0, len(names), 4)
+    batches = read_batches(ImageFiles(tmp_path), np.arange(12), names, SQUASH, spans, 2, True)
+    next(batches)
+    statuses = [
+        Path(f"/proc/{process.pid}/status").read_text()
+        for process in multiprocessing.active_children()
+    ]
+    batches.close()
+    blocked = [int(re.search(r"SigBlk:\s+(\w+)", status)[1], 16) for status in statuses]
+    assert len(blocked) == 2
+    assert all(mask >> (signal.SIGINT - 1) & 1 for mask in blocked)
 
 
 def test_unreadable_images_are_skipped_without_affecting_others(tmp_path, write_images):
