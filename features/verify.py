@@ -23,7 +23,7 @@ def features_checks(directory: Path) -> Iterator[Check]:
         yield from stage_checks(directory, {path.name: read_shard for path in shards})
     else:
         readers: dict[str, Reader] = {}
-        for name in manifest.details["fingerprints"]:
+        for name in (name for name in manifest.outputs if Path(name).suffix in SHARD_SUFFIXES):
             readers[name] = partial(_read_shard, manifest)
             readers[grid_name(name)] = partial(_read_grid, manifest, name)
         yield from stage_checks(directory, readers)

@@ -92,8 +92,8 @@ def _find_finished(evaluation: Evaluation) -> Manifest | None:
     if manifest is None or not evaluation.is_finished(manifest):
         return None
     try:  # manifests of earlier versions list no checksums
-        _read_metrics(folder)
-        _read_captions(folder)
+        read_metrics(folder)
+        read_captions(folder)
         ImageScores.read(folder / SCORES_NAME)
     except (MissingArtifactError, DamagedFileError):
         return None
@@ -195,7 +195,7 @@ def _write_manifest(
 def _show_scores(evaluation: Evaluation) -> None:
     """Print the scores with their confidence intervals, and the speed of the evaluation."""
     folder = evaluation.folder
-    metrics = _read_metrics(folder)
+    metrics = read_metrics(folder)
     rows = []
     for name, value in metrics.items():
         if name[0].isupper():  # only the names of scores begin with a capital
@@ -217,7 +217,7 @@ def _show_scores(evaluation: Evaluation) -> None:
 def _show_samples(evaluation: Evaluation) -> None:
     """Print a few captions, each with one of its references."""
     num_samples = evaluation.config.num_samples
-    captions = _read_captions(evaluation.folder)
+    captions = read_captions(evaluation.folder)
     ids = list(captions)[:: max(len(captions) // max(num_samples, 1), 1)][:num_samples]
     image_ids = np.array(ids, dtype=np.int64)
     references = read_references(evaluation.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
@@ -231,7 +231,7 @@ def _show_samples(evaluation: Evaluation) -> None:
         )
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
     """Read `metrics.json`: scores, their intervals, counts and times."""
     content = read_output(folder / METRICS_NAME)
     with reading(folder / METRICS_NAME):
@@ -248,7 +248,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _read_captions(folder: Path) -> dict[int, str]:
+def read_captions(folder: Path) -> dict[int, str]:
     """Read `captions.json`: image_id → caption."""
     content = read_output(folder / CAPTIONS_NAME)
     with reading(folder / CAPTIONS_NAME):

@@ -8,33 +8,29 @@ from pathlib import Path
 
 from ..features.verify import features_checks
 from ..pipeline.stage.console import ProgressLine, format_bytes, print_json, print_result
-from ..pipeline.stage.errors import MissingArtifactError
+from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import file_size
+from ..pipeline.stage.manifest import MANIFEST_NAME
 from ..pipeline.stage.options import RESERVED
 from ..pipeline.text.vocab import Vocab
 from ..pipeline.verify import Check, Problem, Reader, dataset_checks, stage_checks
 from .config import VerifyConfig
+from .evaluate import CAPTIONS_NAME, METRICS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
+from .runs.checkpoint import read_progress
 from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
-from .runs.run import RunConfig
+from .runs.repair import check_checkpoint, find_config
+from .runs.run import RunConfig, read_decoder, read_vocab
 from .runs.tensors import read_tensors
 
 MEGABYTE = 10**6
-
-RUN_READERS: dict[str, Reader] = {
-    CONFIG_NAME: lambda path: RunConfig.read(path.parent),
-    VOCAB_NAME: Vocab.read,
-    BEST_NAME: read_tensors,
-}
-# Not listed in the manifest, because a finished run does not need them.
-TRAINING_READERS: dict[str, Reader] = {LAST_NAME: read_tensors}
 
 
 def verify(config: VerifyConfig) -> bool:
     """Read and verify every file under the data folder, and print all problems.
 
     Nothing is written, so it works on a read-only folder. Folders that another process is writing
-    to are left out.
+    to are skipped, and counted.
 
     Returns:
         True if no file is damaged or missing. Leftovers of interrupted stages do not count.
@@ -50,13 +46,15 @@ def verify(config: VerifyConfig) -> bool:
             if problem := check.find_problem():
                 problems.append(problem)
             progress.advance(size // MEGABYTE)
-    bad = [problem for problem in problems if problem.state != "unfinished"]
-    print_json({"num_files": len(checks), "num_bytes": sum(sizes), "problems": problems})
+    bad = [problem for problem in problems if problem.state in ("damaged", "missing")]
+    num_skipped = sum(problem.state == "skipped" for problem in problems)
+    num_files = len(checks) - num_skipped
+    print_json({"num_files": num_files, "num_bytes": sum(sizes), "problems": problems})
     for problem in problems:
         print_result(f"{problem.state}: {problem.message}")
     print_result(
-        f"verify: {len(bad):,} of {len(checks):,} files ({format_bytes(sum(sizes))}) are damaged "
-        "or missing."
+        f"verify: {len(bad):,} of {num_files:,} files ({format_bytes(sum(sizes))}) are damaged "
+        "or missing." + (f" Folders skipped: {num_skipped:,}." if num_skipped else "")
     )
     if len(commands := list(dict.fromkeys(problem.command for problem in bad))) > 1:
         print_result("Repair them in this order:")
@@ -92,10 +90,35 @@ def find_checks(data: Path) -> Iterator[Check]:
             yield from dataset_checks(dataset)
             for features in sorted(dataset.glob("features/*")):
                 yield from features_checks(features)
-    evaluations: dict[str, Reader] = {SCORES_NAME: ImageScores.read}
+    evaluations: dict[str, Reader] = {
+        METRICS_NAME: lambda path: read_metrics(path.parent),
+        CAPTIONS_NAME: lambda path: read_captions(path.parent),
+        SCORES_NAME: ImageScores.read,
+    }
     for run in sorted(data.glob("runs/*")):
-        yield from stage_checks(run, RUN_READERS, TRAINING_READERS)
+        yield from run_checks(run)
         for evaluation in sorted(run.glob("eval/*")):
             yield from stage_checks(evaluation, evaluations)
     for evaluation in sorted(data.glob("ensembles/*/eval/*")):
         yield from stage_checks(evaluation, evaluations)
+
+
+def run_checks(run: Path) -> Iterator[Check]:
+    """Yield the checks of `data/runs/<run>`: what `showtell train --resume` checks."""
+    readers: dict[str, Reader] = {
+        CONFIG_NAME: lambda path: RunConfig.read(run),
+        VOCAB_NAME: Vocab.read,
+        BEST_NAME: read_tensors,
+    }
+    # Not listed in the manifest, because a finished run does not need it.
+    unlisted: dict[str, Reader] = {LAST_NAME: read_progress}
+    try:
+        config = find_config(run)
+    except ShowTellError:  # reported as a problem of config.json
+        yield from stage_checks(run, readers, unlisted)
+        return
+    readers[VOCAB_NAME] = lambda path: read_vocab(run, config)
+    readers[BEST_NAME] = lambda path: read_decoder(run, config)
+    if file_size(run / MANIFEST_NAME) is None:
+        unlisted[LAST_NAME] = lambda path: check_checkpoint(run, config)
+    yield from stage_checks(run, readers, unlisted)

@@ -15,7 +15,7 @@ from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from .stage.artifacts import damaged, output_error, reading, repair_command, require_manifest
 from .stage.checksums import checksum_of_file
 from .stage.errors import MissingArtifactError, ShowTellError
-from .stage.files import LOCK_NAME, file_size, is_locked
+from .stage.files import IS_BUSY, LOCK_NAME, file_size, is_locked
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .text.vocab import Vocab
 
@@ -28,9 +28,10 @@ class Problem:
 
     Attributes:
         path: of the file.
-        state: `damaged`, `missing`, or `unfinished` for a leftover of an interrupted stage.
+        state: `damaged`, `missing`, `unfinished` for a leftover of an interrupted stage, or
+            `skipped` for a folder that another process is writing to.
         message: what is wrong, and what to do.
-        command: repairs the file.
+        command: repairs the file; empty for a skipped folder.
     """
 
     path: Path
@@ -47,22 +48,23 @@ class Check:
         path: of the file.
         read: reads and verifies the file.
         command: repairs it; default the command of the stage that writes it.
-        is_artifact: False for leftovers of interrupted stages, which do not count as damage.
+        state: of the problem, if there is one; `damaged` becomes `missing` if there is no file.
     """
 
     path: Path
     read: Callable[[], object]
     command: str | None = None
-    is_artifact: bool = True
+    state: str = "damaged"
 
     def find_problem(self) -> Problem | None:
         """Verify the file; return None if it has no problem."""
         try:
-            self.read()
+            with reading(self.path):
+                self.read()
         except ShowTellError as error:
-            state = "missing" if isinstance(error, MissingArtifactError) else "damaged"
-            state = state if self.is_artifact else "unfinished"
-            command = self.command or repair_command(self.path)
+            is_missing = isinstance(error, MissingArtifactError) and self.state == "damaged"
+            state = "missing" if is_missing else self.state
+            command = self.command if self.command is not None else repair_command(self.path)
             return Problem(self.path, state, str(error), command)
         return None
 
@@ -70,10 +72,12 @@ class Check:
 def dataset_checks(dataset: Path) -> Iterator[Check]:
     """Yield the checks of `data/<dataset>/raw` and `captions`."""
     raw = dataset / "raw"
-    archives = _archive_digests(Manifest.read(raw)).items()
-    yield from stage_checks(
-        raw, {name: partial(_check_digest, digest) for name, digest in archives}
-    )
+    # `download` locks the folder it writes to. Any other `raw` is the user's own.
+    if any(file_size(raw / name) is not None for name in (LOCK_NAME, MANIFEST_NAME)):
+        archives = _archive_digests(Manifest.read(raw)).items()
+        yield from stage_checks(
+            raw, {name: partial(_check_digest, digest) for name, digest in archives}
+        )
     readers: dict[str, Reader] = {
         IMAGES_PARQUET: read_images,
         CAPTIONS_PARQUET: read_captions,
@@ -98,20 +102,29 @@ def _check_digest(expected: str, path: Path) -> None:
 def stage_checks(
     directory: Path, readers: Mapping[str, Reader], unlisted: Mapping[str, Reader] | None = None
 ) -> Iterator[Check]:
-    """Yield the checks of a stage's folder; none while another process writes to it.
+    """Yield the checks of a stage's folder; only one, `skipped`, while it is being written.
 
     Args:
         directory: output folder of the stage.
         readers: name of an output → function that reads it, where a checksum is not enough.
         unlisted: the same for files that the manifest does not list; they need not exist.
     """
-    files = (path.name for path in directory.glob("*") if path.is_file())
+    try:
+        files = [path.name for path in directory.glob("*") if path.is_file()]
+    except OSError:  # its manifest cannot be read either
+        files = [MANIFEST_NAME]
     names = {name for name in files if not name.startswith(LOCK_NAME)}
-    if not names or is_locked(directory):
+    if not names:
+        return
+    if is_locked(directory):
+        busy = ShowTellError(f"{directory} {IS_BUSY} Then verify it again.")
+        yield Check(directory, partial(_fail, busy), "", state="skipped")
         return
     is_finished = MANIFEST_NAME in names
     yield Check(
-        directory / MANIFEST_NAME, partial(require_manifest, directory), is_artifact=is_finished
+        directory / MANIFEST_NAME,
+        partial(require_manifest, directory),
+        state="damaged" if is_finished else "unfinished",
     )
     manifest = Manifest.read(directory)
     for name in manifest.outputs if manifest else sorted(names & readers.keys()):
@@ -123,7 +136,10 @@ def stage_checks(
     for path in (directory / name for name in sorted(names) if ".partial" in name):
         # A finished stage does not look for them again.
         command = f"rm {shlex.quote(str(path))}" if is_finished else repair_command(path)
-        yield Check(path, partial(_refuse_leftover, path, command), command, is_artifact=False)
+        leftover = ShowTellError(
+            f"{path} was left behind by a stage that was stopped. Run '{command}'."
+        )
+        yield Check(path, partial(_fail, leftover), command, state="unfinished")
 
 
 def _read_output(
@@ -140,5 +156,5 @@ def _read_output(
             reader(path)
 
 
-def _refuse_leftover(path: Path, command: str) -> None:
-    raise ShowTellError(f"{path} was left behind by a stage that was stopped. Run '{command}'.")
+def _fail(error: ShowTellError) -> None:
+    raise error

@@ -40,7 +40,8 @@ ORDER = {
         "config",
         "runs",
         "training evaluation",
-        "train evaluate compare verify",
+        "train evaluate compare",
+        "verify",
     ],
     "serving": ["config", "captioner"],
     "bench": [

@@ -19,7 +19,7 @@ from ...pipeline.stage.errors import (
 )
 from ...pipeline.stage.files import reporting_write_errors
 from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
-from .checkpoint import read_progress
+from .checkpoint import Progress, read_progress
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from .run import RunConfig, read_decoder, read_vocab
 
@@ -81,7 +81,7 @@ def find_problems(run_dir: Path, *, all_files: bool = False) -> dict[str, ShowTe
     if (run_dir / MANIFEST_NAME).exists():
         readers[MANIFEST_NAME] = lambda: require_manifest(run_dir)
     if manifest is None:
-        readers[LAST_NAME] = lambda: _check_checkpoint(run_dir, config)
+        readers[LAST_NAME] = lambda: _check_training(run_dir, config)
     else:
         readers[BEST_NAME] = lambda: read_decoder(run_dir, config)
         if LOG_NAME in manifest.outputs:
@@ -97,13 +97,23 @@ def find_problems(run_dir: Path, *, all_files: bool = False) -> dict[str, ShowTe
     return problems
 
 
-def _check_checkpoint(run_dir: Path, config: RunConfig) -> None:
+def _check_training(run_dir: Path, config: RunConfig) -> None:
     """Check the last checkpoint, and the weights of the best epoch if there is one."""
+    if check_checkpoint(run_dir, config).best_epoch:
+        read_decoder(run_dir, config)
+
+
+def check_checkpoint(run_dir: Path, config: RunConfig) -> Progress:
+    """Return the progress in the last checkpoint of an unfinished run.
+
+    Raises:
+        MissingArtifactError: it does not exist.
+        DamagedFileError: it is damaged, or belongs to another run.
+    """
     progress, run = read_progress(run_dir / LAST_NAME)
     if run is not None and replace(run, vocab_checksum=config.vocab_checksum) != config:
         raise damaged(run_dir / LAST_NAME, "it belongs to another run")
-    if progress.best_epoch:
-        read_decoder(run_dir, config)
+    return progress
 
 
 def set_aside(run_dir: Path) -> Path:

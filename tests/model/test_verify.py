@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import shlex
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from showtell.model.runs.tensors import read_tensors, write_tensors
 from showtell.model.verify import find_checks
 from showtell.pipeline.stage.files import locked
 from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.verify import Check
 
 Run = Callable[..., tuple[int, str]]
 RunJson = Callable[..., tuple[int, Any]]
@@ -170,11 +173,78 @@ def test_remains_of_stopped_work_are_listed_but_are_no_damage(data, showtell_jso
     ]
 
 
-def test_folder_that_is_being_written_is_left_out(data, showtell: Run) -> None:
+def test_folder_that_is_being_written_is_skipped_and_counted(data, showtell: Run) -> None:
     (data / "scenes/captions/vocab.json").write_text("")
     with locked(data / "scenes/captions"):
-        assert showtell("verify", "--data", data)[0] == 0
+        status, output = showtell("verify", "--data", data)
+    assert status == 0
+    assert output.startswith(f"skipped: {data / 'scenes/captions'} is being written by another")
+    assert "Folders skipped: 1." in output.splitlines()[-1]
     assert showtell("verify", "--data", data)[0] == 1
+
+
+def test_raw_folder_of_the_user_is_not_verified(data, showtell: Run) -> None:
+    raw = data / "flickr8k/raw"
+    raw.mkdir(parents=True)
+    (raw / "Flickr8k.token.txt").write_text("a.jpg#0\tA dog .\n")
+    status, output = showtell("verify", "--data", data)
+    assert status == 0 and "flickr8k" not in output
+    (raw / ".lock").touch()  # of a download that was interrupted
+    assert "unfinished: " in showtell("verify", "--data", data)[1]
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_vocabulary_and_weights_must_be_those_of_the_run(data, showtell, is_finished) -> None:
+    run = data / "runs/r"
+    if is_finished:  # as earlier versions wrote it
+        forget_checksums(run)
+    else:
+        (run / "manifest.json").unlink()
+    vocab, best = run / "vocab.json", run / "best.safetensors"
+    text = vocab.read_text()
+    vocab.write_text(text.replace('"star"', '"stbr"'))
+    assert vocab.read_text() != text
+    write_tensors(best, {name: w[:0] for name, w in read_tensors(best)[0].items()})
+    if is_finished:
+        forget_checksums(run)
+    problems = {c.path.name: c.find_problem() for c in find_checks(data) if c.path.parent == run}
+    for name in (vocab.name, best.name):
+        assert problems[name] is not None and problems[name].state == "damaged"
+
+
+def test_damaged_files_of_earlier_versions_are_listed(data, showtell_json) -> None:
+    features, evaluation = (
+        data / "scenes/features/resnet18-random-32",
+        data / "runs/r/eval/test-beam3",
+    )
+    for name in ("metrics.json", "captions.json"):
+        content = (evaluation / name).read_bytes()
+        (evaluation / name).write_bytes(content[:50] + b" " * (len(content) - 50))
+    forget_checksums(evaluation)
+    forget_checksums(features, "fingerprints", "fingerprxnts")
+    status, result = showtell_json("verify", "--data", data)
+    assert status == 1
+    bad = {Path(problem["path"]).name for problem in result["problems"]}
+    assert bad == {"metrics.json", "captions.json", "part-00000.h5", "part-00001.h5"}
+    assert {problem["state"] for problem in result["problems"]} == {"damaged"}
+
+
+def forget_checksums(folder: Path, old: str = "", new: str = "") -> None:
+    """Rewrite a manifest as earlier versions did, with the present sizes."""
+    values = json.loads((folder / "manifest.json").read_text().replace(old, new))
+    for key in ("checksum", "checksums", "command", "command_checksum"):
+        values.pop(key, None)
+    values["outputs"] = {name: (folder / name).stat().st_size for name in values["outputs"]}
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_file_that_cannot_be_read_is_a_problem_and_ends_nothing(tmp_path) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    problem = Check(tmp_path / "scenes/captions/manifest.json", fail).find_problem()
+    assert problem is not None and problem.state == "damaged"
+    assert "manifest.json cannot be read: Input/output error." in problem.message
 
 
 def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
