@@ -34,7 +34,7 @@ from .stage.artifacts import damaged
 from .stage.checksums import checksum_of_file, checksums_of
 from .stage.command_line import command_of
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
-from .stage.errors import ShowTellError
+from .stage.errors import DamagedFileError, ShowTellError
 from .stage.files import atomic_path, file_size, hash_file, hash_json, locked
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
@@ -123,7 +123,7 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     """
     directory = config.captions_dir
     done = Manifest.read(directory)
-    if done is None or done.find_problems(directory):
+    if done is None:
         return None
     inputs = hash_inputs(config)
     try:
@@ -154,7 +154,10 @@ def hash_inputs(config: PrepareConfig) -> dict[str, str]:
                 name = path.relative_to(source).as_posix()
                 content = partial(checksum_of_file, path)
                 if problem := downloaded.find_problem(name, file_size(path), content):
-                    raise damaged(path, problem)
+                    raise DamagedFileError(
+                        f"{damaged(path, problem)} To use an edited file, copy {source} without "
+                        f"{MANIFEST_NAME}, and give the copy to --source."
+                    )
     return hashes
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..stage.artifacts import FORMAT_ERRORS, describe
 from ..stage.errors import DatasetError, StorageError
+from ..stage.files import read_error
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and the extra field
 NOT_IMAGES = "__MACOSX/"
@@ -47,8 +48,8 @@ class ZipImages:
             with zipfile.ZipFile(path) as archive:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, struct.error, *FORMAT_ERRORS) as error:
-            if isinstance(error, OSError) and error.errno is not None and error.strerror:
-                raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+            if unreadable := read_error(path, error):
+                raise unreadable from None
             raise DatasetError(
                 f"{path} is not a readable zip archive ({describe(error)}). It is damaged or "
                 "incomplete: delete it and download it again."

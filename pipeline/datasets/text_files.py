@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..stage.artifacts import FORMAT_ERRORS, describe
-from ..stage.errors import DatasetError, ShowTellError, StorageError
+from ..stage.errors import DatasetError, ShowTellError
+from ..stage.files import read_error
 
 # Characters that file names do not contain, and that would break an error into several lines.
 NOT_IN_NAMES = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -78,8 +79,8 @@ def reporting_errors(
     except ShowTellError:
         raise
     except FORMAT_ERRORS + CSV_ERRORS + library_errors as error:
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+        if unreadable := read_error(path, error):
+            raise unreadable from None
         reason = describe(error)
         if isinstance(error, KeyError):
             reason = f"key {reprlib.repr(error.args[0])} is missing"

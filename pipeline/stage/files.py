@@ -115,6 +115,16 @@ def write_error(path: Path, error: OSError) -> StorageError:
     )
 
 
+def read_error(path: Path, error: Exception) -> StorageError | None:
+    """Return the error to raise if the system cannot read a file; None if its content is at fault.
+
+    An OSError without errno comes from a library: the content is at fault.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return StorageError(f"{path} cannot be read: {error.strerror}.")
+    return None
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

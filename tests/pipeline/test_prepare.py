@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.download import download
 from showtell.pipeline.prepare import prepare, up_to_date
+from showtell.pipeline.stage import manifest as manifest_module
 from showtell.pipeline.stage.artifacts import repair_command
+from showtell.pipeline.stage.checksums import checksum_of_file
 from showtell.pipeline.stage.errors import (
     DamagedFileError,
     DatasetError,
@@ -114,6 +117,20 @@ def test_prepare_does_nothing_when_up_to_date(tmp_path, capsys, monkeypatch):
     assert prepare(config) == first
     assert snapshot(config) == before
     assert "captions is up to date" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_up_to_date_verifies_each_output_once(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    prepare(config)
+    read = Counter()
+
+    def count(path):
+        read[path.name] += 1
+        return checksum_of_file(path)
+
+    monkeypatch.setattr(manifest_module, "checksum_of_file", count)
+    assert up_to_date(config) is not None
+    assert read == {name: 1 for name in OUTPUTS if name != "manifest.json"}
 
 
 def test_prepare_is_deterministic(tmp_path):
@@ -245,6 +262,23 @@ def test_prepare_refuses_a_downloaded_file_that_has_changed(tmp_path, monkeypatc
         with pytest.raises(DamagedFileError, match=r"captions\.csv is damaged.*showtell download"):
             prepare(config)
     assert up_to_date(config) is not None
+
+
+def test_edited_copy_of_a_download_is_another_source(tmp_path, monkeypatch):
+    sizes = {"num_train": 3, "num_val": 1, "num_test": 1}
+    monkeypatch.setattr(download_module, "draw_scenes", lambda raw: draw_scenes(raw, **sizes))
+    data = {"data": tmp_path, "dataset": "scenes"}
+    download(DownloadConfig(**data))
+    raw = tmp_path / "scenes" / "raw"
+    table = raw / "captions.csv"
+    table.write_text(table.read_text() + "images/000001.jpg,an edited caption,train\n")
+    advice = f"copy {raw} without manifest.json, and give the copy to --source."
+    with pytest.raises(DamagedFileError) as caught:
+        prepare(PrepareConfig(**data, min_count=1))
+    assert str(caught.value).endswith(advice)
+    copy = shutil.copytree(raw, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    prepare(PrepareConfig(**data, min_count=1, source=copy))
+    assert "edited" in Vocab.read(tmp_path / "scenes" / "captions" / "vocab.json").ids
 
 
 def test_prepare_keeps_old_outputs_when_an_image_is_missing(tmp_path):
