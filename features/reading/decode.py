@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from .broken_images import UnreadableImageError, decoding, too_many_pixels
+from .icons import icon_pixels
 from .limits import MAX_PIXELS
 from .transform import Transform
 
@@ -46,6 +47,9 @@ def open_image(
     if not content:
         raise UnreadableImageError("the file is empty")
     raise_pillow_limit(max_pixels)
+    inside = icon_pixels(content)
+    if inside > max_pixels:
+        raise UnreadableImageError(too_many_pixels(inside, max_pixels))
     with decoding(max_pixels):
         image = Image.open(io.BytesIO(content))
         num_pixels = image.width * image.height
@@ -57,7 +61,7 @@ def open_image(
             num_pixels = image.width * image.height
     if num_pixels > max_pixels:
         raise UnreadableImageError(too_many_pixels(num_pixels, max_pixels))
-    return image, num_pixels
+    return image, max(num_pixels, inside)
 
 
 def decode_opened(image: Image.Image) -> Image.Image:

@@ -23,6 +23,7 @@ from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.signals import signals_blocked
 from .broken_images import UnreadableImageError, reading_reason
 from .decode import decode_opened, open_image
+from .icons import icon_pixels
 from .limits import MAX_PIXELS, PixelBudget
 from .transform import Transform
 from .views import VIEWS
@@ -74,17 +75,16 @@ class ImageLoader:
         """
         try:
             content = self.files.read(file_name)
-            image, num_pixels = open_image(content, self.transform, self.max_pixels)
+            inside = icon_pixels(content)  # Pillow may decode an icon when it opens it
+            with self.budget.reserve(inside):
+                image, num_pixels = open_image(content, self.transform, self.max_pixels)
+                with self.budget.reserve(0 if inside else num_pixels):
+                    image = decode_opened(image)
+                    for row, view in zip(pixels, VIEWS, strict=False):
+                        row[:] = self.transform(image, view).transpose(1, 2, 0)
+                    del image  # before others may decode
         except (UnreadableImageError, OSError) as error:
             return reading_reason(error)
-        with self.budget.reserve(num_pixels):
-            try:
-                image = decode_opened(image)
-            except UnreadableImageError as error:
-                return reading_reason(error)
-            for row, view in zip(pixels, VIEWS, strict=False):
-                row[:] = self.transform(image, view).transpose(1, 2, 0)
-            del image  # free its memory before the reserved pixels are released
         return None
 
 
