@@ -6,6 +6,7 @@ model as transformers saves it; the paper uses openai/clip-vit-base-patch32.
 Source: Hessel et al. 2021, arXiv:2104.08718.
 """
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ...features.reading.broken_images import UnreadableImageError
 from ...features.reading.decode import decode_image
+from ...features.reading.transform import Transform
 from ...pipeline.captions import read_images
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.layout import IMAGES_PARQUET
@@ -31,6 +33,8 @@ from .metric import CaptionSet, Floats, Metric
 PROMPT = "A photo depicts "
 SCALE = 2.5  # w in the paper: it spreads the cosines of good captions, about 0.3, over 0 to 1
 BATCH_SIZE = 64
+# JPEGs are decoded at no less than this size, far above CLIP's input.
+LARGE = Transform(2048, 2048, "bicubic", (0.5,) * 3, (0.5,) * 3)
 MODEL_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -116,13 +120,15 @@ def load_clip(folder: Path) -> tuple[Any, Any]:
 
 
 def read_image(files: ImageFiles, file_name: str) -> Image.Image:
-    """Read an image, upright and in RGB.
+    """Read an image, upright and in RGB; large JPEGs at a reduced size.
+
+    `features` has read the image within the user's `--max-pixels`, so there is no limit here.
 
     Raises:
         DatasetError: it is missing or corrupt.
     """
     try:
-        return decode_image(files.read(file_name))
+        return decode_image(files.read(file_name), LARGE, max_pixels=sys.maxsize)
     except (UnreadableImageError, OSError) as error:
         raise DatasetError(
             f"CLIPScore cannot read {files.root / file_name} ({error}). Restore the file, or run "

@@ -5,7 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from showtell.features.reading.decode import decode_image
+from showtell.features.reading.limits import MAX_PIXELS
+from showtell.features.reading.transform import Transform
 from showtell.model.metrics import clip_score
 from showtell.model.metrics.clip_score import ClipScore, load_clip, read_image, scaled_cosines
 from showtell.model.metrics.metric import CaptionSet
@@ -104,3 +108,15 @@ def test_missing_or_corrupt_image_is_an_error_with_its_name(tmp_path) -> None:
     for name in ("gone.jpg", "broken.jpg"):
         with pytest.raises(DatasetError, match=rf"CLIPScore cannot read .*{name}"):
             read_image(ImageFiles(tmp_path), name)
+
+
+def test_large_jpeg_that_features_accept_is_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2 * MAX_PIXELS)
+    Image.new("L", (9500, 9500), 77).save(tmp_path / "large.jpg")
+    Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.jpg")
+    content = (tmp_path / "large.jpg").read_bytes()
+    transform = Transform(224, 256, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    assert decode_image(content, transform).size == (1188, 1188)
+    image = read_image(ImageFiles(tmp_path), "large.jpg")
+    assert image.size == (2375, 2375) and image.getpixel((0, 0)) == (77, 77, 77)
+    assert read_image(ImageFiles(tmp_path), "photo.jpg").size == (4000, 3000)
