@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 from .datasets.records import ImageRecord
 from .stage.artifacts import read_output, reading, repair_command
 from .stage.errors import MismatchError
-from .stage.files import write_bytes
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
 
 
@@ -91,7 +90,7 @@ class EncodedCaptions:
 
 
 def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
-    """Write images.parquet."""
+    """Write images.parquet; not atomically, because `prepare` renames all files together."""
     columns = {
         "image_id": pa.array([record.image_id for record in records], pa.int64()),
         "file_name": pa.array([record.file_name for record in records], pa.string()),
@@ -103,7 +102,7 @@ def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
 def write_captions(
     path: Path, encoded: EncodedCaptions, captions: pa.Array, words: pa.Array
 ) -> None:
-    """Write captions.parquet.
+    """Write captions.parquet, like `write_images`.
 
     Args:
         path: of the file.
@@ -183,7 +182,8 @@ def read_references(
 def _write_table(path: Path, columns: dict[str, Any]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
-    write_bytes(path, memoryview(sink.getvalue()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(memoryview(sink.getvalue()))
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:

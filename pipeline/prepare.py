@@ -35,7 +35,7 @@ from .stage.checksums import checksum_of_file, checksums_of
 from .stage.command_line import command_of
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
 from .stage.errors import DamagedFileError, ShowTellError
-from .stage.files import atomic_path, file_size, hash_file, hash_json, locked
+from .stage.files import atomic_path, file_size, hash_file, hash_json, locked, sync
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
 from .stage.stopwatch import Stopwatch
@@ -261,8 +261,9 @@ def _write_outputs(directory: Path, prepared: Prepared) -> dict[str, int]:
         )
         write_images(images, prepared.records)
         write_captions(captions, prepared.encoded, prepared.captions, prepared.words)
-        prepared.vocab.write(vocab)
+        vocab.write_bytes(prepared.vocab.to_bytes())
         (directory / MANIFEST_NAME).unlink(missing_ok=True)
+        sync(directory)
     return {name: (directory / name).stat().st_size for name in names}
 
 

@@ -146,12 +146,16 @@ def write_bytes(path: Path, *contents: bytes | memoryview) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Return `value` as indented JSON: what `write_json` writes."""
     try:
-        content = text.encode()
+        content = json.dumps(value, indent=1, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # it contains a file name that is not UTF-8
         content = json.dumps(value, indent=1).encode()
-    write_bytes(path, content + b"\n")
+    return content + b"\n"
 
 
 @contextmanager

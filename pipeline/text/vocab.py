@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ..stage.artifacts import read_output, reading
 from ..stage.errors import DatasetError
-from ..stage.files import write_json
+from ..stage.files import json_bytes, write_bytes
 from .subwords import UNKNOWN, WordSplitter
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -99,11 +99,15 @@ class Vocab:
 
     def write(self, path: Path) -> None:
         """Write `vocab.json` atomically."""
+        write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `vocab.json`."""
         pairs = zip(self.words[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True)
         value = {"format": FORMAT, "version": VERSION, "specials": SPECIALS, self.unit: dict(pairs)}
         if self.tokenizer is not None:
             value["tokenizer"] = self.tokenizer
-        write_json(path, value)
+        return json_bytes(value)
 
     @classmethod
     def read(cls, path: Path) -> "Vocab":

@@ -1,3 +1,4 @@
+import errno
 import json
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.download import download
 from showtell.pipeline.prepare import prepare, up_to_date
+from showtell.pipeline.stage import files as files_module
 from showtell.pipeline.stage import manifest as manifest_module
 from showtell.pipeline.stage.artifacts import repair_command
 from showtell.pipeline.stage.checksums import checksum_of_file
@@ -22,6 +24,7 @@ from showtell.pipeline.stage.errors import (
     DatasetError,
     MissingArtifactError,
     ShowTellError,
+    StorageError,
 )
 from showtell.pipeline.stage.files import hash_file, locked
 from showtell.pipeline.stage.manifest import Manifest
@@ -298,15 +301,37 @@ def test_prepare_keeps_old_outputs_when_writing_fails(tmp_path, monkeypatch):
     prepare(config)
     before = snapshot(config)
 
-    def fail(*_args):
-        raise OSError("No space left on device")
+    def fail(path, content):
+        if "vocab" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return path.open("wb").write(content)
 
-    monkeypatch.setattr(Vocab, "write", fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    expected = f"{config.captions_dir / 'vocab.json'} could not be written: No space left on device"
+    with pytest.raises(StorageError, match=expected):
         prepare(make_config(tmp_path, min_count=2))
     assert snapshot(config) == before
     assert sorted(p.name for p in config.captions_dir.iterdir()) == sorted([*OUTPUTS, ".lock"])
     assert up_to_date(config) is not None
+
+
+def test_prepare_syncs_and_renames_each_output_once(tmp_path, monkeypatch):
+    synced, renamed = [], []
+    real_sync, real_replace = files_module.sync, Path.replace
+
+    def sync(path):
+        synced.append(path.name)
+        real_sync(path)
+
+    def replace(path, target):
+        renamed.append(target.name)
+        return real_replace(path, target)
+
+    monkeypatch.setattr(files_module, "sync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    prepare(make_config(tmp_path))
+    assert sorted(renamed) == sorted(OUTPUTS)
+    assert len([name for name in synced if ".partial" in name]) == len(OUTPUTS)
 
 
 def test_prepare_interrupted_before_the_manifest_is_incomplete(tmp_path, monkeypatch):
