@@ -15,8 +15,8 @@ from typing import Any
 
 from .checksums import checksum, encode
 from .command_line import data_option
-from .errors import DamagedFileError, MissingArtifactError, ShowTellError, StorageError
-from .files import file_size
+from .errors import DamagedFileError, MissingArtifactError, ShowTellError
+from .files import file_size, read_error
 from .manifest import MANIFEST_NAME, MISSING, Manifest
 from .options import flag
 
@@ -121,8 +121,8 @@ def reading(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
             f"{path} does not exist. Run '{repair_command(path)}'."
         ) from None
     except FORMAT_ERRORS + library_errors as error:
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        if unreadable := read_error(path, error):
+            raise unreadable from error
         raise damaged(path, describe(error)) from error
 
 

@@ -61,10 +61,10 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
-        """Read the manifest of `directory`; return None if it is missing or damaged."""
+        """Read the manifest of `directory`; return None if it is missing, damaged or unreadable."""
         try:
             return cls.load(directory)
-        except (MissingArtifactError, DamagedFileError):
+        except (MissingArtifactError, DamagedFileError, OSError):
             return None
 
     @classmethod
@@ -74,6 +74,7 @@ class Manifest:
         Raises:
             MissingArtifactError: it does not exist.
             DamagedFileError: it is not a manifest, or has been changed.
+            OSError: the operating system cannot read it.
         """
         path = directory / MANIFEST_NAME
         try:

@@ -247,6 +247,21 @@ def test_file_that_cannot_be_read_is_a_problem_and_ends_nothing(tmp_path) -> Non
     assert "manifest.json cannot be read: Input/output error." in problem.message
 
 
+def test_unreadable_manifests_do_not_end_the_list(data, showtell: Run, monkeypatch) -> None:
+    manifests = [data / "scenes" / folder / "manifest.json" for folder in ("captions", "raw")]
+    read_bytes = Path.read_bytes
+
+    def read_or_fail(path: Path) -> bytes:
+        if path in manifests:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    status, output = showtell("verify", "--data", data)
+    assert status == 1
+    assert all(f"{manifest} cannot be read: Input" in output for manifest in manifests)
+
+
 def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
     (data / "scenes/captions/vocab.json").write_text("")
     assert showtell("verify", data / "runs/r", "--data", data)[0] == 0
