@@ -157,7 +157,7 @@ def test_ensemble_is_found_by_its_runs_and_compared_with_one(data, showtell) -> 
     status.hash_if_present.cache_clear()
     code, shown = showtell("compare", "a", "a+b", "--data", str(data))
     assert code != 0 and "stale: b/best.safetensors changed" in shown
-    assert f"showtell eval --run a --run b --data {data}'" in shown
+    assert f"showtell eval --split val --run a --run b --data {data}'" in shown
     with pytest.raises(MissingArtifactError, match="'showtell eval --run x --run y "):
         find_evaluation(data, "x+y")
 
@@ -200,7 +200,7 @@ def test_stale_or_unfinished_evaluations_are_an_error(data, showtell) -> None:
     status, shown = showtell("compare", "a", "b", "--data", data)
     assert status == 1
     assert "stale: best.safetensors changed. Run '" in shown
-    assert f"showtell eval --run b --data {data}'" in shown
+    assert f"showtell eval --split val --run b --data {data}'" in shown
     (data / "runs/a/eval/val-beam3/manifest.json").unlink()
     with pytest.raises(MissingArtifactError, match=r"is not finished. Run 'showtell eval --run a "):
         compare(CompareConfig(data=data, eval_a="a", eval_b="a"))
