@@ -81,7 +81,7 @@ def output_error(path: Path, problem: str) -> DamagedFileError | MissingArtifact
 
 
 def read_output(path: Path) -> bytes:
-    """Return the content of a stage's output, verified against the manifest beside it.
+    """Return the content of a stage's output, verified against the manifest in its folder.
 
     Manifests of earlier versions have no checksums; they verify the size only.
 

@@ -234,7 +234,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def _has_owner(lock_file: Path) -> bool:
-    """Return whether the process that wrote a lock file may still run; writes nothing beside it."""
+    """Return whether the process that wrote a lock file may still run; only a copy is tried."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             copy = shutil.copy2(lock_file, folder)
