@@ -9,7 +9,9 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,31 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MAX_SECONDS, MAX_BYTES = 2.0, 10**9  # for one hostile file
 SCORE_NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+Limits = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def within_limits() -> Limits:
+    """Check that a `with` block takes at most `MAX_SECONDS` and `MAX_BYTES` of memory.
+
+    Seconds are those of the processor, because other tests run at the same time.
+    """
+    from showtell.bench.measurement import forget_peak_memory, peak_memory
+
+    @contextmanager
+    def check() -> Iterator[None]:
+        forget_peak_memory()
+        started, before = time.process_time(), peak_memory()
+        yield
+        assert time.process_time() - started < MAX_SECONDS
+        assert peak_memory() - before < MAX_BYTES
+
+    return check
 
 
 @pytest.fixture

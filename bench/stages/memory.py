@@ -1,9 +1,12 @@
 """Benchmark of the memory of `showtell features`: does it grow with the number of images?
 
 The network is left out: it and the batches take the same memory whatever the number of images.
+Images as large as the default `--max-pixels` allows, and larger ones, are decoded last.
 """
 
 import io
+import itertools
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -19,14 +22,18 @@ from ...features.device import keep_freed_memory
 from ...features.encoders.backbone import Backbone
 from ...features.encoders.caffe import caffe_transform
 from ...features.plan import ImageList
+from ...features.reading.limits import MAX_PIXELS
 from ...pipeline.datasets.image_files import ImageFiles
 from ...pipeline.stage.stopwatch import Stopwatch
 from ..config import BenchConfig
-from ..extraction import Extraction, decoding_rate
-from ..measurement import Measurement, peak_memory
+from ..extraction import Extraction, decode_images, decoding_rate
+from ..measurement import Measurement, forget_peak_memory, peak_memory
 
 FEW, MANY = 1_000, 100_000  # images
 NUM_FILES, IMAGE_SIZE = 100, 32
+HUGE_MODES = ("I;16", "RGBA", "L")
+HUGE_SIZES = (math.isqrt(MAX_PIXELS), 13_000)  # pixels; the second is refused
+HUGE_WORKERS = 16
 
 
 class NoNetwork:
@@ -51,6 +58,7 @@ def measure(config: BenchConfig) -> Measurement:
         seconds, shares = run_stage(config, root, MANY)
         many = peak_memory()
         decoding = decoding_rate(make_image_list(root, FEW), NoNetwork.transform)
+        huge = read_huge_images(root / "huge")
     return Measurement(
         throughput=MANY / seconds,
         unit="images/s",
@@ -61,6 +69,7 @@ def measure(config: BenchConfig) -> Measurement:
             f"peak_bytes_of_{FEW}_images": few,
             f"peak_bytes_of_{MANY}_images": many,
             "growth": many / few - 1,
+            "peak_bytes_of_huge_images": huge,
         },
     )
 
@@ -93,13 +102,29 @@ def write_images(root: Path) -> None:
         (root / f"{number}.jpg").write_bytes(content.getvalue())
 
 
-def make_image_list(root: Path, count: int) -> ImageList:
+def read_huge_images(root: Path) -> int:
+    """Draw huge images, decode them with `HUGE_WORKERS` workers, and return the peak memory."""
+    root.mkdir()
+    kinds = list(itertools.product(HUGE_SIZES, HUGE_MODES))
+    for number, (size, mode) in enumerate(kinds):
+        Image.new(mode, (size, size)).save(root / f"{number}.png")
+    forget_peak_memory()
+    images = make_image_list(root, 2 * HUGE_WORKERS, len(kinds), "png")
+    batches = decode_images(images, NoNetwork.transform, 1, HUGE_WORKERS, in_processes=False)
+    num_skipped = sum(len(batch.skipped) for batch in batches)
+    assert 0 < num_skipped < len(images), num_skipped
+    return peak_memory()
+
+
+def make_image_list(
+    root: Path, count: int, num_files: int = NUM_FILES, suffix: str = "jpg"
+) -> ImageList:
     """Return a list of `count` images; every name and stamp is a string of its own."""
     return ImageList(
         files=ImageFiles(root),
         source=str(root),
         sha256="drawn",
         image_ids=np.arange(count),
-        file_names=[f"{number % NUM_FILES}.jpg" for number in range(count)],
+        file_names=[f"{number % num_files}.{suffix}" for number in range(count)],
         stamps=[f"{number} bytes" for number in range(count)],
     )

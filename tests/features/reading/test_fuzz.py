@@ -1,9 +1,8 @@
-"""Mutated images of every format: pixels or a reason, nothing else, within two seconds."""
+"""Mutated images of every format: pixels or a reason, nothing else, within 2 s and 1 GB."""
 
 import functools
 import io
 import os
-import time
 from datetime import timedelta
 
 import numpy as np
@@ -20,7 +19,6 @@ from showtell.features.reading.transform import Transform
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NUM_EXAMPLES = int(os.environ.get("SHOWTELL_FUZZ_EXAMPLES", "400"))
-MAX_SECONDS = 2.0
 SQUASH = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 MODES = ("RGB", "RGBA", "P", "L", "1", "I;16", "F", "CMYK", "LA")
 
@@ -45,7 +43,6 @@ def seeds() -> tuple[bytes, ...]:
 
 def read(content: bytes) -> None:
     """Decode an image as `features` does."""
-    started = time.perf_counter()
     try:
         pixels = SQUASH(decode_image(content, SQUASH))
         assert pixels.shape == (3, 8, 8)
@@ -53,7 +50,6 @@ def read(content: bytes) -> None:
     except UnreadableImageError as error:
         assert str(error)
         assert "\n" not in str(error)
-    assert time.perf_counter() - started < MAX_SECONDS
 
 
 def test_every_format_is_tried() -> None:
@@ -63,12 +59,13 @@ def test_every_format_is_tried() -> None:
     assert len(formats) >= 15
 
 
-def test_flipped_bits_of_every_format_are_harmless() -> None:
+def test_flipped_bits_of_every_format_are_harmless(within_limits) -> None:
     for content in seeds():
         for position in range(0, len(content), max(1, len(content) // 12)):
             changed = bytearray(content)
             changed[position] ^= 1 << position % 8
-            read(bytes(changed))
+            with within_limits():
+                read(bytes(changed))
 
 
 @st.composite
@@ -92,5 +89,6 @@ def mutated_images(draw: st.DrawFn) -> bytes:
     database=None,
 )
 @given(mutated_images())
-def test_mutated_images_give_pixels_or_a_reason(content: bytes) -> None:
-    read(content)
+def test_mutated_images_give_pixels_or_a_reason(within_limits, content: bytes) -> None:
+    with within_limits():
+        read(content)

@@ -1,11 +1,10 @@
-"""Mutated annotation files: each is prepared, or is one error; never a traceback, never slow.
+"""Mutated annotation files: each is prepared or gives one error, within 2 s and 1 GB.
 
 SHOWTELL_FUZZ_EXAMPLES sets the number of files, for a long run with other mutations each time.
 """
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from .conftest import FORMATS
 from .test_text_files import JSON_VALUES, WriteSource, places
 
 NUM_EXAMPLES = os.environ.get("SHOWTELL_FUZZ_EXAMPLES")
-MAX_SECONDS = 2.0
 PIECES = (b'"', b",", b"\n", b"\r", b"\0", b"\t", b"|", b"#", b"{", b"[", b"\xff", b"\xef\xbb\xbf")
 WORDS = (b"null", b"1e999", b"-1", b"9" * 5000, b"../", b"\\ud800", b"\\", b"/", b"\xe2\x80\xa8")
 
@@ -71,7 +69,7 @@ def replace_value(content: bytes, position: float, hostile: str) -> bytes:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_mutated_annotations_are_prepared_or_one_error(
-    tmp_path: Path, write_source: WriteSource, kind: str
+    tmp_path: Path, write_source: WriteSource, within_limits, kind: str
 ) -> None:
     source = write_source(kind, tmp_path)
     original = source.file.read_bytes()
@@ -93,13 +91,12 @@ def test_mutated_annotations_are_prepared_or_one_error(
         for change in changes:
             content = edit(content, *change)
         source.file.write_bytes(content)
-        start = time.process_time()
-        try:
-            prepare(config)
-        except ShowTellError as error:
-            message = str(error)
-            assert "\n" not in message and len(message) < 2000, message
-            message.encode()
-        assert time.process_time() - start < MAX_SECONDS
+        with within_limits():
+            try:
+                prepare(config)
+            except ShowTellError as error:
+                message = str(error)
+                assert "\n" not in message and len(message) < 2000, message
+                message.encode()
 
     check()
