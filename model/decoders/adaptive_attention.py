@@ -85,7 +85,7 @@ class AdaptiveAttention(AttentionDecoder):
         global_image = self.global_proj(self.normalize(features.mean(1)))
         return (*memory, self.dropout(global_image))
 
-    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden]:
+    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden, Tensor]:
         """See `AttentionDecoder.advance`."""
         keys, values, global_image = state.memory
         previous = state.hidden[0][-1]  # (R, H), of the top layer
@@ -94,10 +94,11 @@ class AdaptiveAttention(AttentionDecoder):
         cell_memory = hidden[1][-1].tanh() if self.config.cell == "lstm" else outputs[:, 0]
         query = outputs[:, 0]
         sentinel = self.attention.sentinel(inputs, previous, cell_memory)
-        context, _ = self.attention.attend(
+        context, weights = self.attention.attend(
             state.group_rows(query), state.group_rows(sentinel), (keys, values)
         )
-        return outputs[:, 0] + self.context_proj(context.flatten(0, 1)), hidden
+        output = outputs[:, 0] + self.context_proj(context.flatten(0, 1))
+        return output, hidden, weights[..., :-1].flatten(0, 1)  # without the sentinel
 
     def read_with_attention(
         self, words: Tensor, state: DecoderState, image_index: Tensor, lengths: Tensor | None

@@ -81,7 +81,7 @@ class AttentionDecoder(ShowTell):
         self.context_proj = nn.Linear(config.embed_size, config.hidden_size)
 
     @abstractmethod
-    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden]:
+    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden, Tensor]:
         """Compute one time step.
 
         Args:
@@ -91,6 +91,7 @@ class AttentionDecoder(ShowTell):
         Returns:
             outputs: (R, H), the cell's outputs plus the projected context vectors.
             hidden: (L, R, H) each, the next hidden state.
+            attention: (R, P), the weights of the grid cells.
         """
 
     def init_state(self, features: Tensor) -> DecoderState:
@@ -107,8 +108,8 @@ class AttentionDecoder(ShowTell):
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read (R,) token ids; return (R, V) logits of the next tokens and the next state."""
-        outputs, hidden = self.advance(self.embedding(token_ids), state)
-        return self.logits(outputs), replace(state, hidden=hidden)
+        outputs, hidden, attention = self.advance(self.embedding(token_ids), state)
+        return self.logits(outputs), replace(state, hidden=hidden, attention=attention)
 
     def forward(
         self,
@@ -148,7 +149,7 @@ class AttentionDecoder(ShowTell):
         # The gradient of words[:, t] would be as large as `words` at every step; unbind avoids it.
         for step_words, count in zip(words.unbind(1), num_active, strict=True):
             state = state.first_rows(count)
-            output, hidden = self.advance(step_words[:count], state)
+            output, hidden, _ = self.advance(step_words[:count], state)
             state = replace(state, hidden=hidden)
             outputs.append(F.pad(output, (0, 0, 0, num_captions - count)))
         return torch.stack(outputs, 1)

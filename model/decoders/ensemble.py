@@ -17,6 +17,11 @@ class EnsembleState:
 
     members: tuple[State, ...]
 
+    @property
+    def attention(self) -> Tensor | None:
+        """(R, P), of the first member; see `DecoderState`."""
+        return getattr(self.members[0], "attention", None)
+
     def __len__(self) -> int:
         return len(self.members[0])
 

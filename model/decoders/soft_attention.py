@@ -22,12 +22,14 @@ class SoftAttention(AttentionDecoder):
         super().__init__(config)
         self.context_gate = nn.Linear(config.hidden_size, config.embed_size)
 
-    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden]:
+    def advance(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Hidden, Tensor]:
         """See `AttentionDecoder.advance`."""
         previous = state.hidden[0][-1]  # (R, H), of the top layer
         keys, values = state.memory
-        context, _ = self.attention(state.group_rows(previous), (keys, values))  # (N, K, E)
+        context, weights = self.attention(
+            state.group_rows(previous), (keys, values)
+        )  # (N, K, E or P)
         context = context.flatten(0, 1)
         inputs = words + torch.sigmoid(self.context_gate(previous)) * context
         outputs, hidden = call_cell(self.cell, inputs[:, None], state.hidden)
-        return outputs[:, 0] + self.context_proj(context), hidden
+        return outputs[:, 0] + self.context_proj(context), hidden, weights.flatten(0, 1)

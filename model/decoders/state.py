@@ -1,7 +1,7 @@
 """The decoder state: everything a decoder keeps from one token to the next.
 
 Letters in shapes: N images, K rows (beams or samples) per image, R = N·K rows, L layers, H hidden,
-V vocabulary. The rows of an image are adjacent.
+P grid cells, V vocabulary. The rows of an image are adjacent.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,10 @@ from ..kernels.recurrence import Hidden, distinct_rows
 
 
 class State(Protocol):
-    """The interface of a decoder's state that generation uses."""
+    """The interface of a decoder's state that generation uses.
+
+    It may also have `attention`, see `DecoderState`.
+    """
 
     def __len__(self) -> int:
         """Return R, the number of rows."""
@@ -57,12 +60,16 @@ class DecoderState:
         hidden_index: (R,) int64, the index (0 to S - 1) of each row's hidden state. None if S = R
             and row i has state i. Beams that continue the same beam share a state, which saves
             work.
+        attention: (R, P), non-negative: the weights of the grid cells at the last token. A
+            decoder may attend to something else too, so the sum is at most 1. None without
+            attention, and before the first token.
     """
 
     hidden: Hidden
     memory: tuple[Tensor, ...] = ()
     num_rows_per_image: int = 1
     hidden_index: Tensor | None = None
+    attention: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden[0].shape[1] if self.hidden_index is None else len(self.hidden_index)

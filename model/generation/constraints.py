@@ -15,9 +15,8 @@ NEVER_WRITTEN = (PAD, BOS, UNK)
 def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) -> Tensor:
     """Return the log-probabilities of the next token, −inf where a rule forbids it.
 
-    Special tokens are removed before the softmax, so that they take no probability from words. A
-    token forbidden by any other rule is set to −inf after it; the rest keep the probability that
-    the model gave them. The rules: no EOS before `min_length` tokens, nothing but EOS after
+    A token that a rule forbids is set to −inf after `word_log_probs`; the rest keep the probability
+    that the model gave them. The rules: no EOS before `min_length` tokens, nothing but EOS after
     `max_length`, and no n-gram twice. If every word is forbidden, the caption ends even when it is
     shorter than `min_length`.
 
@@ -30,9 +29,7 @@ def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) 
         (R, V) float32.
     """
     length, ngram = token_ids.shape[1], options.no_repeat_ngram
-    for token in NEVER_WRITTEN:  # one by one: a GPU would wait for a list of indices
-        logits[:, token] = -torch.inf
-    log_probs = logits.log_softmax(1, dtype=torch.float32)
+    log_probs = word_log_probs(logits)
     if length >= options.length_limit:
         log_probs[:, :EOS] = log_probs[:, EOS + 1 :] = -torch.inf
         return log_probs
@@ -46,6 +43,20 @@ def next_log_probs(logits: Tensor, token_ids: Tensor, options: DecodingOptions) 
             is_stuck = log_probs.amax(1) == -torch.inf
             log_probs[:, EOS] = end.where(is_stuck, log_probs[:, EOS])
     return log_probs
+
+
+def word_log_probs(logits: Tensor) -> Tensor:
+    """Return the log-probabilities of words and EOS; special tokens are removed before the softmax.
+
+    Args:
+        logits: (R, V), changed in place.
+
+    Returns:
+        (R, V) float32; −inf for special tokens.
+    """
+    for token in NEVER_WRITTEN:  # one by one: a GPU would wait for a list of indices
+        logits[:, token] = -torch.inf
+    return logits.log_softmax(1, dtype=torch.float32)
 
 
 def block_ngrams(log_probs: Tensor, token_ids: Tensor, n: int) -> None:
