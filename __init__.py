@@ -3,20 +3,32 @@
 `showtell.load(run).caption([...])` captions images. The command line, `showtell`, runs the stages.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .serving.captioner import Captioner, load
+    from .features.store import FeatureStore
+    from .pipeline.text.vocab import Vocab
+    from .serving.captioner import Caption, Captioner, Token
+    from .serving.load import load
 
-__all__ = ["Captioner", "__version__", "load"]
+__all__ = ["Caption", "Captioner", "FeatureStore", "Token", "Vocab", "__version__", "load"]
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    # Imported at first use, so that `showtell --help` does not wait for torch.
-    if name in {"Captioner", "load"}:
-        from .serving import captioner
+# Imported at first use, so that `showtell --help` does not wait for torch.
+_MODULES = {
+    "Caption": ".serving.captioner",
+    "Captioner": ".serving.captioner",
+    "FeatureStore": ".features.store",
+    "Token": ".serving.captioner",
+    "Vocab": ".pipeline.text.vocab",
+    "load": ".serving.load",
+}
 
-        return getattr(captioner, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

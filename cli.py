@@ -20,7 +20,7 @@ from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
 from .pipeline.stage.signals import run_stoppable
-from .serving.config import CaptionConfig
+from .serving.config import CaptionConfig, ExportConfig
 
 EPILOG = """
 Exit codes:
@@ -142,19 +142,26 @@ def evaluate(config: EvalConfig) -> None:
 )
 def caption(config: CaptionConfig) -> None:
     """Caption images, one line each."""
-    from .model.runs.find import choose_run
-    from .serving.captioner import caption_files, load
+    from .serving.caption import caption
 
-    run = config.run or choose_run(config.data, None).name
-    captioner = load(
-        run,
-        data=config.data,
-        weights=config.weights,
-        device=config.device,
-        max_pixels=config.max_pixels,
-    )
-    if caption_files(captioner, config.images, config):
+    if caption(config):
         raise typer.Exit(1)
+
+
+@tool(
+    "export",
+    ExportConfig,
+    examples=("gru bundle", "soft bundle --half --consensus"),
+)
+def export(config: ExportConfig) -> None:
+    """Write a bundle: one folder with everything that captioning needs except the encoder.
+
+    Caption with 'showtell caption --model OUT' on any machine. The encoder's weights are downloaded
+    when they are first used.
+    """
+    from .serving.export import export
+
+    print_json(export(config))
 
 
 @tool("compare", CompareConfig, examples=("gru soft", "gru/val-beam3 gru/val-beam5"))

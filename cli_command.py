@@ -6,7 +6,7 @@ The fields of the config become options of the command. All commands also have `
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -87,11 +87,10 @@ def _make_config(
     """Return the config, and the names of the options that the user has set."""
     sources = {name: context.get_parameter_source(name) for name in values}
     given = tuple(name for name, source in sources.items() if source and source.name != "DEFAULT")
-    trains = issubclass(config_class, TrainConfig)
     if values.get("preset") is not None:
-        presets = TRAIN_PRESETS if trains else DECODING_PRESETS
+        presets = TRAIN_PRESETS if issubclass(config_class, TrainConfig) else DECODING_PRESETS
         values = apply_preset(presets, values["preset"], values, given)
-    if trains:
+    if any(field.name == "given" for field in fields(config_class)):
         values = values | {"given": given}
     return config_class(**values), given
 

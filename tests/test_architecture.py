@@ -43,7 +43,7 @@ ORDER = {
         "train evaluate compare",
         "verify",
     ],
-    "serving": ["config", "captioner"],
+    "serving": ["config", "images neighbors model_card", "captioner", "load", "caption export"],
     "bench": [
         "config measurement limits gpu_report",
         "decoder_products coco_scale extraction",
@@ -81,6 +81,7 @@ HOMES = {
     "xxhash": {"pipeline/stage/checksums.py"},
     "tensorboardX": {"model/runs/run_log.py"},
     "tokenizers": {"pipeline/text/subwords.py"},
+    "jinja2": {"serving/*"},
 }
 
 

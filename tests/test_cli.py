@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from showtell.pipeline.stage.errors import (
 )
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.stage.options import metavar_of, options_of, spec_of, typed_name
-from showtell.serving.config import CaptionConfig
+from showtell.serving.config import CaptionConfig, ExportConfig
 
 CONFIGS = {
     "download": DownloadConfig,
@@ -47,6 +48,7 @@ CONFIGS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "caption": CaptionConfig,
+    "export": ExportConfig,
     "compare": CompareConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
@@ -562,39 +564,45 @@ def test_printing_an_invalid_config_is_an_error(showtell: Run) -> None:
 
 
 def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> None:
-    from showtell.serving import captioner
+    from showtell.serving import caption
 
     calls: list[object] = []
 
-    def load(run: str | None, **options: object) -> str:
-        calls.append((run, options))
-        return "the captioner"
+    def load(folder: Path, **options: object) -> SimpleNamespace:
+        calls.append((folder, options))
+        return SimpleNamespace(decoding_options=lambda **given: DecodingOptions(**given))
 
     def caption_files(loaded: object, images: list[Path], options: DecodingOptions) -> int:
-        calls.append((loaded, images, options.decoding_name))
+        calls.append((images, options.decoding_name))
         return 1 if Path("bad.jpg") in images else 0
 
-    monkeypatch.setattr(captioner, "load", load)
-    monkeypatch.setattr(captioner, "caption_files", caption_files)
-    defaults = {"weights": None, "max_pixels": 89_478_485}
-    given = ("caption", "a.jpg", "b", "--run", "r", "--beam", 5, "--n-best", 2, "--device", "cpu")
-    assert showtell(*given, "--data", tmp_path)[0] == 0
+    monkeypatch.setattr(caption, "load", load)
+    monkeypatch.setattr(caption, "caption_files", caption_files)
+    defaults = {"data": tmp_path, "weights": None, "max_pixels": 89_478_485}
+    model = tmp_path / "model"
+    model.mkdir()
+    common = ("--run", model, "--data", tmp_path)
+    given = ("caption", "a.jpg", "b", "--beam", 5, "--n-best", 2, "--device", "cpu")
+    assert showtell(*given, *common)[0] == 0
     assert calls == [
-        ("r", {"data": tmp_path, "device": "cpu", **defaults}),
-        ("the captioner", [Path("a.jpg"), Path("b")], "beam5-nbest2"),
+        (model, {"device": "cpu", **defaults}),
+        ([Path("a.jpg"), Path("b")], "beam5-nbest2"),
     ]
     # An image that could not be read shows in the exit status.
-    assert showtell("caption", "bad.jpg", "--run", "r")[0] == 1
-    assert calls[2] == ("r", {"data": Path("data"), "device": "auto", **defaults})
+    assert showtell("caption", "bad.jpg", *common)[0] == 1
+    assert calls[2] == (model, {"device": "auto", **defaults})
+    both = showtell("caption", "a.jpg", *common, "--model", model)
+    assert both == (1, "error: --run and --model exclude each other; give one.\n")
 
 
 def test_package_offers_the_captioner() -> None:
     import showtell as package
-    from showtell.serving import captioner
+    from showtell.serving import captioner, load
 
-    assert package.load is captioner.load and package.Captioner is captioner.Captioner
+    assert package.load is load.load and package.Captioner is captioner.Captioner
     with pytest.raises(AttributeError, match="nosuch"):
         package.nosuch  # noqa: B018
+    assert all(getattr(package, name) for name in package.__all__)
 
 
 def test_main_is_the_console_script() -> None:

@@ -88,13 +88,7 @@ class Consensus:
         Raises:
             MissingArtifactError: no train image has features.
         """
-        image_ids = read_images(captions_dir / IMAGES_PARQUET).select("train")
-        image_ids = image_ids[torch.stack([s.has(image_ids) for s in stores]).all(0).numpy()]
-        if not len(image_ids):
-            raise MissingArtifactError(
-                f"--consensus needs features of the train images, but {stores[0].directory} has "
-                f"none. Leave out --consensus, or run 'showtell features' again."
-            )
+        image_ids = training_images(captions_dir, stores)
         return cls(
             image_ids.tolist(),
             mean_features(stores, image_ids, num_views),
@@ -189,6 +183,23 @@ class Consensus:
 def _kernel(cosines: Tensor) -> Tensor:
     """Turn cosines into similarities: 1 for equal images, 0 for a cosine of −inf."""
     return ((cosines - 1) / WIDTH).exp()
+
+
+def training_images(captions_dir: Path, stores: Sequence[FeatureStore]) -> Ints:
+    """Return the ids of the train images that have features in all stores: (M,) int64.
+
+    Raises:
+        MissingArtifactError: no train image has features.
+    """
+    image_ids: Ints = read_images(captions_dir / IMAGES_PARQUET).select("train")
+    has_features = torch.stack([store.has(image_ids) for store in stores]).all(0).numpy()
+    image_ids = image_ids[has_features]
+    if not len(image_ids):
+        raise MissingArtifactError(
+            f"--consensus needs features of the train images, but {stores[0].directory} has none. "
+            f"Leave out --consensus, or run 'showtell features' again."
+        )
+    return image_ids
 
 
 def mean_features(stores: Sequence[FeatureStore], image_ids: Ints, num_views: int) -> Tensor:

@@ -9,18 +9,36 @@ data/runs/<run>/                          one run
     eval/<split>-<decoding>/              see `model/evaluate.py`
 data/ensembles/<run>+<run>…/              several runs evaluated together
     eval/<split>-<decoding>/
+
+A bundle, written by `showtell export`, is a folder anywhere. It has what captioning needs:
+
+<bundle>/
+    config.json, vocab.json               as in a run
+    model.safetensors                     the weights of best.safetensors; maybe in half precision
+    consensus.safetensors                 with --consensus, see `serving/neighbors.py`
+    README.md                             the model card, see `serving/model_card.py`
+    manifest.json
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...pipeline.layout import VOCAB_JSON
+from ...pipeline.stage.artifacts import BUNDLE_FILE, is_bundle
 
 CONFIG_NAME = "config.json"
 VOCAB_NAME = VOCAB_JSON
 BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "metrics.jsonl"
+MODEL_NAME = BUNDLE_FILE
+CONSENSUS_NAME = "consensus.safetensors"
+CARD_NAME = "README.md"
+
+
+def weights_path(folder: Path) -> Path:
+    """Return the file with the weights of a run or a bundle."""
+    return folder / (MODEL_NAME if is_bundle(folder) else BEST_NAME)
 
 
 def run_folder(data: Path, names: Sequence[str]) -> Path:

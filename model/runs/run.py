@@ -25,7 +25,7 @@ from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.config import DecoderConfig
 from ..decoders.registry import DECODERS, build_decoder
-from .layout import BEST_NAME, CONFIG_NAME, VOCAB_NAME
+from .layout import CONFIG_NAME, VOCAB_NAME, weights_path
 from .tensors import read_tensors
 
 
@@ -108,7 +108,7 @@ class RunConfig:
 
 
 def load_run(run_dir: Path, device: torch.device) -> tuple[RunConfig, Vocab, Decoder]:
-    """Load a run.
+    """Load a run or a bundle.
 
     Returns:
         The run's config, its vocabulary, and its decoder with the weights of the best epoch, in
@@ -145,7 +145,7 @@ def read_vocab(run_dir: Path, config: RunConfig) -> Vocab:
 
 
 def read_decoder(run_dir: Path, config: RunConfig) -> Decoder:
-    """Read the decoder with the weights of the best epoch, on the CPU.
+    """Read the decoder with the weights of the best epoch, in float32 on the CPU.
 
     Raises:
         MissingArtifactError: the file does not exist.
@@ -154,9 +154,10 @@ def read_decoder(run_dir: Path, config: RunConfig) -> Decoder:
     """
     with torch.device("meta"):  # without random weights, which would be overwritten
         decoder = build_decoder(config.decoder)
-    tensors, _ = read_tensors(run_dir / BEST_NAME)
-    _check_shapes(run_dir / BEST_NAME, tensors, decoder)
-    decoder.load_state_dict(tensors, assign=True)
+    path = weights_path(run_dir)
+    tensors, _ = read_tensors(path)
+    _check_shapes(path, tensors, decoder)
+    decoder.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return decoder
 
 

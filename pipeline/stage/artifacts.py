@@ -25,6 +25,9 @@ COMMAND_LINES = re.compile(
     rb'^ "command": (".+"),\n "command_checksum": "(.+)",$', flags=re.MULTILINE
 )
 
+# A folder with this file is a bundle, and not in the data folder.
+BUNDLE_FILE = "model.safetensors"
+
 # Subfolders of `raw`. Features that are computed again are in `.next` until they are complete.
 RAW_SUBFOLDERS = ("images", "annotations")
 
@@ -150,6 +153,9 @@ def repair_command(path: Path) -> str:
         The command, after `rm -f PATH &&` if the stage would otherwise not notice the damage.
     """
     folder = path.parent
+    if is_bundle(folder):
+        recorded = shlex.split(_recorded_command(folder) or "export RUN")
+        return f"showtell {shlex.join([*recorded[:2], str(folder)])}"
     in_raw = folder.parent.name == "raw" and folder.name in RAW_SUBFOLDERS
     if in_raw or folder.name == ".next":
         folder = folder.parent
@@ -160,6 +166,12 @@ def repair_command(path: Path) -> str:
     # `download` does not read an archive again once it has verified it.
     remove = path.suffix == ".zip" or _passes_unread(path)
     return f"rm -f {shlex.quote(str(path))} && {command}" if remove else command
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder holds a bundle, written by `showtell export`."""
+    manifest = Manifest.read(folder)
+    return (folder / BUNDLE_FILE).exists() or (manifest is not None and manifest.stage == "export")
 
 
 def _passes_unread(path: Path) -> bool:

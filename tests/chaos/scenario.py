@@ -139,7 +139,7 @@ def import_everything() -> None:
     import showtell.model.verify
     import showtell.pipeline.download as download
     import showtell.pipeline.prepare
-    import showtell.serving.captioner
+    import showtell.serving.caption
 
     small = partial(download.draw_scenes, num_train=8, num_val=3, num_test=3)
     download.draw_scenes = small

@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,68 +9,23 @@ import torch
 from PIL import Image
 
 from showtell.features.config import FeaturesConfig
-from showtell.features.encoders.backbone import Backbone
 from showtell.features.extract import extract
 from showtell.model.config import EvalConfig, TrainConfig
-from showtell.model.decoders.base import Decoder
 from showtell.model.evaluate import evaluate
 from showtell.model.generation.options import DecodingOptions
-from showtell.model.runs.run import RunConfig
 from showtell.model.train import train
 from showtell.pipeline.captions import read_images
 from showtell.pipeline.stage.errors import (
     ConfigError,
     DatasetError,
-    MismatchError,
     MissingArtifactError,
 )
 from showtell.serving import captioner as captioner_module
-from showtell.serving.captioner import Captioner, caption_files, find_images, load
+from showtell.serving.captioner import Captioner
+from showtell.serving.images import find_images
+from showtell.serving.load import load
 
 ORIENTATION = 0x0112  # the EXIF tag
-
-
-@pytest.fixture(scope="module")
-def data(prepared_scenes, amplify_image, random_weights, tmp_path_factory) -> Path:
-    """A data folder with a run `r` that writes different captions for different images.
-
-    All in float32, so that the features of an image do not depend on the rest of its batch.
-    """
-    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("captioner") / "data"))
-    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
-    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **options))
-    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
-    train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
-    amplify_image(data)
-    return data
-
-
-@pytest.fixture(scope="module")
-def captioner(data) -> Captioner:
-    return load("r", data=data, device="cpu", precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def image_paths(prepared_scenes) -> list[Path]:
-    """The drawn scenes, of all splits."""
-    return sorted((prepared_scenes / "scenes/raw/images").iterdir())
-
-
-@pytest.fixture
-def folder(image_paths, tmp_path) -> Path:
-    """A folder with images, a subfolder and a text file."""
-    folder = tmp_path / "mine"
-    (folder / "a").mkdir(parents=True)
-    for path, name in zip(image_paths, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
-        Image.open(path).save(folder / name)
-    (folder / "notes.txt").write_text("not an image")
-    return folder
-
-
-@pytest.fixture
-def run_dir(data, tmp_path) -> Path:
-    """A copy of the run, alone, that a test may write to."""
-    return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))
 
 
 def written_of(data: Path, folder: str) -> tuple[list[dict[str, str]], list[Path]]:
@@ -92,21 +46,6 @@ def test_caption_equals_what_eval_wrote_for_the_image(data, captioner, scorers, 
     captions = captioner.caption(paths, beam=beam)
     assert captions == [entry["caption"] for entry in written]
     assert len(set(captions)) > 3
-
-
-def test_load_takes_a_folder_a_name_or_the_newest_run(
-    data, captioner, image_paths, run_dir
-) -> None:
-    expected = captioner.caption(image_paths[:4])
-    for options in (
-        {"run": data / "runs/r"},
-        {"run": str(run_dir)},
-        {"run": "r", "data": str(data)},
-        {"data": data},
-    ):
-        loaded = load(**options, device="cpu", precision="fp32")
-        assert loaded.caption(image_paths[:4]) == expected
-        assert not loaded.decoder.training
 
 
 def test_run_with_attention_captions_like_eval(
@@ -148,12 +87,12 @@ def test_preset_sets_options_that_are_not_given(captioner, image_paths, monkeypa
     seen: list[DecodingOptions] = []
 
     def remember(
-        self: Captioner, pixels: object, options: DecodingOptions, _: object
+        self: Captioner, pixels: object, options: DecodingOptions, *_: object, **__: object
     ) -> list[object]:
         seen.append(options)
         return []
 
-    monkeypatch.setattr(Captioner, "decode_pixels", remember)
+    monkeypatch.setattr(Captioner, "caption_pixels", remember)
     captioner.caption(image_paths[0], preset="consensus", views=1)
     [options] = seen
     assert (options.beam, options.consensus, options.views) == (50, 1000, 1)
@@ -166,22 +105,6 @@ def test_consensus_without_training_features_is_refused(run_dir, image_paths, tm
     assert alone.caption(image_paths[0], beam=2)
     with pytest.raises(MissingArtifactError, match="features"):
         alone.caption(image_paths[0], beam=2, consensus=5)
-
-
-def test_run_with_grids_needs_an_encoder_with_grids(run_dir, monkeypatch) -> None:
-    monkeypatch.setattr(Decoder, "uses_grid", True)
-    monkeypatch.setattr(Backbone, "has_grid", False)
-    with pytest.raises(
-        MismatchError, match=r"needs grid features, which resnet18-\S+ does not have"
-    ):
-        load(run_dir, device="cpu")
-
-
-def test_unknown_run_is_refused(data, tmp_path) -> None:
-    with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(found: r\)"):
-        load("x", data=data)
-    with pytest.raises(MissingArtifactError, match="found none"):
-        load(data=tmp_path)
 
 
 def test_pil_images_and_paths_get_the_same_captions(captioner, folder) -> None:
@@ -284,19 +207,6 @@ def test_unreadable_image_is_named(captioner, tmp_path, image_paths, content, re
     assert str(caught.value) == f"{path} {reason}"
 
 
-def test_image_above_the_limit_is_named_without_a_warning(
-    captioner, tmp_path, capsys, recwarn, monkeypatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2999)
-    monkeypatch.setattr(captioner, "max_pixels", 2999)
-    path = tmp_path / "large.png"
-    Image.new("L", (100, 30)).save(path)
-    assert caption_files(captioner, [path], DecodingOptions()) == 1
-    expected = f"error: {path} is not a readable image: has 3,000 pixels, more than --max-pixels"
-    assert capsys.readouterr().err == f"{expected} 2,999.\n"
-    assert not [warning for warning in recwarn if "PIL" in warning.filename]
-
-
 def test_truncated_image_is_named(captioner, tmp_path, image_paths) -> None:
     path = tmp_path / "cut.jpg"
     Image.open(image_paths[0]).convert("RGB").save(path)
@@ -305,137 +215,35 @@ def test_truncated_image_is_named(captioner, tmp_path, image_paths) -> None:
         captioner.caption([path])
 
 
-def test_find_images_sorts_a_folder_by_name(folder) -> None:
-    assert list(find_images([folder])) == [
-        folder / name for name in ("a/c.png", "a.png", "b.png", "d.PNG")
-    ]
-
-
-def test_find_images_keeps_the_order_of_arguments(folder) -> None:
-    given = [folder / "d.PNG", folder / "a", folder / "notes.txt"]
-    assert list(find_images(given)) == [
-        folder / "d.PNG",
-        folder / "a" / "c.png",
-        folder / "notes.txt",  # whatever is named is tried
-    ]
-
-
-def test_find_images_leaves_out_hidden_and_generated_files(folder) -> None:
-    before = list(find_images([folder]))
-    for name in (".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", "a/.cache"):
-        (folder / name / "deep").mkdir(parents=True)
-        (folder / name / "deep" / "x.jpg").touch()
-        (folder / name / "x.png").touch()
-    for name in ("Thumbs.db", "._b.png", ".DS_Store"):
-        (folder / name).touch()
-    assert list(find_images([folder])) == before
-    hidden = folder / ".thumbnails"
-    assert list(find_images([hidden])) == [hidden / "deep/x.jpg", hidden / "x.png"]
-
-
-@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "JPEG", "tif", "webp"])
-def test_find_images_knows_the_suffix(tmp_path, suffix: str) -> None:
-    (tmp_path / f"x.{suffix}").touch()
-    assert list(find_images([tmp_path])) == [tmp_path / f"x.{suffix}"]
-
-
-def test_find_images_follows_links_to_folders_and_their_loops_end(folder, tmp_path) -> None:
-    before = list(find_images([folder]))
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "x.jpg").touch()
-    (folder / "0-linked").symlink_to(other)
-    (folder / "again").symlink_to(other)  # each folder once
-    (folder / "0-same").symlink_to(folder / "a")
-    (folder / "a" / "loop").symlink_to(folder)
-    (other / "back").symlink_to(folder)
-    (folder / "self").symlink_to(folder / "self")
-    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
-    (folder / "file.png").symlink_to(other / "x.jpg")
-    found = [folder / "0-linked" / "x.jpg", *before, folder / "file.png"]
-    assert list(find_images([folder])) == sorted(found)
-
-
-def test_folder_without_images_is_refused(tmp_path) -> None:
-    (tmp_path / "notes.txt").write_text("not an image")
-    with pytest.raises(DatasetError) as caught:
-        list(find_images([tmp_path]))
-    assert str(caught.value).startswith(
-        f"{tmp_path} contains no images (.avif, .bmp, .gif, .j2k, .jfif,"
-    )
-
-
-def test_missing_file_is_named_and_the_others_are_captioned(
-    captioner, folder, tmp_path, capsys
-) -> None:
-    missing, there = tmp_path / "nosuch.jpg", next(find_images([folder]))
-    assert caption_files(captioner, [missing, there], DecodingOptions()) == 1
-    captured = capsys.readouterr()
-    assert captured.err == f"error: {missing} cannot be read: No such file or directory.\n"
-    assert captured.out.startswith(f"{there}: ")
-
-
 def test_single_image_needs_no_list(captioner, folder) -> None:
     path = next(find_images([folder]))
     assert captioner.caption(str(path)) == captioner.caption([path])
 
 
-def test_caption_files_prints_a_line_for_each_image(captioner, folder, capsys) -> None:
-    assert caption_files(captioner, [folder], DecodingOptions()) == 0
-    paths = list(find_images([folder]))
-    expected = captioner.caption(paths)
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == [f"{p}: {text}" for p, text in zip(paths, expected, strict=True)]
+def test_arrays_bytes_and_tensors_are_captioned_like_paths(captioner, image_paths) -> None:
+    path = image_paths[0]
+    array = np.asarray(Image.open(path).convert("RGB"))
+    (expected,) = captioner.caption(path)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for image in (path.read_bytes(), array, tensor):
+        assert captioner.caption(image) == [expected]
+        assert captioner.caption([image, path]) == [expected] * 2
+    assert captioner.caption(np.stack([array] * 3)) == [expected] * 3  # a batch
 
 
-def test_caption_files_prints_n_best_captions_below_the_path(captioner, folder, capsys) -> None:
-    path = next(find_images([folder]))
-    options = DecodingOptions(beam=4, n_best=3, length_penalty=0.0)
-    assert caption_files(captioner, [path], options) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    found = [(float(line.split()[0]), " ".join(line.split()[1:])) for line in lines]
-    assert head == f"{path}:" and len(set(found)) == 3
-    assert found == sorted(found, reverse=True)
-    assert found[0][1] == captioner.caption(path, beam=4, length_penalty=0.0)[0]
-
-
-def test_caption_files_continues_after_an_unreadable_image(
-    captioner, folder, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr(captioner_module, "BATCH_SIZE", 2)
-    (folder / "b.png").write_bytes(b"not an image")
-    (folder / "d.PNG").write_bytes(b"")
-    assert caption_files(captioner, [folder], DecodingOptions(beam=1)) == 2
-    captured = capsys.readouterr()
-    assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
-        str(folder / name) for name in ("a/c.png", "a.png")
-    ]
-    errors = captured.err.splitlines()
-    assert [line.split(" is not")[0] for line in errors] == [
-        f"error: {folder / name}" for name in ("b.png", "d.PNG")
-    ]
-
-
-def change_backbone(run_dir: Path, **values: object) -> None:
-    (run_dir / "manifest.json").unlink()
-    config = RunConfig.read(run_dir)
-    replace(config, backbone=config.backbone | values).write(run_dir)
-
-
-def test_other_weights_are_refused(run_dir, tmp_path) -> None:
-    from torchvision.models import resnet18
-
-    torch.manual_seed(1)
-    torch.save(resnet18().state_dict(), tmp_path / "other.pth")
-    change_backbone(run_dir, weights=str(tmp_path / "other.pth"))
-    with pytest.raises(MismatchError) as caught:
-        load(run_dir, device="cpu")
-    trained_with = json.loads((run_dir / "config.json").read_text())["backbone"]["weights_sha256"]
-    assert str(run_dir) in str(caught.value)
-    assert f"was trained with {trained_with[:12]}" in str(caught.value)
-
-
-def test_missing_weights_are_named(run_dir, tmp_path) -> None:
-    change_backbone(run_dir, weights=str(tmp_path / "gone.pth"))
-    with pytest.raises(MissingArtifactError, match=r"gone\.pth does not exist\. Give --weights"):
-        load(run_dir, device="cpu")
+def test_details_are_those_of_the_captions(captioner, image_paths) -> None:
+    options = {"beam": 4, "n_best": 3, "length_penalty": 0.0}
+    found = captioner.caption(image_paths[:5], details=True, **options)
+    assert [captions[0].text for captions in found] == captioner.caption(image_paths[:5], **options)
+    for captions in found:
+        assert 1 <= len(captions) <= 3
+        assert [c.log_prob for c in captions] == sorted(
+            (c.log_prob for c in captions), reverse=True
+        )
+        for caption in captions:
+            *words, end = caption.tokens
+            assert " ".join(token.text for token in words) == caption.text == str(caption)
+            assert end.text == "" and end.attention is None
+            total = sum(token.log_prob for token in caption.tokens)
+            assert total == pytest.approx(caption.log_prob, abs=1e-4)
+            assert caption.score == pytest.approx(caption.log_prob)  # no length penalty

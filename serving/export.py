@@ -1,0 +1,121 @@
+"""The command `showtell export`: a run → a bundle, one folder that captions on any machine.
+
+The files of a bundle are listed in `model/runs/layout.py`. Its manifest holds, in `details`:
+    run        the fields of `RunConfig`, as in config.json
+    decoding   the decoding options of the bundle, for those that a caller does not give
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.runs.find import find_run
+from ..model.runs.layout import (
+    CARD_NAME,
+    CONFIG_NAME,
+    CONSENSUS_NAME,
+    MODEL_NAME,
+    VOCAB_NAME,
+    weights_path,
+)
+from ..model.runs.run import RunConfig, load_run, load_run_features
+from ..model.runs.tensors import write_tensors
+from ..pipeline.stage.artifacts import is_bundle
+from ..pipeline.stage.checksums import checksum_of_file, checksums_of
+from ..pipeline.stage.command_line import command_of
+from ..pipeline.stage.console import format_bytes, print_note, print_table
+from ..pipeline.stage.errors import ConfigError
+from ..pipeline.stage.files import hash_file, hash_json, locked, write_bytes
+from ..pipeline.stage.manifest import Manifest
+from .config import ExportConfig
+from .model_card import find_scores, model_card
+from .neighbors import pack_neighbors
+
+VERSION = 1
+
+
+def export(config: ExportConfig) -> Manifest:
+    """Write the bundle of a run.
+
+    Raises:
+        MissingArtifactError: there is no such run; or with `--consensus`, its features or captions
+            are missing.
+        DamagedFileError: a file of the run is damaged.
+        ConfigError: the output folder holds something else.
+        StorageError: the bundle cannot be written.
+    """
+    run_dir, out = find_run(config.data, config.run), config.output
+    if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not a bundle. Give a new or empty folder.")
+    inputs = {
+        "weights": hash_file(weights_path(run_dir)),
+        "config": hash_file(run_dir / CONFIG_NAME),
+        "scores": hash_json([asdict(score) for score in find_scores(run_dir)]),
+    }
+    manifest = Manifest.read(out)
+    if manifest is not None and manifest.matches(out, VERSION, config.result_options(), inputs):
+        print_note(f"export: {out} is up to date.")
+        return manifest
+    with locked(out):
+        manifest = write_bundle(config, run_dir, inputs)
+    rows = [(name, format_bytes(size)) for name, size in manifest.outputs.items()]
+    print_table("export", [*rows, ("path", str(out))])
+    return manifest
+
+
+def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) -> Manifest:
+    """Write all files of a bundle; the manifest is written last."""
+    out = config.output
+    run, vocab, decoder = load_run(run_dir, torch.device("cpu"))
+    vocab.write(out / VOCAB_NAME)
+    run = without_paths(replace(run, vocab_checksum=checksum_of_file(out / VOCAB_NAME)))
+    run.write(out)
+    tensors = decoder.state_dict()
+    if config.half:
+        # Vectors stay in float32: they are small, and the means of features need the precision.
+        tensors = {n: t.half() if t.ndim > 1 else t for n, t in tensors.items()}
+    write_tensors(out / MODEL_NAME, tensors)
+    names = [CONFIG_NAME, VOCAB_NAME, MODEL_NAME, CARD_NAME]
+    if config.consensus:
+        captions_dir = config.data / run.dataset / "captions"
+        pack_neighbors(out, captions_dir, load_run_features(config.data, run))
+        names.append(CONSENSUS_NAME)
+    else:
+        (out / CONSENSUS_NAME).unlink(missing_ok=True)
+    card = model_card(out.name, run, find_scores(run_dir), config)
+    write_bytes(out / CARD_NAME, card.encode())
+    return Manifest(
+        stage="export",
+        version=VERSION,
+        config=config.result_options(),
+        inputs=inputs,
+        outputs={name: (out / name).stat().st_size for name in names},
+        checksums=checksums_of(out, names),
+        command=command_of("export", replace(config, output=Path(out.name))),
+        counts={
+            "num_parameters": sum(parameter.numel() for parameter in decoder.parameters()),
+            "vocab_size": len(vocab),
+        },
+        details={
+            "run": asdict(run),
+            "decoding": {"beam": config.beam, "length_penalty": config.length_penalty},
+        },
+    ).write(out)
+
+
+def without_paths(run: RunConfig) -> RunConfig:
+    """Return a config that names files without the folders of this machine."""
+    weights = run.backbone["weights"]
+    return replace(
+        run,
+        backbone=run.backbone | {"weights": Path(weights).name},
+        train={name: shorten(value) for name, value in run.train.items()},
+    )
+
+
+def shorten(value: Any) -> Any:
+    """Return the file name of an absolute path; any other value as it is."""
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value

@@ -1,0 +1,98 @@
+"""The training images that consensus re-ranking needs, packed into one file of a bundle.
+
+consensus.safetensors
+    image_ids      (M,) int64     of the training images, increasing
+    features       (M, D) int8    mean of the pooled features of all views
+    scales         (M,) float32   what to multiply each row of `features` with
+    num_captions   (M,) int64     captions of each image
+    captions       (B,) uint8     UTF-8 text: all captions in this order, one a line
+    num_views      (1,) int64     number of views in the mean
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..features.store import FeatureStore
+from ..model.generation.consensus import Consensus, mean_features, training_images
+from ..model.runs.layout import CONSENSUS_NAME
+from ..model.runs.tensors import read_tensors, write_tensors
+from ..pipeline.captions import read_references
+from ..pipeline.layout import CAPTIONS_PARQUET
+from ..pipeline.stage.artifacts import reading
+from ..pipeline.stage.errors import MismatchError
+
+MAX_INT8 = 127
+
+
+def pack_neighbors(folder: Path, captions_dir: Path, store: FeatureStore) -> None:
+    """Write the training images of a dataset with their captions to `consensus.safetensors`.
+
+    Args:
+        folder: of the bundle.
+        captions_dir: output folder of the prepare stage.
+        store: the features of the run; all its views are averaged.
+
+    Raises:
+        MissingArtifactError: no training image has features.
+    """
+    image_ids = training_images(captions_dir, [store])
+    features, scales = quantize(mean_features([store], image_ids, store.num_views))
+    references = read_references(captions_dir / CAPTIONS_PARQUET, "words", image_ids)
+    captions = [references[image_id] for image_id in image_ids.tolist()]
+    text = "\n".join(caption for of_image in captions for caption in of_image)
+    tensors = {
+        "image_ids": torch.from_numpy(image_ids),
+        "features": features,
+        "scales": scales,
+        "num_captions": torch.tensor([len(of_image) for of_image in captions]),
+        "captions": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8),
+        "num_views": torch.tensor([store.num_views]),
+    }
+    write_tensors(folder / CONSENSUS_NAME, tensors)
+
+
+def load_neighbors(
+    folder: Path, num_views: int, num_neighbors: int, precision: float
+) -> Consensus | None:
+    """Return the `Consensus` over the training images packed into a bundle.
+
+    Args:
+        folder: of a bundle or a run.
+        num_views: views of each image to caption.
+        num_neighbors: see `Consensus`.
+        precision: see `Consensus`.
+
+    Returns:
+        None if the folder has no packed images.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+        MismatchError: the features were packed for another number of views.
+    """
+    path = folder / CONSENSUS_NAME
+    if not path.exists():
+        return None
+    tensors, _ = read_tensors(path)
+    with reading(path):
+        packed_views = int(tensors["num_views"])
+        image_ids = tensors["image_ids"].tolist()
+        features = tensors["features"].float() * tensors["scales"][:, None]
+        lines = iter(tensors["captions"].numpy().tobytes().decode().split("\n"))
+        references = {
+            image_id: [next(lines) for _ in range(count)]
+            for image_id, count in zip(image_ids, tensors["num_captions"].tolist(), strict=True)
+        }
+    if num_views != packed_views:
+        raise MismatchError(
+            f"{path} holds the mean of {packed_views} views of each training image, so --consensus "
+            f"needs --views {packed_views}, got {num_views}."
+        )
+    return Consensus(image_ids, features, references, num_neighbors, precision)
+
+
+def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (M, D) features as (M, D) int8 and the (M,) scale of each row."""
+    scales = (features.abs().amax(1) / MAX_INT8).clamp_min(torch.finfo(torch.float32).tiny)
+    return (features / scales[:, None]).round().to(torch.int8), scales

@@ -1,0 +1,57 @@
+"""A data folder with a small trained run, and a few images."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from showtell.features.config import FeaturesConfig
+from showtell.features.extract import extract
+from showtell.model.config import TrainConfig
+from showtell.model.train import train
+from showtell.serving.captioner import Captioner
+from showtell.serving.load import load
+
+
+@pytest.fixture(scope="session")
+def data(prepared_scenes, amplify_image, random_weights, tmp_path_factory) -> Path:
+    """A data folder with a run `r` that writes different captions for different images.
+
+    All in float32, so that the features of an image do not depend on the rest of its batch.
+    """
+    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("captioner") / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
+    train(TrainConfig(data=data, dataset="scenes", run="r", learning_rate=2e-2, dropout=0, **sizes))
+    amplify_image(data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def captioner(data) -> Captioner:
+    return load("r", data=data, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def image_paths(prepared_scenes) -> list[Path]:
+    """The drawn scenes, of all splits."""
+    return sorted((prepared_scenes / "scenes/raw/images").iterdir())
+
+
+@pytest.fixture
+def folder(image_paths, tmp_path) -> Path:
+    """A folder with images, a subfolder and a text file."""
+    folder = tmp_path / "mine"
+    (folder / "a").mkdir(parents=True)
+    for path, name in zip(image_paths, ("b.png", "a/c.png", "d.PNG", "a.png"), strict=False):
+        Image.open(path).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture
+def run_dir(data, tmp_path) -> Path:
+    """A copy of the run, alone, that a test may write to."""
+    return Path(shutil.copytree(data / "runs/r", tmp_path / "carried" / "elsewhere"))

@@ -1,0 +1,193 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from showtell.features.config import FeaturesConfig
+from showtell.features.extract import extract
+from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.evaluate import evaluate
+from showtell.model.runs.layout import BEST_NAME, MODEL_NAME
+from showtell.model.runs.tensors import read_tensors
+from showtell.model.train import train
+from showtell.pipeline.stage.errors import (
+    ConfigError,
+    DamagedFileError,
+    MismatchError,
+    MissingArtifactError,
+)
+from showtell.serving import load as load_module
+from showtell.serving.captioner import Captioner
+from showtell.serving.config import ExportConfig
+from showtell.serving.export import export
+from showtell.serving.neighbors import quantize
+
+FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "vocab.json"]
+
+
+@pytest.fixture
+def load(random_weights):
+    """Load a model whose encoder has the random weights, in float32 on the CPU."""
+
+    def load_model(model: str | Path, **options: object) -> Captioner:
+        fixed = {"weights": random_weights, "device": "cpu", "precision": "fp32"}
+        return load_module.load(model, **(fixed | options))
+
+    return load_model
+
+
+@pytest.fixture
+def export_run(data, tmp_path):
+    """Export run `r`, and return the folder of the bundle."""
+
+    def run(**options: object) -> Path:
+        out = tmp_path / "bundle"
+        export(ExportConfig(data=data, run="r", output=out, **options))
+        return out
+
+    return run
+
+
+def test_bundle_captions_like_its_run_without_the_data_folder(
+    export_run, captioner, image_paths, tmp_path, load
+) -> None:
+    bundle = export_run()
+    assert sorted(path.name for path in bundle.iterdir() if path.name[0] != ".") == FILES
+    alone = load(bundle, data=tmp_path / "nothing")
+    expected = captioner.caption(image_paths, beam=5, length_penalty=1.0)
+    assert alone.caption(image_paths) == expected  # the bundle's decoding options
+    assert alone.caption(image_paths, beam=2, length_penalty=0.5) == captioner.caption(
+        image_paths, beam=2, length_penalty=0.5
+    )
+
+
+def test_decoding_options_of_the_bundle_are_defaults(export_run, load) -> None:
+    bundle = load(export_run(beam=2, length_penalty=0.3))
+    assert bundle.decoding_options().beam == 2
+    assert bundle.decoding_options(beam=4).beam == 4
+    assert bundle.decoding_options(beam=4).length_penalty == 0.3
+    assert bundle.decoding_options(preset="consensus").beam == 50
+
+
+def test_half_precision_takes_half_the_space(export_run, data, tmp_path, load) -> None:
+    tensors, _ = read_tensors(export_run(half=True) / MODEL_NAME)
+    originals, _ = read_tensors(data / "runs/r" / BEST_NAME)
+    assert tensors.keys() == originals.keys()
+    for name, tensor in originals.items():
+        matrix = tensor.ndim > 1
+        assert tensors[name].dtype == (torch.float16 if matrix else torch.float32)
+        torch.testing.assert_close(tensors[name].float(), tensor, rtol=1e-3, atol=1e-5)
+    sizes = [path.stat().st_size for path in (tmp_path / "bundle" / MODEL_NAME,)]
+    assert sizes[0] < 0.6 * (data / "runs/r" / BEST_NAME).stat().st_size
+    decoder = load(tmp_path / "bundle").decoder
+    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.float32}
+
+
+def test_bundle_names_no_folder_of_this_machine(export_run, data, tmp_path) -> None:
+    bundle = export_run(consensus=True)
+    for path in bundle.iterdir():
+        content = path.read_bytes()
+        for folder in (tmp_path, data, Path.home()):
+            assert str(folder).encode() not in content, path
+    config = json.loads((bundle / "config.json").read_text("utf-8"))
+    assert config["backbone"]["weights"] == "random.pth"
+
+
+def test_export_again_is_up_to_date(export_run, capsys) -> None:
+    bundle = export_run()
+    before = {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()}
+    capsys.readouterr()
+    export_run()
+    assert capsys.readouterr().out.endswith("bundle is up to date.\n")
+    assert {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
+    export_run(half=True)
+    assert (bundle / MODEL_NAME).stat().st_mtime_ns != before[MODEL_NAME]
+
+
+def test_other_files_are_never_overwritten(export_run, tmp_path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
+        export_run()
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
+def test_damaged_bundle_is_refused(export_run, name: str, load) -> None:
+    bundle = export_run()
+    path = bundle / name
+    content = bytearray(path.read_bytes())
+    for position in range(9, len(content), max(1, len(content) // 20)):
+        flipped = content.copy()
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match=f"Run 'showtell export r {bundle}'"):
+            load(bundle)
+    path.unlink()
+    with pytest.raises(MissingArtifactError, match="showtell export"):
+        load(bundle)
+
+
+@pytest.mark.parametrize("attention", ["none", "soft"])
+def test_consensus_of_a_bundle_captions_like_the_run(
+    prepared_scenes, random_weights, scorers, tmp_path, attention: str, load
+) -> None:
+    data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
+    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+    several = {"views": 3, "grid": attention != "none"}
+    extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", **several, **options))
+    sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 4}
+    train(TrainConfig(data=data, dataset="scenes", run="r", attention=attention, **sizes))
+    out = tmp_path / "bundle"
+    export(ExportConfig(data=data, run="r", output=out, consensus=True))
+    decoding = {"beam": 4, "views": 3, "consensus": 5}
+    run = load("r", data=data)
+    bundle = load(
+        out, data=tmp_path / "nothing", device="cpu", precision="fp32", weights=random_weights
+    )
+    images = sorted((data / "scenes/raw/images").iterdir())
+    expected = run.caption(images, **decoding, length_penalty=1.0)
+    found = bundle.caption(images, **decoding)
+    # The features are rounded to int8, so two captions of almost equal score may swap.
+    assert np.mean([a == b for a, b in zip(found, expected, strict=True)]) > 0.95
+    assert expected != run.caption(images, beam=4, views=3, length_penalty=1.0)
+    with pytest.raises(MismatchError, match="needs --views 3, got 1"):
+        bundle.caption(images[0], beam=4, consensus=5)
+
+
+def test_features_in_int8_keep_their_direction() -> None:
+    features = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).relu()
+    features[3] = 0
+    values, scales = quantize(features)
+    restored = values.float() * scales[:, None]
+    assert values.dtype == torch.int8 and torch.equal(restored[3], features[3])
+    cosine = torch.cosine_similarity(restored, features)
+    cosine[3] = 1
+    assert cosine.min() > 0.9999
+
+
+def test_model_card_has_scores_and_options(export_run, data, scorers) -> None:
+    evaluate(EvalConfig(data=data, run="r", split="val", beam=2, device="cpu"))
+    metrics = json.loads((data / "runs/r/eval/val-beam2/metrics.json").read_text("utf-8"))
+    card = (export_run(license="cc-by-4.0") / "README.md").read_text("utf-8")
+    low, high = metrics["intervals"]["CIDEr"]
+    assert f"{100 * metrics['CIDEr']:.1f} ({100 * low:.1f} to {100 * high:.1f})" in card
+    assert "| `--hidden-size` | 32 |" in card
+    assert "license: cc-by-4.0" in card.split("---")[1]
+    rows = [line for line in card.splitlines() if line.startswith("| val | beam2 |")]
+    assert len(rows) == 1 and rows[0].count("|") == 4 + len(metrics["intervals"])
+
+
+def test_unknown_run_is_refused(data, tmp_path) -> None:
+    with pytest.raises(MissingArtifactError, match="no run 'nosuch'"):
+        export(ExportConfig(data=data, run="nosuch", output=tmp_path / "x"))
+
+
+def test_features_are_needed_for_consensus(data, tmp_path) -> None:
+    copy = Path(shutil.copytree(data / "runs", tmp_path / "data/runs")).parent
+    with pytest.raises(MissingArtifactError, match="features"):
+        export(ExportConfig(data=copy, run="r", output=tmp_path / "x", consensus=True))
+    assert np.all([not path.name.startswith("manifest") for path in (tmp_path / "x").iterdir()])
