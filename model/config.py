@@ -59,9 +59,10 @@ class TrainConfig(DatasetConfig):
     )
     init: str | None = option(
         None,
-        "Run to start from; its weights, decoder and features are used.",
+        "Run or bundle to start from: a name, or its folder. Its weights and its decoder are used, "
+        "on its dataset or on the one given by --dataset.",
         group="Input",
-        metavar="RUN",
+        metavar="RUN|DIR",
     )
     cell: str = option("gru", "Recurrent cell.", choices=("gru", "lstm", "rnn"), group="Model")
     attention: str = option(

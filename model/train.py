@@ -16,14 +16,7 @@ from torch import Tensor
 from ..features.device import choose_device, choose_precision, keep_freed_memory, precision_name
 from ..pipeline.stage.checksums import checksum_of_file, checksums_of
 from ..pipeline.stage.command_line import command_of
-from ..pipeline.stage.console import (
-    ProgressLine,
-    format_bytes,
-    format_seconds,
-    print_note,
-    print_table,
-    print_warning,
-)
+from ..pipeline.stage.console import ProgressLine, format_seconds, print_note, print_warning
 from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
@@ -48,7 +41,6 @@ from .training.optim import average_weights, learning_rate_at, make_optimizer
 from .training.resume import (
     default_run_name,
     find_finished,
-    inherit_options,
     prepare_run,
     require_folder,
     require_same_run,
@@ -56,11 +48,12 @@ from .training.resume import (
     stopped_by,
 )
 from .training.scst import SelfCriticalLoss
+from .training.source import inherit_options
+from .training.summary import ADVICE, show_summary
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
 FEW_STEPS = 300
-ADVICE = "A smaller --batch-size or more --epochs would let the decoder learn more."
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -81,7 +74,7 @@ def train(config: TrainConfig) -> Manifest:
         config = restore_options(run_dir, config)
     else:
         if config.init is not None:
-            config = inherit_options(config.init, config)
+            config = inherit_options(config)
         # Resolved once: a run keeps its precision when it is resumed on another machine.
         dtype = choose_precision(config.precision, choose_device(config.device))
         config = replace(config, precision=precision_name(dtype))
@@ -93,7 +86,7 @@ def train(config: TrainConfig) -> Manifest:
             resume = prepare_run(run_dir, config, data)
             manifest = find_finished(run_dir, config)
             if manifest is None:
-                return Trainer(config, data, run_dir).run(resume)
+                return Trainer(config, data, run_dir, resume=resume).run()
     print_note(f"train: {run_dir} is up to date.")
     return manifest
 
@@ -107,10 +100,12 @@ class Trainer:
         progress: epochs, steps and best score so far; saved in every checkpoint.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData, run_dir: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, run_dir: Path, *, resume: bool = False
+    ) -> None:
         keep_freed_memory()
         torch.manual_seed(config.seed)
-        self.config, self.data, self.run_dir = config, data, run_dir
+        self.config, self.data, self.run_dir, self.resume = config, data, run_dir, resume
         device = choose_device(config.device)
         self.precision = Precision(config.precision, device)
         uses_grid = decoder_class(config.attention).uses_grid
@@ -124,7 +119,7 @@ class Trainer:
             num_views=config.views,
         )
         self.total_steps = len(self.batches) * config.epochs
-        self.decoder = make_decoder(config, data, self.batches).to(device)
+        self.decoder = make_decoder(config, data, self.batches, resume=resume).to(device)
         self.average = average_weights(self.decoder, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self.decoder, config)
         self.loss_of = self._make_loss()
@@ -139,10 +134,10 @@ class Trainer:
         self.signals = list[Signals]()  # received during the run
         self.loss = math.nan  # mean over the steps of the last log record
 
-    def run(self, resume: bool) -> Manifest:
+    def run(self) -> Manifest:
         """Train to the end, or until a signal stops the run."""
         config = self.config
-        if resume:
+        if self.resume:
             self.progress = load_checkpoint(
                 self.run_dir / LAST_NAME,
                 self.decoder,
@@ -359,7 +354,7 @@ class Trainer:
         )
 
     def _finish(self) -> Manifest:
-        """Write the manifest and print the final table."""
+        """Write the manifest and print a summary."""
         progress, data = self.progress, self.data
         # Without the last checkpoint: a finished run does not need it.
         outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME, LOG_NAME]
@@ -382,18 +377,5 @@ class Trainer:
             seconds=round(progress.seconds, 3),
             details={self.monitor: progress.best_score, "run": asdict(self.run_config)},
         ).write(self.run_dir)
-        captions_per_second = progress.epoch * self.batches.num_captions / progress.seconds
-        rows = [
-            ("captions", f"{self.batches.num_captions:,}"),
-            ("parameters", f"{num_parameters:,}"),
-            ("epochs", f"{progress.epoch} (best {progress.best_epoch})"),
-            (f"best val {self.monitor}", f"{100 * progress.best_score:.1f}"),
-            ("speed", f"{captions_per_second:,.0f} captions/s, validation included"),
-            ("time", format_seconds(progress.seconds)),
-            ("size", format_bytes(sum(manifest.outputs.values()))),
-            ("path", str(self.run_dir)),
-        ]
-        print_table("train", rows)
-        if progress.best_score == 0:
-            print_warning(f"no val caption has a {self.monitor} above 0. {ADVICE}")
+        show_summary(manifest, self.run_dir, self.monitor)
         return manifest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..features.extract import pillow_warnings_ignored
 from ..model.generation.options import DecodingOptions
-from ..model.runs.find import choose_run
+from ..model.runs.find import BUILT_IN, choose_run, find_model
 from ..pipeline.stage.artifacts import is_bundle
 from ..pipeline.stage.console import print_aside, print_error, print_json, print_result
 from ..pipeline.stage.errors import DatasetError
@@ -18,7 +18,7 @@ from ..pipeline.stage.options import options_of
 from .captioner import BATCH_SIZE, Captioner
 from .config import CaptionConfig
 from .images import find_images
-from .load import BUILT_IN, find_model, load
+from .load import load
 
 
 def caption(config: CaptionConfig) -> int:
@@ -31,7 +31,7 @@ def caption(config: CaptionConfig) -> int:
         ShowTellError: see `load` and `caption_files`.
     """
     model = config.run or config.model
-    folder = find_model(model, config.data)
+    folder = find_model(config.data, model)
     if folder.parent == BUILT_IN:
         if model is None:
             print_aside(

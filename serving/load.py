@@ -10,15 +10,12 @@ from ..features.device import choose_device, keep_freed_memory
 from ..features.encoders.backbone import Backbone, load_backbone
 from ..features.reading.limits import MAX_PIXELS
 from ..model.decoders.precision import Precision
-from ..model.runs.find import find_run, run_names
+from ..model.runs.find import find_model
 from ..model.runs.layout import CONFIG_NAME
 from ..model.runs.run import RunConfig, load_run
 from ..pipeline.stage.artifacts import is_bundle, require_stage
 from ..pipeline.stage.errors import MismatchError
 from .captioner import Captioner
-
-BUILT_IN = Path(__file__).with_name("models")
-DEFAULT_MODEL = "flickr8k"
 
 
 def load(
@@ -49,7 +46,7 @@ def load(
         DamagedFileError: a file of the model is damaged.
     """
     keep_freed_memory()
-    folder = find_model(model, Path(data))
+    folder = find_model(Path(data), model)
     if not is_bundle(folder) and folder.absolute().parent.name == "runs":
         data = folder.absolute().parents[1]  # data/runs/<run>
     decoder_precision = Precision(precision, choose_device(device))
@@ -71,27 +68,6 @@ def load(
         dict(decoding_defaults(folder)),
         max_pixels,
     )
-
-
-def find_model(model: str | Path | None, data: Path) -> Path:
-    """Return the folder of a model.
-
-    Args:
-        model: see `load`.
-        data: the data folder.
-
-    Raises:
-        MissingArtifactError: there is no such model.
-    """
-    runs = run_names(data)
-    if model is None and not runs and (BUILT_IN / DEFAULT_MODEL).exists():
-        return BUILT_IN / DEFAULT_MODEL
-    if model is None or str(model) in runs:
-        return find_run(data, model if model is None else str(model))
-    for folder in (Path(model), BUILT_IN / model):
-        if folder.is_dir():
-            return folder
-    return find_run(data, str(model))  # raises the reason
 
 
 def load_encoder(

@@ -1,13 +1,17 @@
-"""Find a run by its name, or the newest one."""
+"""Find a run by its name, a run or a bundle by its folder, or the newest run."""
 
 from pathlib import Path
 
+from ...pipeline.stage.artifacts import is_bundle
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
-from .layout import BEST_NAME, LAST_NAME
+from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 from .repair import find_config
+
+BUILT_IN = Path(__file__).parents[2] / "serving" / "models"  # bundles that come with showtell
+DEFAULT_MODEL = "flickr8k"
 
 
 def run_names(data: Path, dataset: str | None = None) -> list[str]:
@@ -66,3 +70,34 @@ def find_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
         f"{data / 'runs'} has {wanted} with weights ({found}). Run '{command}' first, or name "
         "another folder with --data."
     )
+
+
+def find_model(data: Path, model: str | Path | None) -> Path:
+    """Find the folder of a run or a bundle.
+
+    Args:
+        data: root of all files.
+        model: name of a run, folder of a run or a bundle, or name of a built-in bundle; None takes
+            the newest run, or the default built-in bundle if there is no run.
+
+    Raises:
+        MissingArtifactError: there is no such model.
+    """
+    names = run_names(data)
+    if model is None:
+        default = BUILT_IN / DEFAULT_MODEL
+        return default if default.exists() and not names else find_run(data, None)
+    folder, runs = Path(model).expanduser().absolute(), (data / "runs").absolute()
+    if str(model) in names or folder.parent == runs:
+        return find_run(data, folder.name)
+    for candidate in (folder, BUILT_IN / model):
+        if (candidate / CONFIG_NAME).exists() or is_bundle(candidate):
+            return candidate
+    return find_run(data, str(model))  # raises the reason
+
+
+def name_of_model(data: Path, folder: Path) -> str:
+    """Return what `find_model` finds a folder by: a name if possible, else the absolute path."""
+    folder = folder.absolute()
+    has_name = folder.parent in ((data / "runs").absolute(), BUILT_IN)
+    return folder.name if has_name else str(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...features.store import FeatureStore, find_features
+from ...features.store import FeatureStore, features_command, find_features
 from ...pipeline.stage.artifacts import damaged, read_output, reading, repair_command
 from ...pipeline.stage.checksums import checksum_of_file, seal, unseal
 from ...pipeline.stage.errors import ConfigError, MismatchError
@@ -24,7 +24,7 @@ from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.config import DecoderConfig
-from ..decoders.registry import DECODERS, build_decoder
+from ..decoders.registry import DECODERS, build_decoder, decoder_class
 from .layout import CONFIG_NAME, VOCAB_NAME, weights_path
 from .tensors import read_tensors
 
@@ -198,6 +198,24 @@ def require_same_backbone(run: RunConfig, store: FeatureStore) -> None:
         if store.backbone.get(name) != expected:
             raise MismatchError(
                 f"{store.directory} has {name} {store.backbone.get(name)!r}, but the run was "
-                f"trained on {expected!r}. Run 'showtell features' with the run's options again, "
-                f"or train another run."
+                f"trained on {expected!r}. Run '{run_features_command(run, store.directory)}', or "
+                "train another run."
             )
+
+
+def run_features_command(run: RunConfig, directory: Path, num_views: int = 1) -> str:
+    """Return the command that computes the features that a run needs, for any dataset.
+
+    Args:
+        run: its encoder computes the features.
+        directory: the features folder of the dataset.
+        num_views: views of each image.
+    """
+    return features_command(
+        directory,
+        encoder=run.backbone["encoder"],
+        weights=run.backbone["weights"],
+        image_size=run.backbone["image_size"],
+        views=num_views,
+        grid=decoder_class(run.decoder.attention).uses_grid,
+    )

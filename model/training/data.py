@@ -8,16 +8,14 @@ from ...pipeline.captions import EncodedCaptions, read_captions, read_images, re
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import print_warning
-from ...pipeline.stage.errors import MismatchError, MissingArtifactError
+from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.files import hash_file, require_file
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
 from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
-from ..runs.find import find_run
-from ..runs.layout import BEST_NAME
-from ..runs.run import RunConfig
+from .source import load_source_features, source_checksum
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,11 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     """
     captions_dir = config.captions_dir
     prepared = require_stage(captions_dir)
-    store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+    store = (
+        load_source_features(config)
+        if config.init is not None and not config.resume
+        else FeatureStore.load(find_features(config.dataset_dir, config.features))
+    )
     require_features(config, store)
     images = read_images(captions_dir / IMAGES_PARQUET)
     val = images.select("val")
@@ -85,7 +87,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         require_file(config.word_vectors, "--word-vectors", FILE_DESCRIPTION)
         inputs["word_vectors"] = hash_file(config.word_vectors)
     if config.init is not None:
-        inputs["init"] = hash_file(find_run(config.data, config.init) / BEST_NAME)
+        inputs["init"] = source_checksum(config)
     return TrainingData(
         vocab=Vocab.read(captions_dir / VOCAB_JSON),
         store=store,
@@ -110,25 +112,6 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
             f"'{extend_command(store, num_views, grid=True)}' first."
         )
     require_views(store, num_views, grid=uses_grid)
-
-
-def require_same_inputs(run: RunConfig, data: TrainingData) -> None:
-    """Check that the run of `--init` was trained with this vocabulary and this encoder.
-
-    Raises:
-        MismatchError: it was not, so its weights would not fit the data.
-    """
-    backbone = data.store.backbone
-    pairs = {"vocabulary": (run.vocab_sha256, data.vocab.sha256)} | {
-        f"features' {name}": (run.backbone[name], backbone[name])
-        for name in ("encoder", "weights_sha256", "transform")
-    }
-    for what, (then, now) in pairs.items():
-        if then != now:
-            raise MismatchError(
-                f"the run of --init was trained with the {what} {then}, got {now}. Run the stage "
-                f"that made it again with that run's options, or start from another run."
-            )
 
 
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:

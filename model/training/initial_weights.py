@@ -3,29 +3,42 @@
 import torch
 
 from ...pipeline.stage.console import print_note
+from ...pipeline.stage.errors import MismatchError
+from ...pipeline.stage.files import hash_file
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.registry import create_decoder
 from ..decoders.word_vectors import read_word_vectors, set_word_vectors
+from ..runs.find import find_model
+from ..runs.layout import weights_path
 from ..runs.run import load_run
 from .batches import CaptionBatches
-from .data import TrainingData, decoder_config, require_same_inputs
+from .data import TrainingData, decoder_config
+from .remap_words import remap_words
 
 MAX_CENTER_GRIDS = 1000  # grids to average; all of them might not fit into memory
 
 
-def make_decoder(config: TrainConfig, data: TrainingData, batches: CaptionBatches) -> Decoder:
-    """Create a decoder, or load that of `--init`; on the CPU.
+def make_decoder(
+    config: TrainConfig, data: TrainingData, batches: CaptionBatches, *, resume: bool = False
+) -> Decoder:
+    """Create a decoder, on the CPU.
+
+    Args:
+        config: the options; `init` and `word_vectors` decide about the weights.
+        data: the vocabulary and the features.
+        batches: of the training images.
+        resume: whether the weights are about to be loaded from a checkpoint.
 
     Raises:
-        MissingArtifactError: the run of `--init` or the file of word vectors does not exist.
-        MismatchError: the run of `--init` was trained with another vocabulary or encoder.
+        MissingArtifactError: the model of `--init` or the file of word vectors does not exist.
+        MismatchError: the model of `--init` has changed since the run was started.
     """
     decoder = create_decoder(decoder_config(config, data))
+    if resume:
+        return decoder
     if config.init is not None:
-        run, _, trained = load_run(config.data / "runs" / config.init, torch.device("cpu"))
-        require_same_inputs(run, data)
-        decoder.load_state_dict(trained.state_dict())
+        load_source(decoder, config, data)
         return decoder
     images = batches.images
     images = images[:: -(-len(images) // MAX_CENTER_GRIDS)] if batches.grid else images
@@ -38,3 +51,26 @@ def make_decoder(config: TrainConfig, data: TrainingData, batches: CaptionBatche
             f"{config.word_vectors}."
         )
     return decoder
+
+
+def load_source(decoder: Decoder, config: TrainConfig, data: TrainingData) -> None:
+    """Load the weights of `--init`, with a row for each word of the dataset.
+
+    The mean feature is kept too: the image projection was trained on differences from it.
+    """
+    assert config.init is not None
+    folder = find_model(config.data, config.init)
+    if hash_file(weights_path(folder)) != data.inputs["init"]:
+        raise MismatchError(
+            f"{weights_path(folder)} has changed since the run was started. Train another run with "
+            "--run NAME."
+        )
+    _, vocab, trained = load_run(folder, torch.device("cpu"))
+    weights = trained.state_dict()
+    if vocab.sha256 != data.vocab.sha256:
+        weights, num_known = remap_words(trained, vocab, data.vocab)
+        print_note(
+            f"train: {num_known:,} of {len(data.vocab.ids):,} {data.vocab.unit} start from "
+            f"{config.init}."
+        )
+    decoder.load_state_dict(weights)

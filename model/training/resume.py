@@ -1,4 +1,4 @@
-"""The options of a new, resumed or fine-tuned run, and the checks that protect existing runs."""
+"""The options of a new or resumed run, and the checks that protect existing runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,60 +11,25 @@ from ...pipeline.stage.errors import MismatchError, MissingArtifactError, Stoppe
 from ...pipeline.stage.manifest import Manifest
 from ...pipeline.stage.options import flag
 from ..config import TrainConfig
-from ..runs.find import find_run
 from ..runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from ..runs.repair import find_config, find_problems, has_started, set_aside
-from ..runs.run import RunConfig, require_same_backbone
+from ..runs.run import require_same_backbone
 from ..runs.run_log import RunLog
 from .data import TrainingData
-
-# Options that `--init` takes over from the earlier run.
-INHERITED_OPTIONS = (
-    "dataset",
-    "cell",
-    "attention",
-    "attention_size",
-    "hidden_size",
-    "embed_size",
-    "num_layers",
-    "image_as",
-    "tie_embeddings",
-)
+from .source import is_given, moves_dataset
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """Return the name of a run without `--run`, such as `flickr8k-gru-soft` or `RUN-scst`."""
+    """Return the name of a run without `--run`.
+
+    Such as `flickr8k-gru-soft`, or with `--init` `RUN-tuned`, `RUN-scst`, and `DATASET-tuned` on
+    another dataset.
+    """
     if config.init is not None:
-        return f"{config.init}-{'scst' if config.scst else 'tuned'}"
+        start = config.dataset if moves_dataset(config) else Path(config.init).name
+        return f"{start}-{'scst' if config.scst else 'tuned'}"
     parts = [config.dataset, config.cell, config.attention]
     return "-".join(part for part in parts if part != "none")
-
-
-def inherit_options(init: str, config: TrainConfig) -> TrainConfig:
-    """Return the options, with those about dataset, features and decoder taken from a run.
-
-    Args:
-        init: name of the run to start from, given by `--init`.
-        config: the options given by the user.
-
-    Raises:
-        MissingArtifactError: there is no such run.
-        MismatchError: an option given by the user contradicts the run.
-    """
-    run_dir = find_run(config.data, init)
-    saved = RunConfig.read(run_dir)
-    trained = saved.train_config()
-    inherited = {name: getattr(trained, name) for name in INHERITED_OPTIONS}
-    inherited["features"] = saved.features
-    for name, then in inherited.items():
-        now = getattr(config, name)
-        is_given = name in config.given or config.is_set(name)
-        if is_given and now != then:
-            raise MismatchError(
-                f"--init {init} was trained with {flag(name)} {then}, got {now}. Leave out "
-                f"{flag(name)}: it is taken from the run given by --init."
-            )
-    return replace(config, **inherited)
 
 
 def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
@@ -83,8 +48,7 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
     started = replace(saved.train_config(), data=config.data)
     for name in TrainConfig().result_options():
         now, then = getattr(config, name), getattr(started, name)
-        is_given = name in config.given or config.is_set(name)
-        if is_given and now != then:
+        if is_given(config, name) and now != then:
             raise MismatchError(
                 f"{run_dir} was started with {flag(name)} {then}, got {now}. Leave out "
                 f"{flag(name)} to resume, or start another run with --run NAME."

@@ -84,7 +84,7 @@ class Vocab:
             if token_id == EOS:
                 break
             if token_id not in (PAD, BOS):
-                texts.append(self._texts[token_id])
+                texts.append(self.texts[token_id])
         return "".join(texts).removeprefix(" ")
 
     @cached_property
@@ -92,7 +92,7 @@ class Vocab:
         return None if self.tokenizer is None else WordSplitter(self.tokenizer)
 
     @cached_property
-    def _texts(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         """(V,) text that each id adds to a caption, with a space before each word."""
         whole = self.words if self.tokenizer is None else SPECIALS
         return (*(f" {word}" for word in whole), *self.words[len(whole) :])

@@ -213,15 +213,6 @@ def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     assert not (scenes / "runs/x/config.json").exists()
 
 
-def test_init_with_another_vocabulary_is_refused(scenes) -> None:
-    from showtell.pipeline.prepare import prepare
-
-    train(tiny_config(scenes, epochs=1))
-    prepare(PrepareConfig(data=scenes, dataset="scenes", vocab_size=10))
-    with pytest.raises(MismatchError, match="--init was trained with the vocabulary"):
-        train(replace(tiny_config(scenes, init="r"), run="s"))
-
-
 def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
     command = "Run 'showtell features --dataset scenes .*"
     for options, what, wanted in (

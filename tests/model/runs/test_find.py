@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from showtell.model.runs.find import find_run
+from showtell.model.runs import find
+from showtell.model.runs.find import find_model, find_run, name_of_model
 from showtell.model.runs.layout import BEST_NAME
 from showtell.pipeline.stage.errors import MissingArtifactError
 
@@ -60,3 +61,27 @@ def test_missing_runs_are_an_error_with_the_command(tmp_path) -> None:
             f"'showtell train --dataset NAME --data {tmp_path}/nowhere' first, or name another "
             "folder with --data."
         )
+
+
+def test_model_is_found_by_name_or_folder(tmp_path, monkeypatch) -> None:
+    data, bundle, built_in = tmp_path / "data", tmp_path / "my bundle", tmp_path / "models"
+    make_runs(data, "b", "a")
+    for folder in (bundle, built_in / "flickr8k", built_in / "b"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+    monkeypatch.setattr(find, "BUILT_IN", built_in)
+    monkeypatch.chdir(tmp_path)
+    for model, folder, name in (
+        ("b", data / "runs/b", "b"),
+        (data / "runs/b", data / "runs/b", "b"),
+        ("data/runs/b/", data / "runs/b", "b"),
+        ("my bundle", bundle, str(bundle)),
+        ("flickr8k", built_in / "flickr8k", "flickr8k"),
+        (None, data / "runs/a", "a"),
+    ):
+        assert find_model(data, model) == folder
+        assert name_of_model(data, folder) == name
+    assert find_model(tmp_path / "empty", None) == built_in / "flickr8k"
+    for model in ("c", data, data / "runs/c"):
+        with pytest.raises(MissingArtifactError, match=r"with weights \(found: a, b\)"):
+            find_model(data, model)
