@@ -20,7 +20,7 @@ from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
 from .pipeline.stage.signals import run_stoppable
-from .serving.config import CaptionConfig, ExportConfig
+from .serving.config import CaptionConfig, ExportConfig, ServeConfig
 
 EPILOG = """
 Exit codes:
@@ -162,6 +162,22 @@ def export(config: ExportConfig) -> None:
     from .serving.export import export
 
     print_json(export(config))
+
+
+@tool(
+    "serve",
+    ServeConfig,
+    examples=("", "gru --port 8080", "bundle --preset consensus --max-batch 8"),
+)
+def serve(config: ServeConfig) -> None:
+    """Serve a web page and an HTTP API that caption images.
+
+    It needs the extra `serve`: pip install 'showtell[serve]'. Ctrl-C and SIGTERM stop it after it
+    has answered the requests that it has accepted.
+    """
+    from .serving.server.serve import serve
+
+    serve(config)
 
 
 @tool("compare", CompareConfig, examples=("gru soft", "gru/val-beam3 gru/val-beam5"))

@@ -14,9 +14,8 @@ from ..model.runs.find import BUILT_IN, choose_run, find_model
 from ..pipeline.stage.artifacts import is_bundle
 from ..pipeline.stage.console import print_aside, print_error, print_json, print_result
 from ..pipeline.stage.errors import DatasetError
-from ..pipeline.stage.options import options_of
 from .captioner import BATCH_SIZE, Captioner
-from .config import CaptionConfig
+from .config import CaptionConfig, chosen_decoding
 from .images import find_images
 from .load import load
 
@@ -46,9 +45,8 @@ def caption(config: CaptionConfig) -> int:
         device=config.device,
         max_pixels=config.max_pixels,
     )
-    names = {declared.name for declared in options_of(DecodingOptions)}
-    chosen = {n: getattr(config, n) for n in names if n in config.given or config.is_set(n)}
-    return caption_files(captioner, config.images, captioner.decoding_options(**chosen))
+    options = captioner.decoding_options(**chosen_decoding(config))
+    return caption_files(captioner, config.images, options)
 
 
 def caption_files(captioner: Captioner, paths: Iterable[Path], options: DecodingOptions) -> int:

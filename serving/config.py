@@ -1,4 +1,4 @@
-"""Options of `showtell caption` and `export`."""
+"""Options of `showtell caption`, `export` and `serve`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from ..features.config import device_option, max_pixels_option
 from ..model.generation.options import MAX_BEAM, DecodingOptions
-from ..pipeline.stage.options import StageConfig, argument, option
+from ..pipeline.stage.options import StageConfig, argument, option, options_of, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class CaptionConfig(DecodingOptions, StageConfig):
         self.require_not_both("run", "model")
 
 
+def chosen_decoding(config: "CaptionConfig | ServeConfig") -> dict[str, Any]:
+    """Return the decoding options that the user has chosen; the others are the model's."""
+    names = [declared.name for declared in options_of(DecodingOptions)]
+    return {n: getattr(config, n) for n in names if n in config.given or config.is_set(n)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(StageConfig):
     """Options of `showtell export`."""
@@ -71,3 +77,118 @@ class ExportConfig(StageConfig):
     def result_options(self) -> dict[str, Any]:
         """Return the options that determine the content of the bundle, as JSON values."""
         return {k: v for k, v in super().result_options().items() if k != "output"}
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can only be reached from this machine."""
+    from ipaddress import ip_address  # here, because `showtell --help` need not wait for it
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(DecodingOptions, StageConfig):
+    """Options of `showtell serve`. Decoding options apply to requests that do not set them."""
+
+    model: str | None = argument(
+        "Run, by name or folder, or folder of a bundle. Default: the newest run, or the built-in "
+        "model if there is none.",
+        metavar="MODEL",
+        required=False,
+    )
+    weights: str | None = option(
+        None,
+        "File with the encoder's weights, if it was moved after training.",
+        group="Input",
+        metavar="FILE",
+    )
+    host: str = option(
+        "127.0.0.1",
+        "Address to listen on. 0.0.0.0 makes the server reachable from other machines.",
+        group="Server",
+        metavar="ADDRESS",
+    )
+    port: int = option(
+        8000,
+        "Port to listen on; 0 picks a free one.",
+        at_least=0,
+        at_most=65535,
+        group="Server",
+    )
+    token: str | None = option(
+        None,
+        "Secret that clients must send in the header 'Authorization: Bearer TOKEN'. Better set "
+        "the environment variable: other users can see the options of a command.",
+        group="Server",
+        envvar="SHOWTELL_TOKEN",
+        metavar="TOKEN",
+    )
+    allow_anyone: bool = option(False, "Allow a public --host without a token.", group="Server")
+    allow_host: list[str] | None = option(
+        None,
+        "Further name by which clients address the server, such as that of a proxy.",
+        group="Server",
+        metavar="NAME",
+    )
+    max_batch: int = option(
+        32,
+        "Images to caption at once, of any requests; 1 turns batching off.",
+        at_least=1,
+        group="Limits",
+    )
+    max_queue: int = option(
+        256,
+        "Images in the server at once, of all requests; further requests are refused.",
+        at_least=1,
+        group="Limits",
+    )
+    max_images: int = option(64, "Images of a request.", at_least=1, group="Limits")
+    max_body: int = option(32, "Size of a request in MB.", at_least=1, group="Limits")
+    max_pixels: int = max_pixels_option()
+    max_beam: int = option(
+        20, "Largest beam or n_best that a request may ask for.", at_least=1, group="Limits"
+    )
+    timeout: float = option(
+        60.0,
+        "Seconds to receive a request, and again to caption its images.",
+        above=0,
+        group="Limits",
+    )
+    stop_timeout: float = option(
+        30.0,
+        "Seconds to finish accepted requests after Ctrl-C or SIGTERM.",
+        at_least=0,
+        group="Limits",
+    )
+    num_workers: int | None = option(
+        None,
+        "Threads that decode images. Default: one per core.",
+        at_least=1,
+        group="Hardware",
+        affects_result=False,
+    )
+    device: str = device_option()
+    given: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_images <= self.max_queue,
+            f"--max-images {self.max_images} is above --max-queue {self.max_queue}.",
+        )
+        token = self.token or ""
+        is_valid = token.isascii() and token.isprintable() and " " not in token and len(token) >= 8
+        require(
+            self.token is None or is_valid,
+            "--token must be at least 8 ASCII letters, digits or signs, without spaces. Make one "
+            "with 'openssl rand -hex 16'.",
+        )
+        require(
+            self.token is not None or self.allow_anyone or is_loopback(self.host),
+            f"--host {self.host} can be reached from other machines. Set a token, as in "
+            f"'SHOWTELL_TOKEN=$(openssl rand -hex 16) showtell serve --host {self.host}', or let "
+            "everyone in with --allow-anyone.",
+        )

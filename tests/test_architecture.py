@@ -43,7 +43,14 @@ ORDER = {
         "train evaluate compare",
         "verify",
     ],
-    "serving": ["config", "images neighbors model_card", "captioner", "load", "caption export"],
+    "serving": [
+        "config",
+        "images neighbors model_card",
+        "captioner",
+        "load",
+        "caption export",
+        "server",
+    ],
     "bench": [
         "config measurement limits gpu_report",
         "decoder_products coco_scale extraction",
@@ -82,6 +89,11 @@ HOMES = {
     "tensorboardX": {"model/runs/run_log.py"},
     "tokenizers": {"pipeline/text/subwords.py"},
     "jinja2": {"serving/*"},
+    "fastapi": {"serving/server/*"},
+    "starlette": {"serving/server/*"},
+    "pydantic": {"serving/server/*"},
+    "uvicorn": {"serving/server/listen.py"},
+    "prometheus_client": {"serving/server/*"},
 }
 
 

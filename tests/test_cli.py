@@ -39,7 +39,7 @@ from showtell.pipeline.stage.errors import (
 )
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.stage.options import metavar_of, options_of, spec_of, typed_name
-from showtell.serving.config import CaptionConfig, ExportConfig
+from showtell.serving.config import CaptionConfig, ExportConfig, ServeConfig
 
 CONFIGS = {
     "download": DownloadConfig,
@@ -49,6 +49,7 @@ CONFIGS = {
     "eval": EvalConfig,
     "caption": CaptionConfig,
     "export": ExportConfig,
+    "serve": ServeConfig,
     "compare": CompareConfig,
     "bench": BenchConfig,
     "status": StatusConfig,

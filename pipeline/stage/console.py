@@ -123,6 +123,11 @@ def output_mode(*, quiet: bool = False, json: bool = False) -> Iterator[None]:
         _mode.quiet, _mode.json = previous
 
 
+def is_quiet() -> bool:
+    """Return whether `--quiet` was given."""
+    return _mode.quiet
+
+
 def worker_initializer() -> Callable[[], None] | None:
     """Return what a worker process calls first to respect `--quiet` and `--json`."""
     return _silence_worker if _mode.quiet or _mode.json is not None else None
