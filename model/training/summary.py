@@ -1,4 +1,4 @@
-"""The table that ends a training."""
+"""The end of a training: a table, and a drawing of its curves."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ ADVICE = "A smaller --batch-size or more --epochs would let the decoder learn mo
 
 
 def show_summary(manifest: Manifest, run_dir: Path, monitor: str) -> None:
-    """Print what a finished training has done.
+    """Print what a finished training has done, and draw its curves.
 
     Args:
         manifest: of the run.
@@ -28,6 +28,20 @@ def show_summary(manifest: Manifest, run_dir: Path, monitor: str) -> None:
         ("size", format_bytes(sum(manifest.outputs.values()))),
         ("path", str(run_dir)),
     ]
+    if path := _draw_curves(run_dir, monitor, counts["best_epoch"]):
+        rows.append(("curves", str(path)))
     print_table("train", rows)
     if best_score == 0:
         print_warning(f"no val caption has a {monitor} above 0. {ADVICE}")
+
+
+def _draw_curves(run_dir: Path, monitor: str, best_epoch: int) -> Path | None:
+    """Draw the curves; return the path of the file, or None after a warning if that fails."""
+    try:
+        # Imported at the end, so that no training waits for matplotlib.
+        from ..runs.curves import draw_curves
+
+        return draw_curves(run_dir, monitor, best_epoch)
+    except Exception as error:  # whatever happens here, the training has succeeded
+        print_warning(f"the curves of {run_dir} could not be drawn: {error}")
+        return None

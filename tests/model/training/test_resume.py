@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.evaluate import evaluate
 from showtell.model.metrics.caption_scorer import CaptionScorer
-from showtell.model.runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
+from showtell.model.runs.layout import (
+    BEST_NAME,
+    CONFIG_NAME,
+    CURVES_NAME,
+    LAST_NAME,
+    LOG_NAME,
+    VOCAB_NAME,
+)
 from showtell.model.runs.repair import find_problems
 from showtell.model.runs.run import RunConfig
 from showtell.model.runs.tensors import read_tensors
@@ -123,6 +130,7 @@ STATES = (
     (BEST_NAME, "refers to --resume", "resuming"),
     (LAST_NAME, "refers to --resume", "resuming"),
     (MANIFEST_NAME, "up to date", "up to date"),
+    (CURVES_NAME, "up to date", "up to date"),
 )
 
 
