@@ -232,6 +232,7 @@ def test_every_test_module_stands_where_what_it_tests_does() -> None:
         "packaging",
         "pipeline",
         "features/reading/fuzz",
+        "serving/server/page",
         "pipeline/datasets/fuzz",
     }
     for path in (ROOT / "tests").rglob("test_*.py"):

@@ -103,12 +103,14 @@ function showOptions() {
     label.append(name.replaceAll("_", " "), input, help);
     form.append(label);
   }
-  const reset = document.createElement("button");
-  reset.type = "reset";
-  reset.textContent = "Reset";
   const buttons = document.createElement("div");
-  buttons.className = "buttons";
-  buttons.append(reset);
+  buttons.className = "buttons row";
+  for (const [type, text] of [["submit", "Caption again"], ["reset", "Reset"]]) {
+    const button = document.createElement("button");
+    button.type = type;
+    button.textContent = text;
+    buttons.append(button);
+  }
   form.append(buttons);
   showChanged();
 }
@@ -381,8 +383,9 @@ function connectPage() {
   });
   $("#option-form").addEventListener("input", showChanged);
   $("#option-form").addEventListener("reset", () => setTimeout(showChanged));
-  $("#option-form").addEventListener("submit", (event) => { event.preventDefault(); $("#again").click(); });
-  $("#again").addEventListener("click", () => { cards.forEach(send); showStatus(); sendNext(); });
+  const again = () => { cards.forEach(send); showStatus(); sendNext(); };
+  $("#option-form").addEventListener("submit", (event) => { event.preventDefault(); again(); });
+  $("#again").addEventListener("click", again);
   $("#clear").addEventListener("click", () => { [...cards].forEach(remove); });
   $("#save").addEventListener("click", save);
 }
