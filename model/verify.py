@@ -3,6 +3,7 @@
 Each file is read by the function that the stages use, so both agree about what is damaged.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..pipeline.stage.files import file_size
 from ..pipeline.stage.manifest import MANIFEST_NAME
 from ..pipeline.stage.options import RESERVED
 from ..pipeline.text.vocab import Vocab
-from ..pipeline.verify import Check, Problem, Reader, dataset_checks, stage_checks
+from ..pipeline.verify import Check, Problem, Reader, dataset_checks, link_checks, stage_checks
 from .config import VerifyConfig
 from .evaluate import CAPTIONS_NAME, METRICS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
@@ -69,22 +70,33 @@ def select_checks(config: VerifyConfig) -> list[Check]:
     Raises:
         MissingArtifactError: no stage wrote anything at one of the paths.
     """
-    checks = list(find_checks(config.data))
-    paths = [config.data] if config.paths is None else config.paths
-    selected: dict[Path, Check] = {}
-    for path in paths:
-        found = {c.path: c for c in checks if c.path.resolve().is_relative_to(path.resolve())}
+    checks = list({check.path: check for check in find_checks(config.data)}.values())
+    selected = set[Path]()
+    for folder in [config.data] if config.paths is None else config.paths:
+        found = {check.path for check in checks if is_inside(check.path, folder)}
         if not found:
             raise MissingArtifactError(
-                f"{path} contains no file that showtell wrote to the data folder {config.data}. "
+                f"{folder} contains no file that showtell wrote to the data folder {config.data}. "
                 "Give a file or folder inside it, or choose another data folder with --data."
             )
         selected |= found
     return [check for check in checks if check.path in selected]
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is, or is inside, a folder: by its name, or by where links lead."""
+    # Path.resolve() would follow links.
+    by_name = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100
+    return by_name or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def find_checks(data: Path) -> Iterator[Check]:
-    """Yield the checks of every file under `data`, in the order of the pipeline."""
+    """Yield the checks of every file under `data`, in the order of the pipeline.
+
+    A link to a folder that does not exist comes first: its files cannot be listed.
+    """
+    yield from link_checks(data, "*", "*/*", "*/features/*", "runs/*/*", "runs/*/eval/*")
+    yield from link_checks(data, "ensembles/*/*", "ensembles/*/eval/*")
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
         if dataset.name not in RESERVED:
             yield from dataset_checks(dataset)

@@ -69,6 +69,23 @@ class Check:
         return None
 
 
+def link_checks(data: Path, *patterns: str) -> Iterator[Check]:
+    """Yield a check for each symbolic link that leads nowhere, such as to a disk that is missing.
+
+    Args:
+        data: root of all files.
+        patterns: globs of the folders that stages write to.
+    """
+    for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
+        if path.is_symlink() and not path.exists():
+            command = f"rm {shlex.quote(str(path))}"
+            lost = MissingArtifactError(
+                f"{path} is a link to {path.readlink()}, which cannot be opened. Connect its disk, "
+                f"or run '{command}'."
+            )
+            yield Check(path, partial(_fail, lost), command)
+
+
 def dataset_checks(dataset: Path) -> Iterator[Check]:
     """Yield the checks of `data/<dataset>/raw` and `captions`."""
     raw = dataset / "raw"

@@ -273,6 +273,24 @@ def test_paths_select_what_is_verified(data, showtell: Run, tmp_path) -> None:
     assert showtell("verify", "--data", data / "nosuch")[0] == 1
 
 
+@pytest.mark.parametrize("name", ["scenes", "scenes/features", "runs/r", "runs/r/best.safetensors"])
+def test_what_is_behind_a_link_is_verified(data, showtell: Run, tmp_path, name: str) -> None:
+    elsewhere, link = tmp_path / "disk", data / name
+    shutil.move(link, elsewhere)
+    link.symlink_to(elsewhere)
+    num_files = len(list(find_checks(data)))
+    assert f"0 of {num_files} files" in showtell("verify", "--data", data)[1]
+    path = max(data.glob("runs/r/best.safetensors" if "runs" in name else "scenes/features/*/*.h5"))
+    flip(path, 99)
+    for paths in ((), (link,), (elsewhere,), (path,)):
+        status, output = showtell("verify", *paths, "--data", data)
+        assert status == 1 and output.startswith(f"damaged: {path} is damaged")
+    shutil.move(elsewhere, tmp_path / "unmounted")
+    for paths in ((), (link,)):
+        status, output = showtell("verify", *paths, "--data", data)
+        assert status == 1 and output.startswith(f"missing: {link} ")
+
+
 def test_archives_are_compared_with_their_published_md5(tmp_path, showtell: Run) -> None:
     raw = tmp_path / "coco2014/raw"
     raw.mkdir(parents=True)
