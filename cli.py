@@ -20,7 +20,7 @@ from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
 from .pipeline.stage.signals import run_stoppable
-from .serving.config import CaptionConfig, ExportConfig, ServeConfig
+from .serving.config import CaptionConfig, ExportConfig, ReportConfig, ServeConfig
 
 EPILOG = """
 Exit codes:
@@ -132,7 +132,12 @@ def evaluate(config: EvalConfig) -> None:
     """Caption a split with one run or several, and score the captions."""
     from .model.evaluate import evaluate
 
-    evaluate(config)
+    manifest = evaluate(config)
+    if config.report:
+        from .serving.report.report import write_report
+
+        name = f"{manifest.config['run']}/{manifest.config['split']}-{config.decoding_name}"
+        write_report(ReportConfig(data=config.data, evaluation=name, device=config.device))
 
 
 @tool(
@@ -178,6 +183,18 @@ def serve(config: ServeConfig) -> None:
     from .serving.server.serve import serve
 
     serve(config)
+
+
+@tool(
+    "report",
+    ReportConfig,
+    examples=("gru", "gru/test-beam5 --against soft", "gru --output report.md"),
+)
+def report(config: ReportConfig) -> None:
+    """Write a report about an evaluation: scores, curves, and all images with their captions."""
+    from .serving.report.report import write_report
+
+    print_json({"path": write_report(config)})
 
 
 @tool("compare", CompareConfig, examples=("gru soft", "gru/val-beam3 gru/val-beam5"))

@@ -311,6 +311,12 @@ class EvalConfig(DecodingOptions, StageConfig):
         group="Output",
         affects_result=False,
     )
+    report: bool = option(
+        False,
+        "Also write a report, as 'showtell report' does.",
+        group="Output",
+        affects_result=False,
+    )
     batch_size: int | None = option(
         None,
         "Images decoded together. Default: 500, fewer with wide beams or many samples.",

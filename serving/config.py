@@ -1,4 +1,4 @@
-"""Options of `showtell caption`, `export` and `serve`."""
+"""Options of `showtell caption`, `export`, `serve` and `report`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 from ..features.config import device_option, max_pixels_option
 from ..model.generation.options import MAX_BEAM, DecodingOptions
 from ..pipeline.stage.options import StageConfig, argument, option, options_of, require
+
+MAX_AGAINST = 4  # evaluations in one report besides its own, so that plots stay readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +194,62 @@ class ServeConfig(DecodingOptions, StageConfig):
             f"'SHOWTELL_TOKEN=$(openssl rand -hex 16) showtell serve --host {self.host}', or let "
             "everyone in with --allow-anyone.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(StageConfig):
+    """Options of `showtell report`."""
+
+    evaluation: str | None = argument(
+        "Evaluation to report on: RUN for its newest, RUN/test-beam5, or its folder. Default: the "
+        "newest run.",
+        metavar="RUN",
+        required=False,
+    )
+    against: list[str] | None = option(
+        None,
+        "Evaluation to compare with, named like RUN; repeat the option for several. Default: the "
+        "newest ones of the same images.",
+        group="Input",
+        metavar="RUN",
+    )
+    output: Path | None = option(
+        None,
+        "File to write. Default: report.html in the folder of the run.",
+        group="Output",
+        metavar="FILE",
+    )
+    format: str | None = option(
+        None,
+        "A page, or Markdown with plots beside it. Default: md if FILE ends in .md, else html.",
+        choices=("html", "md"),
+        group="Output",
+    )
+    image_size: int = option(
+        320,
+        "Longer side of the images in the gallery, in pixels; 0 leaves them out.",
+        at_least=0,
+        limit=2048,
+        group="Output",
+    )
+    max_images: int = option(
+        5000, "Show at most this many images in the gallery.", at_least=1, group="Output"
+    )
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.against or []) <= MAX_AGAINST,
+            f"--against can be given {MAX_AGAINST} times, got {len(self.against or [])}.",
+        )
+        require(
+            self.output is None or not self.output.is_dir(),
+            f"--output must name a file, but {self.output} is a folder.",
+        )
+
+    @property
+    def suffix(self) -> str:
+        """The format to write: "html" or "md"."""
+        is_markdown = self.output is not None and self.output.suffix.lower() == ".md"
+        return self.format or ("md" if is_markdown else "html")

@@ -39,7 +39,7 @@ from showtell.pipeline.stage.errors import (
 )
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.stage.options import metavar_of, options_of, spec_of, typed_name
-from showtell.serving.config import CaptionConfig, ExportConfig, ServeConfig
+from showtell.serving.config import CaptionConfig, ExportConfig, ReportConfig, ServeConfig
 
 CONFIGS = {
     "download": DownloadConfig,
@@ -50,6 +50,7 @@ CONFIGS = {
     "caption": CaptionConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
+    "report": ReportConfig,
     "compare": CompareConfig,
     "bench": BenchConfig,
     "status": StatusConfig,

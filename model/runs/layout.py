@@ -8,6 +8,7 @@ data/runs/<run>/                          one run
     curves.png                            see `curves.py`
     manifest.json                         once training is finished
     eval/<split>-<decoding>/              see `model/evaluate.py`
+    report.html                           see `serving/report/`
 data/ensembles/<run>+<run>…/              several runs evaluated together
     eval/<split>-<decoding>/
 

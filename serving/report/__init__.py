@@ -1,0 +1,1 @@
+"""A report about an evaluation, as one HTML file or as Markdown."""
