@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .features.store import FeatureStore
     from .pipeline.text.vocab import Vocab
-    from .serving.captioner import Caption, Captioner, Token
+    from .serving.captioner import Captioner
     from .serving.load import load
+    from .serving.results import Caption, Token
 
 __all__ = ["Caption", "Captioner", "FeatureStore", "Token", "Vocab", "__version__", "load"]
 
@@ -19,10 +20,10 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that `showtell --help` does not wait for torch.
 _MODULES = {
-    "Caption": ".serving.captioner",
+    "Caption": ".serving.results",
     "Captioner": ".serving.captioner",
     "FeatureStore": ".features.store",
-    "Token": ".serving.captioner",
+    "Token": ".serving.results",
     "Vocab": ".pipeline.text.vocab",
     "load": ".serving.load",
 }

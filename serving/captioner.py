@@ -1,15 +1,13 @@
 """Caption images with a trained model, using the same encoder, transform and vocabulary."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..features.encoders.backbone import Backbone
 from ..features.reading.limits import MAX_PIXELS
@@ -26,46 +24,11 @@ from ..model.generation.options import DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.runs.run import RunConfig, load_run_features
 from ..pipeline.text.vocab import Vocab
-from .images import ImageInput, ImageInputs, read_image
+from .images import ImageInput, ImageInputs, is_image, read_image
 from .neighbors import load_neighbors
+from .results import Caption, Token
 
 BATCH_SIZE = 32  # images in memory at once
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of a caption, as the decoder saw it.
-
-    Attributes:
-        text: the word, or the piece of a word; empty for the end of the caption.
-        log_prob: its log-probability given the tokens before it, in nats.
-        attention: (P,) float32, where the decoder attended: the weights of the grid cells, row by
-            row from the top left. None for a decoder without attention.
-    """
-
-    text: str
-    log_prob: float
-    attention: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption of an image.
-
-    Attributes:
-        text: words joined by spaces.
-        log_prob: of the whole caption and its end, in nats.
-        score: what captions are ranked by, see `Hypothesis.score`.
-        tokens: its tokens and the end of the caption; empty unless asked for.
-    """
-
-    text: str
-    log_prob: float
-    score: float
-    tokens: tuple[Token, ...] = ()
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass
@@ -262,10 +225,3 @@ class Captioner:
         transform = self.backbone.transform
         decoded = read_image(image, transform, self.max_pixels)
         return np.stack([transform(decoded, view) for view in VIEWS[:num_views]])
-
-
-def is_image(images: ImageInputs) -> TypeGuard[ImageInput]:
-    """Return whether this is one image, and not several."""
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
-        return True
-    return getattr(images, "ndim", 0) in (2, 3)  # an array or a tensor; 4 is a batch

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,13 @@ IMAGE_SUFFIXES = {
 # Folders that operating systems create for thumbnails, metadata and deleted files.
 GENERATED_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 CHANNELS = (1, 3, 4)
+
+
+def is_image(images: ImageInputs) -> TypeGuard[ImageInput]:
+    """Return whether this is one image, and not several."""
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        return True
+    return getattr(images, "ndim", 0) in (2, 3)  # an array or a tensor; 4 is a batch
 
 
 def read_image(
