@@ -62,6 +62,18 @@ class ExportConfig(StageConfig):
         "Add the features and captions of the training images, for --preset consensus.",
         group="Content",
     )
+    onnx: bool = option(
+        False,
+        "Add the encoder and the decoder as ONNX graphs, for captioning without torch.",
+        group="Content",
+    )
+    weights: str | None = option(
+        None,
+        "With --onnx, file with the encoder's weights, if it was moved after training.",
+        affects_result=False,  # the run names the weights; a file with others is refused
+        group="Content",
+        metavar="FILE",
+    )
     beam: int = option(
         5, "Beam size, unless a caller gives another.", at_least=1, limit=MAX_BEAM, group="Decoding"
     )
@@ -75,6 +87,10 @@ class ExportConfig(StageConfig):
     license: str = option(
         "other", "License to name in the model card.", group="Model card", metavar="NAME"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_unused("weights", unless=self.onnx, needs="--onnx")
 
     def result_options(self) -> dict[str, Any]:
         """Return the options that determine the content of the bundle, as JSON values."""

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from ..model.decoders.base import Decoder
 from ..model.runs.find import find_run
 from ..model.runs.layout import (
     CARD_NAME,
     CONFIG_NAME,
     CONSENSUS_NAME,
+    DECODER_ONNX_NAME,
+    ENCODER_ONNX_NAME,
     MODEL_NAME,
     VOCAB_NAME,
     weights_path,
@@ -30,6 +33,7 @@ from ..pipeline.stage.errors import ConfigError
 from ..pipeline.stage.files import hash_file, hash_json, locked, write_bytes
 from ..pipeline.stage.manifest import Manifest
 from .config import ExportConfig
+from .load import load_encoder
 from .model_card import find_scores, model_card
 from .neighbors import pack_neighbors
 
@@ -42,8 +46,10 @@ def export(config: ExportConfig) -> Manifest:
     Raises:
         MissingArtifactError: there is no such run; or with `--consensus`, its features or captions
             are missing.
+        WeightsError: with `--onnx`, the encoder's weights are not available.
         DamagedFileError: a file of the run is damaged.
-        ConfigError: the output folder holds something else.
+        ConfigError: the output folder holds something else; or with `--onnx`, a library is missing
+            or the model is not supported.
         StorageError: the bundle cannot be written.
     """
     run_dir, out = find_run(config.data, config.run), config.output
@@ -69,15 +75,21 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     """Write all files of a bundle; the manifest is written last."""
     out = config.output
     run, vocab, decoder = load_run(run_dir, torch.device("cpu"))
-    vocab.write(out / VOCAB_NAME)
-    run = without_paths(replace(run, vocab_checksum=checksum_of_file(out / VOCAB_NAME)))
-    run.write(out)
     tensors = decoder.state_dict()
     if config.half:
         # Vectors stay in float32: they are small, and the means of features need the precision.
         tensors = {n: t.half() if t.ndim > 1 else t for n, t in tensors.items()}
-    write_tensors(out / MODEL_NAME, tensors)
+        decoder.load_state_dict(tensors)
     names = [CONFIG_NAME, VOCAB_NAME, MODEL_NAME, CARD_NAME]
+    if config.onnx:
+        names += write_graphs(config, run_dir, run, decoder)
+    else:
+        for name in (ENCODER_ONNX_NAME, DECODER_ONNX_NAME):
+            (out / name).unlink(missing_ok=True)
+    vocab.write(out / VOCAB_NAME)
+    run = without_paths(replace(run, vocab_checksum=checksum_of_file(out / VOCAB_NAME)))
+    run.write(out)
+    write_tensors(out / MODEL_NAME, tensors)
     if config.consensus:
         captions_dir = config.data / run.dataset / "captions"
         pack_neighbors(out, captions_dir, load_run_features(config.data, run))
@@ -103,6 +115,24 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
             "decoding": {"beam": config.beam, "length_penalty": config.length_penalty},
         },
     ).write(out)
+
+
+def write_graphs(
+    config: ExportConfig, run_dir: Path, run: RunConfig, decoder: Decoder
+) -> list[str]:
+    """Write the ONNX graphs of a run, and return their file names.
+
+    Raises:
+        WeightsError: the encoder's weights are not available.
+        MismatchError: the weights or the transform are others than in training.
+        ConfigError: a library is missing, or the model is not supported.
+    """
+    from .onnx_export import export_graphs  # slow to import
+
+    print_note("export: writing the ONNX graphs …")
+    cpu = torch.device("cpu")
+    backbone = load_encoder(run_dir, run, config.weights, cpu, "fp32", fuse=False)
+    return export_graphs(backbone, decoder, config.output)
 
 
 def without_paths(run: RunConfig) -> RunConfig:

@@ -76,6 +76,8 @@ def load_encoder(
     weights: str | Path | None,
     device: torch.device,
     precision: str,
+    *,
+    fuse: bool = True,
 ) -> Backbone:
     """Load the encoder of a model, and check that it is the one that the model was trained with.
 
@@ -85,6 +87,7 @@ def load_encoder(
         weights: path of the weights; None takes those of the config.
         device: where to compute.
         precision: see `load`.
+        fuse: see `Backbone`.
 
     Raises:
         WeightsError: the weights are not available.
@@ -97,6 +100,7 @@ def load_encoder(
         trained_with["image_size"],
         device,
         precision,
+        fuse=fuse,
     )
     if backbone.weights_sha256 != trained_with["weights_sha256"]:
         raise MismatchError(

@@ -45,8 +45,8 @@ ORDER = {
     ],
     "serving": [
         "config",
-        "images neighbors model_card",
-        "captioner",
+        "images results numpy_decoding neighbors model_card",
+        "captioner onnx_runtime onnx_export",
         "load",
         "caption export report",
         "server",
@@ -95,6 +95,7 @@ HOMES = {
     "pydantic": {"serving/server/*"},
     "uvicorn": {"serving/server/listen.py"},
     "prometheus_client": {"serving/server/*"},
+    "onnxruntime": {"serving/onnx_runtime.py"},
 }
 
 

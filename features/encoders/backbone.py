@@ -34,7 +34,12 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, pretrained: PretrainedNetwork, device: torch.device, dtype: torch.dtype
+        self,
+        pretrained: PretrainedNetwork,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        fuse: bool = True,
     ) -> None:
         """Prepare a pretrained network for inference.
 
@@ -42,6 +47,7 @@ class Backbone(nn.Module):
             pretrained: the network with its transform; the network is modified.
             device: where to run it.
             dtype: precision of the network.
+            fuse: fuse layers on a CPU, which is faster; fused layers cannot be exported.
 
         Raises:
             ConfigError: the network does not support the image size.
@@ -55,7 +61,7 @@ class Backbone(nn.Module):
         network = pretrained.network.eval()
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
-        if device.type == "cpu":
+        if device.type == "cpu" and fuse:
             network = fuse_for_cpu(network, self.transform.crop_size, self.dtype)
         self.network = network.to(device, self.dtype)
         mean, std = (torch.tensor(v) for v in (self.transform.mean, self.transform.std))
@@ -174,7 +180,13 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    encoder: str, weights: str, image_size: int | None, device: torch.device, precision: str
+    encoder: str,
+    weights: str,
+    image_size: int | None,
+    device: torch.device,
+    precision: str,
+    *,
+    fuse: bool = True,
 ) -> Backbone:
     """Load a pretrained network as a backbone.
 
@@ -184,13 +196,14 @@ def load_backbone(
         image_size: side of the crop in pixels; None uses the size of the weights' transform.
         device: where to compute.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
+        fuse: see `Backbone`.
 
     Raises:
         ConfigError: an option is invalid.
         WeightsError: the weights cannot be downloaded or verified, or do not fit the encoder.
     """
     dtype = choose_precision(precision, device)
-    return Backbone(load_pretrained(encoder, weights, image_size), device, dtype)
+    return Backbone(load_pretrained(encoder, weights, image_size), device, dtype, fuse=fuse)
 
 
 def is_pooled(features: Tensor, grid: Tensor) -> bool:

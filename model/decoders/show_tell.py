@@ -116,8 +116,9 @@ class ShowTell(Decoder):
 
     def as_hidden(self, image: Tensor) -> Hidden:
         """Turn projected images into the initial hidden state: (L, N, H) each, in [-1, 1]."""
-        shape = (len(image), -1, self.config.num_layers, self.config.hidden_size)
-        return image.tanh().view(shape).permute(1, 2, 0, 3).contiguous().unbind(0)
+        parts = image.tanh().unflatten(1, (-1, self.config.num_layers, self.config.hidden_size))
+        hidden: Hidden = parts.permute(1, 2, 0, 3).contiguous().unbind(0)
+        return hidden
 
     @property
     def vocab_weight(self) -> Tensor:

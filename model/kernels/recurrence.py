@@ -35,7 +35,7 @@ def call_cell(cell: nn.RNNBase, inputs: Any, hidden: Hidden | None = None) -> tu
     if weight.is_cuda:
         inputs = inputs.to(weight.dtype)
         hidden = hidden and tuple(part.to(weight.dtype) for part in hidden)
-    has_one_tensor = not isinstance(cell, nn.LSTM)
+    has_one_tensor = cell.mode != "LSTM"
     with torch.autocast("cuda", enabled=False):
         outputs, end = cell(inputs, hidden[0] if hidden and has_one_tensor else hidden)
     return outputs, (end,) if has_one_tensor else end

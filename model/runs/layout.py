@@ -18,6 +18,7 @@ A bundle, written by `showtell export`, is a folder anywhere. It has what captio
     config.json, vocab.json               as in a run
     model.safetensors                     the weights of best.safetensors; maybe in half precision
     consensus.safetensors                 with --consensus, see `serving/neighbors.py`
+    encoder.onnx, decoder.onnx            with --onnx, see `serving/onnx_export.py`
     README.md                             the model card, see `serving/model_card.py`
     manifest.json
 """
@@ -37,6 +38,7 @@ CURVES_NAME = "curves.png"
 MODEL_NAME = BUNDLE_FILE
 CONSENSUS_NAME = "consensus.safetensors"
 CARD_NAME = "README.md"
+ENCODER_ONNX_NAME, DECODER_ONNX_NAME = "encoder.onnx", "decoder.onnx"
 
 
 def weights_path(folder: Path) -> Path:
