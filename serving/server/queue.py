@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...model.generation.options import DecodingOptions
 from ...pipeline.stage.errors import ConfigError
-from ..captioner import Caption
+from ..results import Caption
 from .limits import RequestError
 from .metrics import Metrics
 from .request_options import as_field_names, invalid_option

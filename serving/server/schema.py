@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from ..captioner import Caption
+from ..results import Caption
 from .limits import RequestError
 
 DECIMALS = 5  # of attention weights

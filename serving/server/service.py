@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from ...features.encoders.backbone import Backbone
 from ...features.reading.batches import count_cores
 from ...model.generation.options import DecodingOptions
-from ..captioner import Caption
 from ..config import ServeConfig
+from ..results import Caption
 from .image_decoder import ImageDecoder
 from .limits import Places, RequestError
 from .metrics import Metrics
