@@ -15,7 +15,14 @@ import typer
 from .bench.config import BenchConfig
 from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
-from .model.config import CompareConfig, EvalConfig, StatusConfig, TrainConfig, VerifyConfig
+from .model.config import (
+    CompareConfig,
+    EvalConfig,
+    RunsConfig,
+    StatusConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
@@ -215,6 +222,14 @@ def bench(config: BenchConfig) -> None:
     from .bench.run import bench
 
     bench(config)
+
+
+@tool("runs", RunsConfig, examples=("", "--sort CIDEr", "--csv runs.csv"))
+def runs(config: RunsConfig) -> None:
+    """List runs and ensembles: the options that differ, the best epoch, and all scores."""
+    from .model.runs.list_runs import show_runs
+
+    show_runs(config)
 
 
 @tool("status", StatusConfig, examples=("", "--json"))

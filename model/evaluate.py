@@ -61,8 +61,9 @@ from .metrics.image_scores import SCORES_NAME, ImageScores
 from .metrics.metric import CaptionSet
 from .metrics.official import OfficialScorer
 from .metrics.registry import score_metrics
+from .runs.layout import METRICS_NAME
 
-METRICS_NAME, CAPTIONS_NAME, NBEST_NAME = "metrics.json", "captions.json", "nbest.json"
+CAPTIONS_NAME, NBEST_NAME = "captions.json", "nbest.json"
 
 
 def evaluate(config: EvalConfig) -> Manifest:

@@ -16,10 +16,10 @@ from ..pipeline.stage.options import RESERVED
 from ..pipeline.text.vocab import Vocab
 from ..pipeline.verify import Check, Problem, Reader, dataset_checks, link_checks, stage_checks
 from .config import VerifyConfig
-from .evaluate import CAPTIONS_NAME, METRICS_NAME, read_captions, read_metrics
+from .evaluate import CAPTIONS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .runs.checkpoint import read_progress
-from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, VOCAB_NAME
+from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, METRICS_NAME, VOCAB_NAME
 from .runs.repair import check_checkpoint, find_config
 from .runs.run import RunConfig, read_decoder, read_vocab
 from .runs.tensors import read_tensors

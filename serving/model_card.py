@@ -6,7 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..model.config import TrainConfig
-from ..model.evaluate import METRICS_NAME, read_metrics
+from ..model.evaluate import read_metrics
+from ..model.runs.layout import METRICS_NAME
 from ..model.runs.run import RunConfig
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.options import flag

@@ -202,7 +202,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_loads_no_torch() -> None:
-    loaded = modules_after("import showtell.cli, showtell.model.runs.status")
+    loaded = modules_after("import showtell.cli, showtell.model.runs.list_runs")
     assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py", "tokenizers"})
 
 

@@ -35,6 +35,7 @@ BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
+METRICS_NAME = "metrics.json"  # of an evaluation
 MODEL_NAME = BUNDLE_FILE
 CONSENSUS_NAME = "consensus.safetensors"
 CARD_NAME = "README.md"

@@ -38,7 +38,7 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
         if dataset.name not in RESERVED and holds_files(dataset):
             yield from dataset_stages(dataset)
     for run in filter(holds_run, sorted(data.glob("runs/*"))):
-        yield _run_status(data, run)
+        yield run_status(data, run)
         for evaluation in filter(holds_files, sorted(run.glob("eval/*"))):
             yield eval_status(data, evaluation)
     for evaluation in filter(holds_files, sorted(data.glob("ensembles/*/eval/*"))):
@@ -51,7 +51,7 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def _run_status(data: Path, run: Path) -> StageStatus:
+def run_status(data: Path, run: Path) -> StageStatus:
     """Return the status of the training of a run."""
     if is_locked(run):
         return StageStatus("train", run, "running", None)
