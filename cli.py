@@ -27,7 +27,14 @@ from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
 from .pipeline.stage.signals import run_stoppable
-from .serving.config import CaptionConfig, ExportConfig, ReportConfig, ServeConfig
+from .serving.config import (
+    CaptionConfig,
+    ExportConfig,
+    PullConfig,
+    PushConfig,
+    ReportConfig,
+    ServeConfig,
+)
 
 EPILOG = """
 Exit codes:
@@ -204,6 +211,37 @@ def report(config: ReportConfig) -> None:
     print_json({"path": write_report(config)})
 
 
+@tool(
+    "push",
+    PushConfig,
+    examples=("bundle user/flickr8k-gru", "bundle user/flickr8k-gru --private"),
+)
+def push(config: PushConfig) -> None:
+    """Upload a bundle to the Hugging Face Hub.
+
+    Log in with 'hf auth login' first, or set HF_TOKEN. It needs pip install 'showtell[hub]'.
+    """
+    from .serving.hub import push
+
+    print_json(push(config))
+
+
+@tool(
+    "pull",
+    PullConfig,
+    examples=("user/flickr8k-gru", "user/flickr8k-gru bundle --revision v2"),
+)
+def pull(config: PullConfig) -> None:
+    """Download a bundle from the Hugging Face Hub, and verify it.
+
+    It needs pip install 'showtell[hub]'. Without a copy of your own, caption with
+    'showtell caption IMAGE --model hf:USER/NAME'.
+    """
+    from .serving.hub import pull
+
+    print_json(pull(config))
+
+
 @tool("compare", CompareConfig, examples=("gru soft", "gru/val-beam3 gru/val-beam5"))
 def compare(config: CompareConfig) -> None:
     """Test whether two evaluations of the same images differ significantly."""
@@ -240,12 +278,13 @@ def status(config: StatusConfig) -> None:
     show_status(config.data)
 
 
-@tool("verify", VerifyConfig, examples=("", "data/runs/gru", "data/flickr8k --json"))
+@tool("verify", VerifyConfig, examples=("", "data/runs/gru", "bundle", "data/flickr8k --json"))
 def verify(config: VerifyConfig) -> None:
-    """Verify every file in the data folder, and list the damaged ones with their repair commands.
+    """Verify every file in the data folder or in a bundle, and list the damaged ones.
 
-    Archives are compared with their published MD5, all other files and each row of the grids with
-    their own checksums. Nothing is written. The exit status is 1 if a file is damaged or missing.
+    Each comes with the command that repairs it. Archives are compared with their published MD5, all
+    other files and each row of the grids with their own checksums. Nothing is written. The exit
+    status is 1 if a file is damaged or missing.
     """
     from .model.verify import verify
 

@@ -72,7 +72,7 @@ def config_command(
         app.command(
             name,
             cls=Command,
-            help=stage.__doc__,
+            help=(stage.__doc__ or "").replace("[", r"\["),  # not markup of rich
             epilog=f"\nExamples:{lines}",
             rich_help_panel=panel,
         )(run)

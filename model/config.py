@@ -391,7 +391,7 @@ class VerifyConfig(StageConfig):
     """Options of `showtell verify`."""
 
     paths: list[Path] | None = argument(
-        "Files or folders to verify. Default: everything in the data folder.",
+        "Files or folders to verify, or bundles. Default: everything in the data folder.",
         metavar="PATH...",
         required=False,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..features.verify import features_checks
+from ..pipeline.stage.artifacts import is_bundle
 from ..pipeline.stage.console import ProgressLine, format_bytes, print_json, print_result
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
 from ..pipeline.stage.files import file_size
@@ -19,7 +20,15 @@ from .config import VerifyConfig
 from .evaluate import CAPTIONS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .runs.checkpoint import read_progress
-from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, METRICS_NAME, VOCAB_NAME
+from .runs.layout import (
+    BEST_NAME,
+    CONFIG_NAME,
+    CONSENSUS_NAME,
+    LAST_NAME,
+    METRICS_NAME,
+    MODEL_NAME,
+    VOCAB_NAME,
+)
 from .runs.repair import check_checkpoint, find_config
 from .runs.run import RunConfig, read_decoder, read_vocab
 from .runs.tensors import read_tensors
@@ -70,17 +79,21 @@ def select_checks(config: VerifyConfig) -> list[Check]:
     Raises:
         MissingArtifactError: no stage wrote anything at one of the paths.
     """
-    checks = list({check.path: check for check in find_checks(config.data)}.values())
+    checks = {check.path: check for check in find_checks(config.data)}
+    paths = [config.data] if config.paths is None else config.paths
+    bundles = {folder for path in paths for folder in (path, path.parent) if is_bundle(folder)}
+    checks |= {check.path: check for folder in sorted(bundles) for check in bundle_checks(folder)}
     selected = set[Path]()
-    for folder in [config.data] if config.paths is None else config.paths:
-        found = {check.path for check in checks if is_inside(check.path, folder)}
+    for path in paths:
+        found = {checked for checked in checks if is_inside(checked, path)}
         if not found:
             raise MissingArtifactError(
-                f"{folder} contains no file that showtell wrote to the data folder {config.data}. "
-                "Give a file or folder inside it, or choose another data folder with --data."
+                f"{path} contains no file that showtell wrote to the data folder {config.data}, "
+                "and is not a bundle. Give a file or folder inside the data folder, or choose "
+                "another one with --data."
             )
         selected |= found
-    return [check for check in checks if check.path in selected]
+    return [check for path, check in checks.items() if path in selected]
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -113,6 +126,17 @@ def find_checks(data: Path) -> Iterator[Check]:
             yield from stage_checks(evaluation, evaluations)
     for evaluation in sorted(data.glob("ensembles/*/eval/*")):
         yield from stage_checks(evaluation, evaluations)
+
+
+def bundle_checks(bundle: Path) -> Iterator[Check]:
+    """Yield the checks of a folder that `showtell export` wrote."""
+    readers: dict[str, Reader] = {
+        CONFIG_NAME: lambda path: RunConfig.read(bundle),
+        VOCAB_NAME: lambda path: read_vocab(bundle, RunConfig.read(bundle)),
+        MODEL_NAME: lambda path: read_decoder(bundle, RunConfig.read(bundle)),
+        CONSENSUS_NAME: read_tensors,
+    }
+    yield from stage_checks(bundle, readers)
 
 
 def run_checks(run: Path) -> Iterator[Check]:

@@ -1,5 +1,6 @@
-"""Options of `showtell caption`, `export`, `serve` and `report`."""
+"""Options of `showtell caption`, `export`, `push`, `pull`, `serve` and `report`."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class CaptionConfig(DecodingOptions, StageConfig):
     )
     model: str | None = option(
         None,
-        "Bundle to caption with: a folder made by 'showtell export', or the built-in flickr8k.",
+        "Bundle to caption with: a folder made by 'showtell export', the built-in flickr8k, or "
+        "hf:USER/NAME from the Hugging Face Hub.",
         group="Input",
         metavar="BUNDLE",
     )
@@ -112,8 +114,8 @@ class ServeConfig(DecodingOptions, StageConfig):
     """Options of `showtell serve`. Decoding options apply to requests that do not set them."""
 
     model: str | None = argument(
-        "Run, by name or folder, or folder of a bundle. Default: the newest run, or the built-in "
-        "model if there is none.",
+        "Run, by name or folder, folder of a bundle, or hf:USER/NAME from the Hugging Face Hub. "
+        "Default: the newest run, or the built-in model if there is none.",
         metavar="MODEL",
         required=False,
     )
@@ -269,3 +271,45 @@ class ReportConfig(StageConfig):
         """The format to write: "html" or "md"."""
         is_markdown = self.output is not None and self.output.suffix.lower() == ".md"
         return self.format or ("md" if is_markdown else "html")
+
+
+# A repository of the Hugging Face Hub, such as `user/flickr8k-gru`.
+REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+
+def check_repository(name: str) -> str | None:
+    """Return None if `name` can name a repository of the Hub, else the rule that it breaks."""
+    is_valid = re.fullmatch(REPOSITORY, name, re.ASCII) and len(name) <= 96
+    return None if is_valid else "be a name on the Hugging Face Hub, such as user/flickr8k-gru"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(StageConfig):
+    """Options of `showtell push`."""
+
+    bundle: Path = argument("Bundle to upload, made by 'showtell export'.", metavar="BUNDLE")
+    repo: str = argument(
+        "Repository on the Hugging Face Hub; created if it does not exist.",
+        metavar="USER/NAME",
+        check=check_repository,
+    )
+    private: bool = option(False, "Create a private repository.")
+    revision: str | None = option(
+        None, "Branch to upload to; created if it does not exist. Default: main.", metavar="BRANCH"
+    )
+    message: str = option("Upload a showtell bundle", "Message of the commit.", metavar="TEXT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig(StageConfig):
+    """Options of `showtell pull`."""
+
+    repo: str = argument(
+        "Repository on the Hugging Face Hub.", metavar="USER/NAME", check=check_repository
+    )
+    output: Path | None = argument(
+        "Folder of the bundle. Default: NAME.", metavar="OUT", required=False
+    )
+    revision: str | None = option(
+        None, "Branch, tag or commit to download. Default: the newest.", metavar="REVISION"
+    )

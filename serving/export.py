@@ -5,6 +5,7 @@ The files of a bundle are listed in `model/runs/layout.py`. Its manifest holds, 
     decoding   the decoding options of the bundle, for those that a caller does not give
 """
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,10 @@ from ..model.runs.layout import (
 )
 from ..model.runs.run import RunConfig, load_run, load_run_features
 from ..model.runs.tensors import write_tensors
-from ..pipeline.stage.artifacts import is_bundle
+from ..pipeline.stage.artifacts import require_bundle_folder
 from ..pipeline.stage.checksums import checksum_of_file, checksums_of
 from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import format_bytes, print_note, print_table
-from ..pipeline.stage.errors import ConfigError
 from ..pipeline.stage.files import hash_file, hash_json, locked, write_bytes
 from ..pipeline.stage.manifest import Manifest
 from .config import ExportConfig
@@ -53,8 +53,7 @@ def export(config: ExportConfig) -> Manifest:
         StorageError: the bundle cannot be written.
     """
     run_dir, out = find_run(config.data, config.run), config.output
-    if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not a bundle. Give a new or empty folder.")
+    require_bundle_folder(out)
     inputs = {
         "weights": hash_file(weights_path(run_dir)),
         "config": hash_file(run_dir / CONFIG_NAME),
@@ -96,8 +95,9 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
         names.append(CONSENSUS_NAME)
     else:
         (out / CONSENSUS_NAME).unlink(missing_ok=True)
-    card = model_card(out.name, run, find_scores(run_dir), config)
+    card = model_card(out.resolve().name, run, find_scores(run_dir), config)
     write_bytes(out / CARD_NAME, card.encode())
+    command = shlex.split(command_of("export", config))
     return Manifest(
         stage="export",
         version=VERSION,
@@ -105,7 +105,7 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
         inputs=inputs,
         outputs={name: (out / name).stat().st_size for name in names},
         checksums=checksums_of(out, names),
-        command=command_of("export", replace(config, output=Path(out.name))),
+        command=shlex.join([*command[:2], out.resolve().name, *command[3:]]),
         counts={
             "num_parameters": sum(parameter.numel() for parameter in decoder.parameters()),
             "vocab_size": len(vocab),

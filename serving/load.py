@@ -30,8 +30,9 @@ def load(
     """Load a trained model as a `Captioner`.
 
     Args:
-        model: folder of a bundle or a run, name of a run under `data/runs`, or name of a built-in
-            model; None takes the newest run, or the built-in model if there is no run.
+        model: folder of a bundle or a run, name of a run under `data/runs`, name of a built-in
+            model, or `hf:user/name` (`hf:user/name@revision`) for a bundle on the Hugging Face Hub;
+            None takes the newest run, or the built-in model if there is no run.
         data: the data folder; used if `model` is not a folder.
         weights: path of the encoder's weights, if the file was moved after training.
         device: cpu, cuda, …; auto uses a GPU if there is one.
@@ -40,6 +41,7 @@ def load(
 
     Raises:
         MissingArtifactError: there is no such model.
+        HubError: there is no such model on the Hub, or the Hub cannot be reached.
         WeightsError: the encoder's weights are not available.
         MismatchError: the model was trained with other weights, or needs grid features that the
             encoder does not have.

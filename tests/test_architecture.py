@@ -48,7 +48,7 @@ ORDER = {
         "images results numpy_decoding neighbors model_card",
         "captioner onnx_runtime onnx_export",
         "load",
-        "caption export report",
+        "caption export hub report",
         "server",
     ],
     "bench": [
@@ -96,6 +96,7 @@ HOMES = {
     "uvicorn": {"serving/server/listen.py"},
     "prometheus_client": {"serving/server/*"},
     "onnxruntime": {"serving/onnx_runtime.py"},
+    "huggingface_hub": {"model/runs/hub.py", "serving/hub.py"},
 }
 
 

@@ -39,7 +39,14 @@ from showtell.pipeline.stage.errors import (
 )
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.stage.options import metavar_of, options_of, spec_of, typed_name
-from showtell.serving.config import CaptionConfig, ExportConfig, ReportConfig, ServeConfig
+from showtell.serving.config import (
+    CaptionConfig,
+    ExportConfig,
+    PullConfig,
+    PushConfig,
+    ReportConfig,
+    ServeConfig,
+)
 
 CONFIGS = {
     "download": DownloadConfig,
@@ -49,6 +56,8 @@ CONFIGS = {
     "eval": EvalConfig,
     "caption": CaptionConfig,
     "export": ExportConfig,
+    "push": PushConfig,
+    "pull": PullConfig,
     "serve": ServeConfig,
     "report": ReportConfig,
     "compare": CompareConfig,
@@ -102,7 +111,7 @@ def help_panels(text: str) -> dict[str, str]:
             content = panels.setdefault(title[1], [])
         elif line.startswith("│"):
             cell = line.strip("│ ")
-            if re.match(r"│ {1,3}\S", line) or not content:
+            if re.match(r"│ {1,6}\S", line) or not content:
                 content.append(cell)
             else:
                 content[-1] += f" {cell}"
@@ -118,7 +127,8 @@ def help_entries(text: str) -> dict[str, str]:
 def shown_default(field: "dataclasses.Field[Any]") -> str | None:
     if isinstance(field.default, bool):
         return ("" if field.default else "no-") + field.name.replace("_", "-")
-    return None if field.default in (None, dataclasses.MISSING) else str(field.default)
+    shown = str(field.default).replace(" ", "")
+    return None if field.default in (None, dataclasses.MISSING) else shown
 
 
 @pytest.mark.parametrize("command", CONFIGS)
@@ -583,6 +593,7 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
     defaults = {"data": tmp_path, "weights": None, "max_pixels": 89_478_485}
     model = tmp_path / "model"
     model.mkdir()
+    (model / "config.json").touch()
     common = ("--run", model, "--data", tmp_path)
     given = ("caption", "a.jpg", "b", "--beam", 5, "--n-best", 2, "--device", "cpu")
     assert showtell(*given, *common)[0] == 0

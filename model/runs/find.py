@@ -7,6 +7,7 @@ from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
+from .hub import PREFIX, fetch_bundle, split_address
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 from .repair import find_config
 
@@ -77,12 +78,16 @@ def find_model(data: Path, model: str | Path | None) -> Path:
 
     Args:
         data: root of all files.
-        model: name of a run, folder of a run or a bundle, or name of a built-in bundle; None takes
-            the newest run, or the default built-in bundle if there is no run.
+        model: name of a run, folder of a run or a bundle, name of a built-in bundle, or
+            `hf:user/name` (`hf:user/name@revision`) for a bundle on the Hugging Face Hub; None
+            takes the newest run, or the default built-in bundle if there is no run.
 
     Raises:
         MissingArtifactError: there is no such model.
+        HubError: there is no such bundle on the Hub, or the Hub cannot be reached.
     """
+    if str(model).startswith(PREFIX):
+        return fetch_bundle(*split_address(str(model)))
     names = run_names(data)
     if model is None:
         default = BUILT_IN / DEFAULT_MODEL

@@ -15,7 +15,7 @@ from typing import Any
 
 from .checksums import checksum, encode
 from .command_line import data_option
-from .errors import DamagedFileError, MissingArtifactError, ShowTellError
+from .errors import ConfigError, DamagedFileError, MissingArtifactError, ShowTellError
 from .files import file_size, read_error
 from .manifest import MANIFEST_NAME, MISSING, Manifest
 from .options import flag
@@ -155,7 +155,7 @@ def repair_command(path: Path) -> str:
     folder = path.parent
     if is_bundle(folder):
         recorded = shlex.split(_recorded_command(folder) or "export RUN")
-        return f"showtell {shlex.join([*recorded[:2], str(folder)])}"
+        return f"showtell {shlex.join([*recorded[:2], str(folder), *recorded[3:]])}"
     in_raw = folder.parent.name == "raw" and folder.name in RAW_SUBFOLDERS
     if in_raw or folder.name == ".next":
         folder = folder.parent
@@ -172,6 +172,18 @@ def is_bundle(folder: Path) -> bool:
     """Return whether a folder holds a bundle, written by `showtell export`."""
     manifest = Manifest.read(folder)
     return (folder / BUNDLE_FILE).exists() or (manifest is not None and manifest.stage == "export")
+
+
+def require_bundle_folder(folder: Path) -> None:
+    """Check that a bundle may be written to a folder: it is new, empty, or holds a bundle.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if not folder.exists() or is_bundle(folder):
+        return
+    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is not a bundle. Give a new or empty folder.")
 
 
 def _passes_unread(path: Path) -> bool:

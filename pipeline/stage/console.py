@@ -163,7 +163,7 @@ class ProgressLine:
         self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if not _mode.quiet and _note_console().is_terminal:
+        if shows_progress():
             self._start_bar()
         return self
 
@@ -294,6 +294,11 @@ def _to_json(value: Any) -> Any:
 def _note_console() -> Console:
     """Return where notes and progress go: stdout, but stderr if stdout is for JSON."""
     return console if _mode.json is None else error_console
+
+
+def shows_progress() -> bool:
+    """Return whether progress bars are shown: on a terminal, without `--quiet`."""
+    return not _mode.quiet and _note_console().is_terminal
 
 
 def print_note(text: str) -> None:

@@ -50,6 +50,10 @@ class HubUnreachableError(WeightsError):
     exit_status = 3
 
 
+class HubError(ShowTellError):
+    """The Hugging Face Hub refuses a request, has no such model, or cannot be reached."""
+
+
 class StoppedError(ShowTellError):
     """A stage was stopped by Ctrl-C or SIGTERM, and can be resumed.
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from .checksums import checksum, checksum_of_file, encode, seal, unseal
 from .errors import DamagedFileError, MissingArtifactError
-from .files import file_size, write_json
+from .files import file_size, json_bytes, write_bytes
 
 MANIFEST_NAME = "manifest.json"
 MISSING = "does not exist"
@@ -55,9 +55,13 @@ class Manifest:
 
     def write(self, directory: Path) -> Self:
         """Write `manifest.json` atomically and return `self`. A stage calls this last."""
-        values = asdict(self) | {"command_checksum": checksum(encode(self.command))}
-        write_json(directory / MANIFEST_NAME, seal(values))
+        write_bytes(directory / MANIFEST_NAME, self.to_bytes())
         return self
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `manifest.json`."""
+        values = asdict(self) | {"command_checksum": checksum(encode(self.command))}
+        return json_bytes(seal(values))
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":

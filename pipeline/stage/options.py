@@ -115,11 +115,12 @@ def option(
     return value
 
 
-def argument(
-    help: str, *, metavar: str, required: bool = True, choices: Collection[str] = ()
-) -> Any:
-    """Declare a dataclass field as a positional argument; the default is None if not `required`."""
-    spec = OptionSpec(help=help, choices=tuple(choices), metavar=metavar, positional=True)
+def argument(help: str, *, metavar: str, required: bool = True, **rules: Any) -> Any:
+    """Declare a dataclass field as a positional argument; the default is None if not `required`.
+
+    `rules` are further fields of `OptionSpec`, such as `check`.
+    """
+    spec = OptionSpec(help=help, metavar=metavar, positional=True, **rules)
     return field(default=MISSING if required else None, metadata={"option": spec})
 
 

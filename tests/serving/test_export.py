@@ -86,11 +86,23 @@ def test_half_precision_takes_half_the_space(export_run, data, tmp_path, load) -
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.float32}
 
 
+def test_tied_weights_are_saved_once(export_run) -> None:
+    folder = export_run()
+    run = json.loads((folder / "config.json").read_text("utf-8"))
+    tensors, _ = read_tensors(folder / MODEL_NAME)
+    vocab_size, width = run["decoder"]["vocab_size"], run["decoder"]["embed_size"]
+    assert run["decoder"]["tie_embeddings"]
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    assert shapes.count((vocab_size, width)) == 1
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    assert (folder / MODEL_NAME).stat().st_size < total + 4096
+
+
 def test_bundle_names_no_folder_of_this_machine(export_run, data, tmp_path) -> None:
     bundle = export_run(consensus=True)
     for path in bundle.iterdir():
         content = path.read_bytes()
-        for folder in (tmp_path, data, Path.home()):
+        for folder in (tmp_path, data, Path.home(), Path.cwd()):
             assert str(folder).encode() not in content, path
     config = json.loads((bundle / "config.json").read_text("utf-8"))
     assert config["backbone"]["weights"] == "random.pth"
@@ -129,6 +141,25 @@ def test_damaged_bundle_is_refused(export_run, name: str, load) -> None:
     path.unlink()
     with pytest.raises(MissingArtifactError, match="showtell export"):
         load(bundle)
+
+
+def test_verify_reads_every_file_of_a_bundle(export_run, showtell, showtell_json) -> None:
+    bundle = export_run(consensus=True)
+    (bundle / "notes.txt").write_text("not part of the bundle")
+    status, found = showtell_json("verify", bundle)
+    assert status == 0 and found["num_files"] == 6 and found["problems"] == []
+    names = [path.name for path in bundle.iterdir() if path.suffix in (".json", ".safetensors")]
+    for name in [*names, "README.md"]:
+        path = bundle / name
+        content = path.read_bytes()
+        path.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+        status, found = showtell_json("verify", path)
+        assert status == 1 and [problem["path"] for problem in found["problems"]] == [str(path)]
+        assert found["problems"][0]["command"] == f"showtell export r {bundle} --consensus"
+        path.write_bytes(content)
+    (bundle / "vocab.json").unlink()
+    status, output = showtell("verify", bundle)
+    assert status == 1 and "missing: " in output
 
 
 @pytest.mark.parametrize("attention", ["none", "soft"])
