@@ -108,6 +108,7 @@ test: lint types
 chaos: install
 	$(BIN)/python tests/chaos --output build/chaos $(ARGS)
 	$(BIN)/python tests/chaos/stops.py 40
+	$(BIN)/python tests/chaos/clients.py 10000
 	SHOWTELL_FUZZ_EXAMPLES=50000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 	  $(wildcard tests/*/*/test_fuzz.py)
 

@@ -21,6 +21,7 @@ BENCH_STAGES = (
     "train",
     "decode",
     "scorers",
+    "serve",
 )
 
 # The same for --coco-scale; later stages use what earlier ones wrote.
@@ -53,7 +54,7 @@ class BenchConfig(DatasetConfig):
     )
     run: str | None = option(
         None,
-        "Run to decode with. Default: the newest without attention.",
+        "Run to decode or serve with. Default: the newest; for decode, without attention.",
         group="Input",
         metavar="RUN",
     )

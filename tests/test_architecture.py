@@ -52,7 +52,7 @@ ORDER = {
         "server",
     ],
     "bench": [
-        "config measurement limits gpu_report",
+        "config measurement limits gpu_report http_load",
         "decoder_products coco_scale extraction",
         "stages",
         "run",

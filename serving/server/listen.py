@@ -4,7 +4,10 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -53,6 +56,19 @@ def run_server(server: Server, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C. A second signal ends the process at once."""
     with deferred_signals():
         server.run(sockets=[listener])
+
+
+@contextmanager
+def served_in_thread(server: Server, listener: socket.socket) -> Iterator[None]:
+    """Answer requests in another thread, during the `with` block."""
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    listener.listen()  # clients may connect before the thread has started
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def bind(host: str, port: int) -> socket.socket:

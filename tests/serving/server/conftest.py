@@ -23,7 +23,7 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from showtell.serving.server.app import create_app
-from showtell.serving.server.listen import Server, bind, url_of
+from showtell.serving.server.listen import Server, bind, served_in_thread, url_of
 from showtell.serving.server.metrics import Metrics
 from showtell.serving.server.service import CaptionService
 
@@ -110,17 +110,11 @@ def run_server(captioner: Any, **options: Any) -> Iterator[Running]:
     server = Server(create_app(service, config, model), service, config.stop_timeout)
     listener = bind("127.0.0.1", config.port)
     address, url = listener.getsockname(), url_of(listener)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    listener.listen()
-    thread.start()
-    try:
-        with httpx.Client(base_url=url, timeout=20) as client:
+    with served_in_thread(server, listener), httpx.Client(base_url=url, timeout=20) as client:
+        try:
             yield Running(captioner, service, server, client, address)
-    finally:
-        server.should_exit = True
-        captioner.is_free.set()
-        thread.join(10)
-        assert not thread.is_alive()
+        finally:
+            captioner.is_free.set()
 
 
 @pytest.fixture
