@@ -80,7 +80,7 @@ def create_api(service: CaptionService, config: ServeConfig, model: dict[str, An
     add_status(api, service)
 
     @api.get("/model")
-    def describe_model() -> dict[str, Any]:
+    async def describe_model() -> dict[str, Any]:
         """Describe the model, the options of a request with their defaults, and the limits."""
         limits = {
             "max_images": config.max_images,
@@ -116,13 +116,13 @@ def add_status(api: FastAPI, service: CaptionService) -> None:
     """Add the routes that tell how the server is."""
 
     @api.get("/healthz")
-    def healthz() -> Response:
+    async def healthz() -> Response:
         """Answer 200 while images are captioned, else 503."""
         healthy = service.is_healthy
         return JSONResponse({"status": "ok" if healthy else "failed"}, 200 if healthy else 503)
 
     @api.get("/metrics", response_class=Response)
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Return metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -133,7 +133,7 @@ def add_page(api: FastAPI) -> None:
     for path, (name, media_type) in PAGE_FILES.items():
         content = (folder / name).read_bytes()
 
-        def send(content: bytes = content, media_type: str = media_type) -> Response:
+        async def send(content: bytes = content, media_type: str = media_type) -> Response:
             return Response(content, media_type=media_type, headers=PAGE_HEADERS)
 
         api.add_api_route(path, send, include_in_schema=False)

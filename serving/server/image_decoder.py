@@ -7,12 +7,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ...features.reading.broken_images import PIXEL_LIMIT, UnreadableImageError
+from ...features.reading.broken_images import PIXEL_LIMIT, READ_FAILED, UnreadableImageError
 from ...features.reading.decode import decode_opened, open_image
 from ...features.reading.limits import PixelBudget
 from ...features.reading.transform import Transform
 from ...features.reading.views import VIEWS
-from .limits import RequestError
+from .limits import RequestError, out_of_memory
 from .metrics import Metrics
 
 # Names of Pillow's decoders. It has many more, some of which run other programs.
@@ -77,6 +77,8 @@ class ImageDecoder:
 def refusal(content: bytes, error: UnreadableImageError) -> RequestError:
     """Return what to answer about an unreadable image."""
     reason = f"The image cannot be read: {error}."
+    if str(error).startswith(READ_FAILED):
+        return out_of_memory()
     if not content:
         return RequestError(422, "empty_image", "The image is empty: it has 0 bytes.")
     if PIXEL_LIMIT.search(str(error)):

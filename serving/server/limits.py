@@ -75,6 +75,11 @@ def server_full(reason: str) -> RequestError:
     return RequestError(429, "queue_full", message, {"Retry-After": "1"})
 
 
+def out_of_memory() -> RequestError:
+    """Return the error of an image or a batch that does not fit into memory."""
+    return RequestError(503, "out_of_memory", "The server has not enough memory at the moment.")
+
+
 class BodyLimit:
     """ASGI middleware that limits the size of bodies, also of those of unknown length.
 

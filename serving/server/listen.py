@@ -109,5 +109,6 @@ def set_up_logs(level: int) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(__name__.partition(".")[0]).setLevel(level)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of malformed forms
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual but readable images
     logging.captureWarnings(True)

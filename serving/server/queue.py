@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...model.generation.options import DecodingOptions
 from ...pipeline.stage.errors import ConfigError
 from ..results import Caption
-from .limits import RequestError
+from .limits import RequestError, out_of_memory
 from .metrics import Metrics
 from .request_options import as_field_names, invalid_option
 
@@ -174,6 +174,6 @@ def answer_to(error: Exception) -> RequestError:
         return invalid_option(as_field_names(str(error)))
     logger.error("a batch could not be captioned", exc_info=error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return RequestError(503, "out_of_memory", "The server has no memory for so many images.")
+        return out_of_memory()
     message = "The model could not caption the images. The server's log says why."
     return RequestError(500, "internal_error", message)

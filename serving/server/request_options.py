@@ -138,6 +138,7 @@ def schema_of(defaults: DecodingOptions) -> dict[str, Any]:
             "type": kinds[0] if len(kinds) == 1 else kinds,
             "description": as_field_names(spec.help),
             "default": getattr(defaults, name),
+            "x-group": spec.group,
             **{key: bound for key, bound in bounds.items() if bound is not None},
         }
     return schemas

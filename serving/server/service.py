@@ -1,6 +1,7 @@
 """Answer a request for captions: within the limits, in order, and only while its client waits."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -20,6 +21,8 @@ from .queue import BatchCaptioner, CaptionQueue, Job
 from .request_body import RequestBody, read_body
 from .request_options import read_flag, read_options
 from .schema import ResultsJson, to_json
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -134,6 +137,10 @@ class CaptionService:
         except TimeoutError:
             message = f"The request did not arrive within {self.config.timeout:g} s."
             raise RequestError(408, "upload_timeout", message) from None
+        except OSError as error:  # of the folder for temporary files
+            logger.error("an upload could not be stored", exc_info=error)
+            message = f"The server could not store the images: {error.strerror}."
+            raise RequestError(503, "out_of_space", message) from None
 
     async def _caption_all(
         self, request: Request, files: Sequence[BinaryIO], job: Job

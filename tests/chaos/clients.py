@@ -201,7 +201,7 @@ def main() -> None:
         left = {
             "places": running.service.places.taken,
             "waiting images": len(running.service.queue),
-            "connections": len(running.server.server_state.connections) - 1,  # our own
+            "connections": len(running.server.server_state.connections),
             "open files": len(list(Path("/proc/self/fd").iterdir())),
         }
     for outcome, count in sorted(outcomes.items()):

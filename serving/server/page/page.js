@@ -80,6 +80,7 @@ async function caption(card) {
 
 function showOptions() {
   const form = $("#option-form");
+  const groups = {};
   form.replaceChildren();
   for (const [name, schema] of Object.entries(model.options)) {
     if (name === "consensus" && !schema.default) continue; // the server does not re-rank
@@ -101,8 +102,10 @@ function showOptions() {
     help.textContent = schema.description;
     const label = document.createElement("label");
     label.append(name.replaceAll("_", " "), input, help);
-    form.append(label);
+    groups[schema["x-group"]] ??= groupOf(schema["x-group"]);
+    groups[schema["x-group"]].append(label);
   }
+  form.append(...Object.values(groups));
   const buttons = document.createElement("div");
   buttons.className = "buttons row";
   for (const [type, text] of [["submit", "Caption again"], ["reset", "Reset"]]) {
@@ -113,6 +116,14 @@ function showOptions() {
   }
   form.append(buttons);
   showChanged();
+}
+
+function groupOf(title) {
+  const group = document.createElement("fieldset");
+  const legend = document.createElement("legend");
+  legend.textContent = title;
+  group.append(legend);
+  return group;
 }
 
 function changedOptions() {
@@ -198,7 +209,7 @@ function showResult(card, result) {
     word.className = "word";
     word.textContent = token.text.trim();
     word.tabIndex = index ? -1 : 0;
-    word.dataset.percent = percent(probability);
+    word.dataset.percent = percent(probability).replace(" %", "");
     word.dataset.level = probability < 0.2 ? 0 : probability < 0.5 ? 1 : 2;
     word.setAttribute("aria-label", `${token.text.trim()}, probability ${percent(probability)}`);
     word.attention = token.attention;
@@ -207,12 +218,12 @@ function showResult(card, result) {
   });
   const mean = Math.exp(best.log_prob / best.tokens.length);
   const note = $(".note", card.element);
-  note.textContent = `${percent(mean)} per word · log-probability ${best.log_prob.toFixed(2)}`;
+  note.textContent = `${percent(mean)} per word · log-probability ${decimal(best.log_prob)}`;
   note.title = "The geometric mean of the probabilities of all words and of the end of the caption.";
   for (const other of others) {
     const item = document.createElement("li");
     const score = document.createElement("span");
-    score.textContent = other.log_prob.toFixed(2);
+    score.textContent = decimal(other.log_prob);
     score.title = "log-probability";
     item.append(score, other.caption);
     $(".others", card.element).append(item);
@@ -224,6 +235,8 @@ function percent(probability) {
   const value = 100 * probability;
   return `${value >= 99.5 || value < 0.05 ? value.toFixed(0) : value.toPrecision(2)} %`;
 }
+
+const decimal = (number) => number.toFixed(2).replace("-", "−");
 
 async function copy(card) {
   await navigator.clipboard.writeText(card.result.caption);

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -198,6 +199,24 @@ def test_upload_that_takes_too_long_is_given_up(start) -> None:
     with send_raw(running, b"--b", 1000) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
     wait_until(lambda: running.service.places.taken == 0)
+
+
+def test_upload_that_cannot_be_stored_is_refused(start, monkeypatch, tmp_path) -> None:
+    running = start()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert error_of(running.post(draw(RED), bytes(2_000_000)), 503)["code"] == "out_of_space"
+    assert running.post(draw(RED)).status_code == 200
+
+
+def test_memory_error_is_no_fault_of_the_image(start, monkeypatch) -> None:
+    running = start()
+    running.captioner.error = MemoryError()
+    assert error_of(running.post(draw(RED)), 503)["code"] == "out_of_memory"
+    running.captioner.error = None
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.open", Mock(side_effect=MemoryError))
+        assert error_of(running.post(draw(RED)), 503)["code"] == "out_of_memory"
+    assert running.post(draw(RED)).status_code == 200
 
 
 def test_images_of_a_client_that_left_are_not_captioned(start) -> None:
