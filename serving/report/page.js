@@ -306,6 +306,16 @@ $("previous").onclick = () => open(current - 1);
 $("next").onclick = () => open(current + 1);
 $("close").onclick = () => $("detail").close();
 
+let touchStart = null; // swiping left or right moves to the next or the previous image
+$("detail-body").addEventListener("touchstart", ({ touches }) => {
+  touchStart = touches.length === 1 ? touches[0] : null;
+}, { passive: true });
+$("detail-body").addEventListener("touchend", ({ changedTouches: [end] }) => {
+  if (!touchStart) return;
+  const across = end.clientX - touchStart.clientX, down = end.clientY - touchStart.clientY;
+  if (Math.abs(across) > 60 && Math.abs(across) > 2 * Math.abs(down)) open(current + (across < 0 ? 1 : -1));
+}, { passive: true });
+
 // ---- keyboard -----------------------------------------------------------------------------
 
 function moveInDetail(key) {

@@ -11,6 +11,8 @@ from showtell.model.evaluate import evaluate
 from showtell.model.train import train
 from showtell.serving.config import ReportConfig
 from showtell.serving.report.collect import Report, collect
+from showtell.serving.report.page import render_html
+from showtell.serving.report.plots import Plot
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,16 @@ def data(evaluated_runs, tmp_path) -> Path:
 def soft_report(evaluated_runs) -> Report:
     """The report on run `soft`, with two other evaluations."""
     return collect(ReportConfig(data=evaluated_runs, evaluation="soft"))
+
+
+@pytest.fixture(scope="session")
+def soft_page(soft_report) -> bytes:
+    """The page of `soft_report`, with its plots."""
+    return render_html(soft_report)
+
+
+@pytest.fixture
+def without_plots(monkeypatch) -> None:
+    """Draw no plots: they take most of the time, and have tests of their own."""
+    monkeypatch.setattr(Plot, "to_svg", lambda self: "<svg></svg>")
+    monkeypatch.setattr(Plot, "to_png", lambda self: b"\x89PNG")

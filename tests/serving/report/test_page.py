@@ -59,8 +59,8 @@ def hostile_report(soft_report: Report) -> Report:
     return replace(soft_report, images=images, words=words)
 
 
-def test_page_holds_every_image_with_all_that_belongs_to_it(soft_report) -> None:
-    data = Parser(render_html(soft_report).decode()).data
+def test_page_holds_every_image_with_all_that_belongs_to_it(soft_report, soft_page) -> None:
+    data = Parser(soft_page.decode()).data
     assert data["grid"] == [2, 2]
     assert data["others"] == [other.name for other in soft_report.others]
     assert len(data["images"]) == len(soft_report.images) == 10
@@ -76,8 +76,8 @@ def test_page_holds_every_image_with_all_that_belongs_to_it(soft_report) -> None
         assert shown["picture"].startswith("data:image/webp;base64,")
 
 
-def test_page_loads_nothing_and_allows_no_script_but_its_own(soft_report) -> None:
-    html = render_html(soft_report).decode()
+def test_page_loads_nothing_and_allows_no_script_but_its_own(soft_page) -> None:
+    html = soft_page.decode()
     page = Parser(html)
     for tag, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "action", "data"):
@@ -95,7 +95,9 @@ def test_page_loads_nothing_and_allows_no_script_but_its_own(soft_report) -> Non
     assert not re.search(r"url\((?!#)|@import", html)
 
 
-def test_markup_in_captions_and_file_names_stays_text(soft_report, hostile_report) -> None:
+def test_markup_in_captions_and_file_names_stays_text(
+    soft_report, hostile_report, without_plots
+) -> None:
     plain, hostile = (
         Parser(render_html(report).decode()) for report in (soft_report, hostile_report)
     )
@@ -105,18 +107,20 @@ def test_markup_in_captions_and_file_names_stays_text(soft_report, hostile_repor
     assert hostile.data["images"][0]["file"] == HOSTILE
 
 
-def test_script_and_program_agree_about_the_characters_of_attention(soft_report) -> None:
-    script = Parser(render_html(soft_report).decode()).scripts[1]
+def test_script_and_program_agree_about_the_characters_of_attention(soft_page) -> None:
+    script = Parser(soft_page.decode()).scripts[1]
     assert f'const LEVELS = "{LEVELS}";' in script
 
 
-def test_numbers_that_json_lacks_become_null(soft_report) -> None:
+def test_numbers_that_json_lacks_become_null(soft_report, without_plots) -> None:
     image = replace(soft_report.images[0], log_prob=float("-inf"), cider=float("nan"))
     data = Parser(render_html(replace(soft_report, images=[image])).decode()).data
     assert data["images"][0]["logProb"] is None and data["images"][0]["cider"] == 0.0
 
 
-def test_report_without_attention_probabilities_and_images_is_complete(soft_report) -> None:
+def test_report_without_attention_probabilities_and_images_is_complete(
+    soft_report, without_plots
+) -> None:
     images = [
         replace(image, tokens=[], log_prob=None, ranked=[], thumbnail=None, others=[])
         for image in soft_report.images
@@ -128,7 +132,7 @@ def test_report_without_attention_probabilities_and_images_is_complete(soft_repo
     assert "surprising" not in values and "best" in values
 
 
-def test_markdown_lists_scores_plots_and_examples(soft_report) -> None:
+def test_markdown_lists_scores_plots_and_examples(soft_report, without_plots) -> None:
     text, files = render_markdown(soft_report, "my report")
     lines = text.decode().splitlines()
     assert lines[0] == r"# soft: test\-beam3\-nbest3"
@@ -144,7 +148,7 @@ def test_markdown_lists_scores_plots_and_examples(soft_report) -> None:
     assert f"{100 * best.cider:.1f} | {best.caption}" in text.decode()
 
 
-def test_markup_in_captions_stays_text_in_markdown(hostile_report) -> None:
+def test_markup_in_captions_stays_text_in_markdown(hostile_report, without_plots) -> None:
     text = render_markdown(hostile_report, "report")[0].decode()
     assert "<" not in text.replace("&lt;", "")
     assert escape_markdown("a|b *c* `d` [e](f) <g> & \n# h $i$ ![j]") == (
@@ -169,7 +173,7 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
+def open_page(browser, tmp_path, without_plots):
     """Open a report from the disk; afterwards, check for errors and network requests."""
     problems: list[str] = []
     context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
@@ -283,8 +287,8 @@ def test_markup_stays_text_in_the_browser(open_page, hostile_report) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-def test_page_fits_a_phone(browser, soft_report, tmp_path) -> None:
-    (tmp_path / "report.html").write_bytes(render_html(soft_report))
+def test_page_fits_a_phone(browser, soft_page, tmp_path) -> None:
+    (tmp_path / "report.html").write_bytes(soft_page)
     context = browser.new_context(
         viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True, offline=True
     )

@@ -5,14 +5,8 @@ from pathlib import Path
 import pytest
 
 from showtell.serving.config import MAX_AGAINST
-from showtell.serving.report.plots import Plot
 
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch) -> None:
-    """Plots take most of the time, and have tests of their own."""
-    monkeypatch.setattr(Plot, "to_svg", lambda self: "<svg></svg>")
-    monkeypatch.setattr(Plot, "to_png", lambda self: b"")
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 def test_report_is_written_to_the_folder_of_the_run(showtell, data) -> None:
