@@ -181,7 +181,7 @@ new IntersectionObserver((entries) => {
 
 const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const LEVEL_OF = new Map([...LEVELS].map((letter, level) => [letter, level / (LEVELS.length - 1)]));
-const DARK = [8, 10, 20, 0.72], WARM = [255, 150, 30, 0.3];
+const DARK = [8, 10, 20, 0.72], WARM = [255, 170, 60, 0.12];
 
 let current = -1; // place in `shown` of the open image
 let pinned = -1; // token whose attention stays visible
@@ -249,7 +249,7 @@ function makePicture(image) {
   Object.assign(region.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
   const box = element("div", { className: "shown" }, picture(image), region, element("span", { className: "word-shown" }));
   box.style.aspectRatio = `${image.width} / ${image.height}`;
-  const hint = data.grid && image.tokens.length ? " Point at a word to see where the model looked." : "";
+  const hint = data.grid && image.tokens.length ? " Point at or tap a word to see where the model looked." : "";
   return element("div", {}, box, element("p", { className: "soft under" }, `${image.file} · image ${image.id}.${hint}`));
 }
 

@@ -327,7 +327,7 @@ def _count(number: object) -> str:
 
 
 def _join(options: dict[str, str]) -> str:
-    return " ".join(f"{name} {value}" for name, value in options.items()) or "defaults"
+    return "\n".join(f"{name} {value}" for name, value in options.items()) or "defaults"
 
 
 def _gallery_note(report: Report) -> str:
