@@ -22,6 +22,7 @@ BENCH_STAGES = (
     "decode",
     "scorers",
     "serve",
+    "onnx",
 )
 
 # The same for --coco-scale; later stages use what earlier ones wrote.

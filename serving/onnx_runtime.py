@@ -17,7 +17,7 @@ from ..features.reading.transform import Transform
 from ..model.generation.hypothesis import Hypothesis
 from ..model.generation.options import DecodingOptions
 from ..model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_NAME
-from ..pipeline.stage.artifacts import damaged, require_stage
+from ..pipeline.stage.artifacts import damaged, repair_command, require_stage
 from ..pipeline.stage.errors import ConfigError, MissingArtifactError
 from ..pipeline.stage.options import options_of
 from ..pipeline.text.vocab import Vocab
@@ -90,9 +90,8 @@ class OnnxCaptioner:
         manifest = require_stage(folder)
         names = ENCODER_ONNX_NAME, DECODER_ONNX_NAME
         if not manifest.outputs.keys() >= {*names}:
-            raise MissingArtifactError(
-                f"{folder} has no ONNX graphs. Run 'showtell export RUN {folder} --onnx'."
-            )
+            command = repair_command(folder / ENCODER_ONNX_NAME)
+            raise MissingArtifactError(f"{folder} has no ONNX graphs. Run '{command} --onnx'.")
         encoder, decoder = (open_graph(folder / name, threads, providers) for name in names)
         return cls(
             encoder,

@@ -109,7 +109,9 @@ def test_unreadable_image_is_named(onnx_captioner, tmp_path) -> None:
 def test_bundle_without_graphs_is_refused(data, bundle, tmp_path) -> None:
     plain = tmp_path / "plain"
     export(ExportConfig(data=data, run="r", output=plain))
-    with pytest.raises(MissingArtifactError, match=r"has no ONNX graphs.* --onnx"):
+    with pytest.raises(
+        MissingArtifactError, match=r"has no ONNX graphs.*'showtell export r \S+plain --onnx'"
+    ):
         OnnxCaptioner.load(plain)
     with pytest.raises(MissingArtifactError, match="nowhere"):
         OnnxCaptioner.load(tmp_path / "nowhere")
@@ -125,7 +127,7 @@ def test_damaged_graph_is_named(bundle, tmp_path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     path = copy / DECODER_ONNX_NAME
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedFileError, match=r"decoder\.onnx"):
+    with pytest.raises(DamagedFileError, match=r"decoder\.onnx.*'showtell export r \S+ --onnx'"):
         OnnxCaptioner.load(copy)
     with pytest.raises(DamagedFileError, match=r"decoder\.onnx"):
         onnx_runtime.open_graph(path, 1, ["CPUExecutionProvider"])
