@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -45,6 +46,13 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=round(stop_timeout + CLOSE_S),
             )
         )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at SIGTERM or Ctrl-C; `timeout` may send it twice.
+
+        A second signal of the user ends the process, see `pipeline/stage/signals.py`.
+        """
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and wait for the requests that were accepted."""

@@ -37,6 +37,7 @@ def serving(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def stop(process: "subprocess.Popen[str]", number: int) -> list[dict[str, Any]]:
     """Stop a server that has nothing to do, and return what it logged."""
     process.send_signal(number)
+    process.send_signal(number)  # as `timeout` does
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 0, output + errors
     return [json.loads(line) for line in errors.splitlines()]
@@ -60,9 +61,10 @@ def test_command_captions_like_the_captioner_until_sigterm(data, captioner, imag
 
 
 def test_options_of_the_command_are_the_defaults_of_requests(data) -> None:
-    options = ("--data", data, "--beam", 4, "--n-best", 2, "--device", "cpu", "--quiet")
-    with serving(*options) as (url, process):
-        assert httpx.get(f"{url}model").json()["options"]["beam"]["default"] == 4
+    decoding = ("--beam", 4, "--n-best", 2, "--consensus", 20)
+    with serving("--data", data, *decoding, "--device", "cpu", "--quiet") as (url, process):
+        options = httpx.get(f"{url}model").json()["options"]
+        assert options["beam"]["default"] == 4 and options["consensus"]["default"] == 20
         (result,) = httpx.post(f"{url}caption", files={"images": draw((9, 9, 9))}).json()["results"]
         assert len(result["captions"]) == 2
         assert stop(process, signal.SIGINT) == []
