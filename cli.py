@@ -157,10 +157,18 @@ def evaluate(config: EvalConfig) -> None:
 @tool(
     "caption",
     CaptionConfig,
-    examples=("photo.jpg --run gru", "photos/ --beam 5 --n-best 3 --json"),
+    examples=(
+        "photo.jpg --run gru",
+        "photos/ --beam 5 --n-best 3 --json",
+        "photos/ --output captions.csv",
+        "photos/ --sidecar .txt --if-exists overwrite",
+    ),
 )
 def caption(config: CaptionConfig) -> None:
-    """Caption images, one line each."""
+    """Caption images: print one line each, or write a table or a text file per image.
+
+    With --output or --sidecar, a run that was stopped continues when you repeat the command.
+    """
     from .serving.caption import caption
 
     if caption(config):

@@ -31,6 +31,17 @@ def precision_option() -> str:
     )
 
 
+def num_workers_option() -> int | None:
+    """Declare `--num-workers`."""
+    return option(
+        None,
+        "Workers that decode images: threads on a CPU, processes with a GPU. Default: one per "
+        "core.",
+        at_least=1,
+        group="Hardware",
+    )
+
+
 def max_pixels_option() -> int:
     """Declare `--max-pixels`."""
     return option(
@@ -84,13 +95,7 @@ class FeaturesConfig(DatasetConfig):
     batch_size: int = option(
         64, "Images per forward pass; each view counts as one.", at_least=1, group="Hardware"
     )
-    num_workers: int | None = option(
-        None,
-        "Workers that decode images: threads on a CPU, processes with a GPU. Default: one per "
-        "core.",
-        at_least=1,
-        group="Hardware",
-    )
+    num_workers: int | None = num_workers_option()
     max_pixels: int = max_pixels_option()
     device: str = device_option()
     precision: str = precision_option()

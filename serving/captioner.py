@@ -1,6 +1,6 @@
 """Caption images with a trained model, using the same encoder, transform and vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -117,9 +117,7 @@ class Captioner:
         Raises:
             ConfigError: an option is invalid.
         """
-        if preset := options.get("preset"):
-            options = apply_preset(DECODING_PRESETS, preset, options, tuple(options))
-        return DecodingOptions(**{**self.decoding, **options})
+        return decoding_options(self.decoding, options)
 
     def caption_pixels(
         self,
@@ -129,10 +127,27 @@ class Captioner:
         *,
         details: bool = False,
     ) -> list[list[Caption]]:
+        """Caption a list of transformed images, (V, 3, H, W) uint8 each, from `pixels`.
+
+        The other arguments, the result and the errors are those of `caption_batch`.
+        """
+        if not pixels:
+            return []
+        batch = torch.from_numpy(np.concatenate(pixels))
+        return self.caption_batch(batch, options, generator, details=details)
+
+    def caption_batch(
+        self,
+        pixels: torch.Tensor,
+        options: DecodingOptions,
+        generator: torch.Generator | None = None,
+        *,
+        details: bool = False,
+    ) -> list[list[Caption]]:
         """Caption a batch of transformed images.
 
         Args:
-            pixels: V views of each image, (V, 3, H, W) uint8 each, from `pixels`.
+            pixels: (N·V, 3, H, W) uint8, N > 0; the V views of an image are adjacent.
             options: how to decode.
             generator: random numbers for sampling; pass one generator to all batches. Default: a
                 new one with the options' seed.
@@ -144,8 +159,6 @@ class Captioner:
         Raises:
             MissingArtifactError: features or captions that `consensus` needs are missing.
         """
-        if not pixels:
-            return []
         consensus = self.consensus(options)
         views = self.encode(pixels, options.views)
         model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
@@ -167,14 +180,14 @@ class Captioner:
             for of_image in zip(found, scores, strict=True)
         ]
 
-    def encode(self, pixels: Sequence[NDArray[np.uint8]], num_views: int) -> Sequence[torch.Tensor]:
+    def encode(self, pixels: torch.Tensor, num_views: int) -> Sequence[torch.Tensor]:
         """Return the features of each view: (N, D), or (N, P, D) grids, float16.
 
         Args:
-            pixels: of N images, (V, 3, H, W) uint8 each.
+            pixels: (N·V, 3, H, W) uint8.
             num_views: V.
         """
-        batch = torch.from_numpy(np.concatenate(pixels)).to(self.precision.device)  # (N·V, 3, H, W)
+        batch = pixels.to(self.precision.device, non_blocking=True)
         features = self.backbone.grid(batch) if self.decoder.uses_grid else self.backbone(batch)
         # Half precision, like the cached features that the decoder was trained on.
         views: tuple[torch.Tensor, ...] = features.half().unflatten(0, (-1, num_views)).unbind(1)
@@ -225,3 +238,14 @@ class Captioner:
         transform = self.backbone.transform
         decoded = read_image(image, transform, self.max_pixels)
         return np.stack([transform(decoded, view) for view in VIEWS[:num_views]])
+
+
+def decoding_options(defaults: Mapping[str, Any], given: dict[str, Any]) -> DecodingOptions:
+    """Return decoding options: those given, then those of `preset`, then the defaults.
+
+    Raises:
+        ConfigError: an option is invalid.
+    """
+    if preset := given.get("preset"):
+        given = apply_preset(DECODING_PRESETS, preset, given, tuple(given))
+    return DecodingOptions(**{**defaults, **given})

@@ -5,11 +5,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..features.config import device_option, max_pixels_option
+from ..features.config import device_option, max_pixels_option, num_workers_option
 from ..model.generation.options import MAX_BEAM, DecodingOptions
 from ..pipeline.stage.options import StageConfig, argument, option, options_of, require
 
+# Files with these suffixes are images.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jp2", ".j2k"),
+}
+TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 MAX_AGAINST = 4  # evaluations in one report besides its own, so that plots stay readable
+
+
+def check_output(path: Path) -> str | None:
+    """Return None if `--output` names a table of captions, else the rule that it breaks."""
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return None
+    return f"end in {', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]} (stdout: use --json)"
+
+
+def check_suffix(suffix: str) -> str | None:
+    """Return None if `--sidecar` is the suffix of text files, else the rule that it breaks."""
+    if not suffix.startswith(".") or "/" in suffix or not suffix.strip(". "):
+        return "be a suffix, such as .txt"
+    if suffix.lower() in (*IMAGE_SUFFIXES, *TABLE_SUFFIXES):
+        return "be the suffix of text files, such as .txt"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +59,36 @@ class CaptionConfig(DecodingOptions, StageConfig):
         group="Input",
         metavar="FILE",
     )
+    recursive: bool = option(True, "Search the subfolders of folders.", group="Input")
+    output: Path | None = option(
+        None,
+        "Table to write the captions to, with their probabilities: .jsonl, .csv or .parquet. If it "
+        "exists, only images that it lacks are captioned.",
+        check=check_output,
+        group="Output",
+        metavar="FILE",
+    )
+    sidecar: str | None = option(
+        None,
+        "Write a text file with this suffix beside each image: with .txt, dog.txt for dog.jpg.",
+        check=check_suffix,
+        group="Output",
+        metavar="SUFFIX",
+    )
+    if_exists: str = option(
+        "skip",
+        "What to do with a text file that exists: keep it, replace it, or add the caption as a new "
+        "line.",
+        choices=("skip", "overwrite", "append"),
+        group="Output",
+    )
+    batch_size: int | None = option(
+        None,
+        "Images per forward pass; each view counts as one. Default: 32 on a CPU, 256 on a GPU.",
+        at_least=1,
+        group="Hardware",
+    )
+    num_workers: int | None = num_workers_option()
     max_pixels: int = max_pixels_option()
     device: str = device_option()
     given: tuple[str, ...] = field(default=(), compare=False)
@@ -44,6 +96,9 @@ class CaptionConfig(DecodingOptions, StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_not_both("run", "model")
+        self.require_unused(
+            "if_exists", unless=self.sidecar is not None, needs="--sidecar, such as --sidecar .txt"
+        )
 
 
 def chosen_decoding(config: "CaptionConfig | ServeConfig") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
 from ..pipeline.stage.console import print_warning
 from ..pipeline.stage.errors import DatasetError
+from .config import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:  # torch is not imported here, so that ONNX models run without it
     from torch import Tensor
@@ -23,10 +24,6 @@ if TYPE_CHECKING:  # torch is not imported here, so that ONNX models run without
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Tensor"
 ImageInputs: TypeAlias = "ImageInput | Sequence[ImageInput]"
 
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".jp2", ".j2k"),
-}
 # Folders that operating systems create for thumbnails, metadata and deleted files.
 GENERATED_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 CHANNELS = (1, 3, 4)
@@ -99,28 +96,33 @@ def from_array(values: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+def find_images(paths: Iterable[Path], *, recursive: bool = True) -> Iterator[Path]:
     """Yield the image files; a folder stands for all images below it, sorted by path.
 
     Links to folders are followed. Hidden files and folders are skipped, and so are generated
     folders, such as those of thumbnails.
+
+    Args:
+        paths: image files or folders.
+        recursive: whether to search the subfolders of a folder.
 
     Raises:
         DatasetError: a folder contains no images.
     """
     for path in paths:
         if path.is_dir():
-            found = sorted(walk_images(path))
+            found = sorted(walk_images(path, recursive=recursive))
             if not found:
+                where = "" if recursive else " outside its subfolders"
                 raise DatasetError(
-                    f"{path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})."
+                    f"{path} contains no images{where} ({', '.join(sorted(IMAGE_SUFFIXES))})."
                 )
             yield from found
         else:
             yield path
 
 
-def walk_images(root: Path) -> Iterator[Path]:
+def walk_images(root: Path, *, recursive: bool = True) -> Iterator[Path]:
     """Yield the images in a folder and its subfolders, in any order, each folder once.
 
     Linked folders come last, so that an image found twice gets the path without links.
@@ -133,7 +135,7 @@ def walk_images(root: Path) -> Iterator[Path]:
                 subfolders.clear()
                 continue
             visited.add(folder.resolve())
-            subfolders[:] = sorted(filter(is_shown, subfolders))
+            subfolders[:] = sorted(filter(is_shown, subfolders)) if recursive else []
             waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
             yield from (folder / name for name in files if is_image_file(folder / name))
 

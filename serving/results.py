@@ -1,5 +1,6 @@
 """What captioning returns. Nothing here imports torch, because ONNX models return it too."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,3 +41,17 @@ class Caption:
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def word_probs(self) -> list[float]:
+        """The probability of each word of `text` given those before it; needs `tokens`."""
+        words, sums, word = self.text.split(" "), list[float](), ""
+        for token in self.tokens[:-1]:
+            piece = token.text.removeprefix(" ")
+            if not sums or word == words[len(sums) - 1]:
+                sums.append(token.log_prob)
+                word = piece
+            else:  # the next piece of a word of several
+                sums[-1] += token.log_prob
+                word += piece
+        return [math.exp(log_prob) for log_prob in sums]

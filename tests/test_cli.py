@@ -584,7 +584,9 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
         calls.append((folder, options))
         return SimpleNamespace(decoding_options=lambda **given: DecodingOptions(**given))
 
-    def caption_files(loaded: object, images: list[Path], options: DecodingOptions) -> int:
+    def caption_files(
+        loaded: object, images: list[Path], options: DecodingOptions, **_: object
+    ) -> int:
         calls.append((images, options.decoding_name))
         return 1 if Path("bad.jpg") in images else 0
 

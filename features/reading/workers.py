@@ -152,8 +152,8 @@ def load_in_processes(
         except BrokenProcessPool:
             raise ShowTellError(
                 f"One of {num_workers} decoding processes was killed, most likely because memory "
-                f"ran out. Run the command again with a smaller --num-workers; finished shards are "
-                f"kept."
+                "ran out. Run the command again with a smaller --num-workers; finished work is "
+                "kept."
             ) from None
 
 

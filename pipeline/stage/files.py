@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from .errors import MissingArtifactError, ShowTellError, StorageError
 LOCK_NAME, SOFT_LOCK_NAME = ".lock", ".lock-without-kernel"
 IS_BUSY = "is being written by another showtell process. Wait for it to finish, or stop it."
 NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO)
+STEM_LENGTH = 40  # of temporary names, because a file name may have at most 255 bytes
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,7 +63,7 @@ def hash_json(value: object) -> str:
 
 def partial_path(path: Path) -> Path:
     """Return this process's temporary path beside `path`; `locked` deletes abandoned ones."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    return path.with_name(f".{path.stem[:STEM_LENGTH]}.{os.getpid()}.partial{path.suffix}")
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def write_error(path: Path, error: OSError) -> StorageError:
     """Return the error to raise if a file could not be written."""
     advice = "Fix that"
     if error.errno in FULL_DISK_ERRORS:
-        advice = "Free some disk space, or choose another disk with --data"
+        advice = "Free some disk space, or write to another disk"
     return StorageError(
         f"{path} could not be written: {error.strerror}. {advice}, then run the same command "
         "again; finished work is kept."
@@ -168,19 +170,52 @@ def locked(directory: Path) -> Iterator[None]:
         ShowTellError: another process holds the lock.
         StorageError: the folder cannot be written.
     """
-    with ExitStack() as stack:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-            stack.callback(os.close, descriptor)  # this also unlocks it
-            if not _lock(descriptor, fcntl.LOCK_EX):
-                stack.enter_context(_lock_file(directory))
-        except BlockingIOError:
-            raise ShowTellError(f"{directory} {IS_BUSY}") from None
-        except OSError as error:
-            raise write_error(directory, error) from error
+    with _locked(directory, directory / LOCK_NAME, directory / SOFT_LOCK_NAME):
         for partial in directory.glob(".*.partial*"):
             partial.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Lock one file during the `with` block; the file need not exist.
+
+    The lock is a file beside it, deleted at the end. Temporary files that a killed process left
+    behind are deleted. Raises the errors of `locked`.
+    """
+    lock = path.with_name(f".{path.name}{LOCK_NAME}")
+    with _locked(path, lock, path.with_name(f".{path.name}{SOFT_LOCK_NAME}")):
+        stem, suffix = map(glob.escape, (path.stem[:STEM_LENGTH], path.suffix))
+        for partial in path.parent.glob(f".{stem}.[0-9]*.partial{suffix}"):
+            partial.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(subject: Path, lock: Path, soft_lock: Path) -> Iterator[None]:
+    """Lock a folder or a file. Raises the errors of `locked`.
+
+    Args:
+        subject: named in errors.
+        lock: the file to lock; its folder is created.
+        soft_lock: the lock file for file systems without locks.
+    """
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)  # this also unlocks it
+            if not _lock(descriptor, fcntl.LOCK_EX):
+                stack.enter_context(_lock_file(subject, soft_lock))
+            elif not os.fstat(descriptor).st_nlink:  # its owner has just deleted it
+                raise BlockingIOError
+        except BlockingIOError:
+            raise ShowTellError(f"{subject} {IS_BUSY}") from None
+        except OSError as error:
+            raise write_error(subject, error) from error
         yield
 
 
@@ -204,15 +239,13 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 @contextmanager
-def _lock_file(directory: Path) -> Iterator[None]:
+def _lock_file(subject: Path, path: Path) -> Iterator[None]:
     """Hold a lock file that contains this process's id; it expires when the process ends."""
-    lock = SoftFileLock(directory / SOFT_LOCK_NAME)
+    lock = SoftFileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ShowTellError(
-            f"{directory} {IS_BUSY} If none is running, delete {directory / SOFT_LOCK_NAME}."
-        ) from None
+        raise ShowTellError(f"{subject} {IS_BUSY} If none is running, delete {path}.") from None
     try:
         yield
     finally:

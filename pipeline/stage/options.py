@@ -245,7 +245,7 @@ def show_value(value: Any) -> str:
         return f"[{', '.join(map(show_value, value))}]"
     if isinstance(value, date | time):
         return value.isoformat()
-    return repr(value)
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def _convert(name: str, kind: type, value: Any) -> Any:

@@ -33,14 +33,13 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
-        super().__init__(
-            f"stopped by {self.signal.name}. Run the same command again: finished work is kept."
-        )
+        super().__init__(f"stopped by {self.signal.name}. {_state.advice}")
 
 
 class _State:
     """State shared by the signal handlers, the main thread and the watchdog thread."""
 
+    advice = "Run the same command again: finished work is kept."
     stopped: Stopped | None = None
     is_deferred = False
     is_reported = False
@@ -125,6 +124,20 @@ def _report(stopped: Stopped) -> None:
         show_cursor = "\x1b[?25h\r" if os.isatty(2) else ""  # a progress bar may have hidden it
         with suppress(OSError):
             os.write(2, f"{show_cursor}error: {stopped}\n".encode())
+
+
+@contextmanager
+def advice_if_stopped(advice: str) -> Iterator[None]:
+    """Print other advice if a signal stops the command during the `with` block.
+
+    Args:
+        advice: one or two sentences.
+    """
+    previous, _state.advice = _state.advice, advice
+    try:
+        yield
+    finally:
+        _state.advice = previous
 
 
 def end_children(*, kill: bool = False) -> None:
