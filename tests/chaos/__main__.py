@@ -48,7 +48,9 @@ def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]
     for kind, name in OF_STAGES.items():
         if kind in options.faults:
             chosen = ("prepare", "train") if options.quick else (*STAGES, RESUMED)
-            tasks += [(stages, name, (stage, every)) for stage in chosen]
+            # A second process does the same at most changes: every other one is enough.
+            stride = 2 * every if kind == "two at once" else every
+            tasks += [(stages, name, (stage, stride)) for stage in chosen]
     if "flipped bit" in options.faults:
         files = faults.QUICK_READERS if options.quick else faults.READERS
         tasks += [(stages, "flips", (name, count, False)) for name in files]
@@ -111,7 +113,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4))
     parser.add_argument("--every", type=int, default=1, help="strike only at every N-th change")
-    parser.add_argument("--flips", type=int, default=20, help="bits per file and reading command")
+    parser.add_argument("--flips", type=int, default=10, help="bits per file and reading command")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
