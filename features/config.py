@@ -46,7 +46,8 @@ def max_pixels_option() -> int:
     """Declare `--max-pixels`."""
     return option(
         MAX_PIXELS,
-        "Skip images with more pixels than this. Decoding takes about 8 bytes of memory per pixel.",
+        "Skip images with more pixels than this. Decoding takes up to 18 bytes of memory per "
+        "pixel; a pixel of a JPEG 2000 image counts as two.",
         at_least=1,
         group="Hardware",
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...pipeline.stage.errors import DatasetError
 
@@ -35,8 +35,6 @@ def decoding(max_pixels: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image in a format that PIL knows") from error
     except Image.DecompressionBombError as error:
         found = re.search(r"\((\d+) pixels\)", str(error))
         if found is None or max_pixels is None:
@@ -49,9 +47,10 @@ def decoding(max_pixels: int | None = None) -> Iterator[None]:
         raise UnreadableImageError(one_line(error)) from error
 
 
-def too_many_pixels(num_pixels: int, max_pixels: int) -> str:
-    """Return the reason for an image above the limit."""
-    return f"has {num_pixels:,} pixels, more than --max-pixels {max_pixels:,}"
+def too_many_pixels(num_pixels: int, max_pixels: int, counted: int | None = None) -> str:
+    """Return the reason for an image above the limit, which counts as `counted` pixels."""
+    note = "" if counted in (None, num_pixels) else f", counted as {counted:,},"
+    return f"has {num_pixels:,} pixels{note or ','} more than --max-pixels {max_pixels:,}"
 
 
 def is_above_lower_limit(reason: str, max_pixels: int) -> bool:

@@ -1,19 +1,26 @@
 """Decode the bytes of an image file to an upright RGB image, with Pillow.
 
-Every image that Pillow can decode is used, whatever its mode, bit depth or EXIF orientation, unless
-it has too many pixels. Conversion takes less than 8 bytes per pixel, plus Pillow's own memory.
+Every image in a format of `formats.BYTES_PER_PIXEL` is used, whatever its mode, bit depth or EXIF
+orientation, unless it has too many pixels.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .broken_images import UnreadableImageError, decoding, too_many_pixels
-from .icons import icon_pixels
+from .formats import (
+    BYTES_PER_PIXEL,
+    CountedReads,
+    describe_unknown,
+    names_to_open,
+    require_fast_decoder,
+    require_small_tables,
+    tile_pixels,
+)
 from .limits import MAX_PIXELS
 from .transform import Transform
 
@@ -36,10 +43,11 @@ def open_image(
         content: the whole file.
         transform: the transform that follows. If given, a JPEG larger than it needs is decoded at
             a reduced size, which is faster. Default: full size.
-        max_pixels: maximum number of pixels to decode.
+        max_pixels: maximum number of pixels to decode. A pixel of a JPEG 2000 image counts as two,
+            because decoding it takes more than twice the memory.
 
     Returns:
-        The image to pass to `decode_opened`, and the number of pixels to be decoded.
+        The image to pass to `decode_opened`, and the number of bytes that decoding it takes.
 
     Raises:
         UnreadableImageError: not an image, a corrupt one, or one with too many pixels.
@@ -47,11 +55,8 @@ def open_image(
     if not content:
         raise UnreadableImageError("the file is empty")
     raise_pillow_limit(max_pixels)
-    inside = icon_pixels(content)
-    if inside > max_pixels:
-        raise UnreadableImageError(too_many_pixels(inside, max_pixels))
     with decoding(max_pixels):
-        image = Image.open(io.BytesIO(content))
+        image = open_header(content)
         num_pixels = image.width * image.height
         if transform is not None:
             # The JPEG decoder scales by 1/2, 1/4 or 1/8 almost for free. The EXIF rotation can
@@ -59,9 +64,23 @@ def open_image(
             image.draft(None, transform.resized_size(*image.size))
         if "progressive" not in image.info:  # a progressive JPEG is held in memory at full size
             num_pixels = image.width * image.height
-    if num_pixels > max_pixels:
-        raise UnreadableImageError(too_many_pixels(num_pixels, max_pixels))
-    return image, max(num_pixels, inside)
+        num_pixels = max(num_pixels, tile_pixels(image))
+    assert image.format is not None
+    counted = 2 * num_pixels if image.format == "JPEG2000" else num_pixels
+    if counted > max_pixels:
+        raise UnreadableImageError(too_many_pixels(num_pixels, max_pixels, counted))
+    return image, num_pixels * BYTES_PER_PIXEL[image.format]
+
+
+def open_header(content: bytes) -> Image.Image:
+    """Return an image of which only the header is read. Raises whatever Pillow does."""
+    try:
+        require_small_tables(content)
+        image = Image.open(CountedReads(content), formats=names_to_open())
+    except UnidentifiedImageError:
+        raise UnreadableImageError(describe_unknown(content)) from None
+    require_fast_decoder(image)
+    return image
 
 
 def decode_opened(image: Image.Image) -> Image.Image:

@@ -23,8 +23,7 @@ from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.signals import signals_blocked
 from .broken_images import UnreadableImageError, reading_reason
 from .decode import decode_opened, open_image
-from .icons import icon_pixels
-from .limits import MAX_PIXELS, PixelBudget
+from .limits import MAX_PIXELS, DecodingBudget
 from .transform import Transform
 from .views import VIEWS
 
@@ -55,7 +54,7 @@ class ImageLoader:
     transform: Transform
     num_views: int = 1
     max_pixels: int = MAX_PIXELS
-    budget: PixelBudget = field(default_factory=PixelBudget.for_threads)
+    budget: DecodingBudget = field(default_factory=DecodingBudget.for_threads)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -75,14 +74,12 @@ class ImageLoader:
         """
         try:
             content = self.files.read(file_name)
-            inside = icon_pixels(content)  # Pillow may decode an icon when it opens it
-            with self.budget.reserve(inside):
-                image, num_pixels = open_image(content, self.transform, self.max_pixels)
-                with self.budget.reserve(0 if inside else num_pixels):
-                    image = decode_opened(image)
-                    for row, view in zip(pixels, VIEWS, strict=False):
-                        row[:] = self.transform(image, view).transpose(1, 2, 0)
-                    del image  # before others may decode
+            image, num_bytes = open_image(content, self.transform, self.max_pixels)
+            with self.budget.reserve(num_bytes):
+                image = decode_opened(image)
+                for row, view in zip(pixels, VIEWS, strict=False):
+                    row[:] = self.transform(image, view).transpose(1, 2, 0)
+                del image  # before others may decode
         except (UnreadableImageError, OSError) as error:
             return reading_reason(error)
         return None
@@ -128,7 +125,7 @@ def load_in_processes(
     shape = (LOOK_AHEAD + 1, largest, *loader.shape)
     # One array for all buffers: it moves to the disk if /dev/shm is too small for it.
     memory = context.RawArray("B", math.prod(shape))
-    loader = replace(loader, budget=PixelBudget.for_processes(context))
+    loader = replace(loader, budget=DecodingBudget.for_processes(context))
     buffers = np.frombuffer(memory, np.uint8).reshape(shape)
     free = deque(range(len(buffers)))
     pool = ProcessPoolExecutor(

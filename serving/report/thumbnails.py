@@ -11,7 +11,7 @@ from ...features.extract import pillow_warnings_ignored
 from ...features.reading.batches import count_cores
 from ...features.reading.broken_images import reading_reason
 from ...features.reading.decode import decode_opened, open_image
-from ...features.reading.limits import MAX_PIXELS, PixelBudget
+from ...features.reading.limits import MAX_PIXELS, DecodingBudget
 from ...features.reading.transform import Transform
 from ...features.reading.views import Box
 from ...features.reading.workers import cancelled_on_exit
@@ -50,7 +50,7 @@ class ThumbnailMaker:
 
     files: ImageFiles
     size: int
-    budget: PixelBudget
+    budget: DecodingBudget
 
     def make(self, file_name: str) -> Thumbnail | str:
         """Return the thumbnail of an image, or the reason why it is unreadable."""
@@ -58,8 +58,8 @@ class ThumbnailMaker:
         at_least = Transform(self.size, self.size, "bilinear", (), ())
         try:
             content = self.files.read(file_name)
-            image, num_pixels = open_image(content, at_least, MAX_PIXELS)
-            with self.budget.reserve(num_pixels):
+            image, num_bytes = open_image(content, at_least, MAX_PIXELS)
+            with self.budget.reserve(num_bytes):
                 image = decode_opened(image)
                 image.thumbnail((self.size, self.size), Image.Resampling.BICUBIC)
         except (DatasetError, OSError) as error:
@@ -82,7 +82,7 @@ def make_thumbnails(
     Returns:
         N thumbnails, None for an unreadable image.
     """
-    maker = ThumbnailMaker(files, size, PixelBudget.for_threads())
+    maker = ThumbnailMaker(files, size, DecodingBudget.for_threads())
     made: list[Thumbnail | str] = []
     pool = ThreadPoolExecutor(count_cores(), thread_name_prefix="thumbnail")
     with (

@@ -9,16 +9,12 @@ from numpy.typing import NDArray
 
 from ...features.reading.broken_images import PIXEL_LIMIT, READ_FAILED, UnreadableImageError
 from ...features.reading.decode import decode_opened, open_image
-from ...features.reading.limits import PixelBudget
+from ...features.reading.formats import UNSUPPORTED
+from ...features.reading.limits import DecodingBudget
 from ...features.reading.transform import Transform
 from ...features.reading.views import VIEWS
 from .limits import RequestError, out_of_memory
 from .metrics import Metrics
-
-# Names of Pillow's decoders. It has many more, some of which run other programs.
-FORMATS = frozenset(
-    ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
-)
 
 
 class ImageDecoder:
@@ -35,7 +31,7 @@ class ImageDecoder:
         self, transform: Transform, max_pixels: int, num_workers: int, metrics: Metrics
     ) -> None:
         self.transform, self.max_pixels, self.metrics = transform, max_pixels, metrics
-        self.budget = PixelBudget.for_threads()
+        self.budget = DecodingBudget.for_threads()
         self.pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
 
     async def decode(self, file: BinaryIO, num_views: int) -> NDArray[np.uint8]:
@@ -53,15 +49,8 @@ class ImageDecoder:
         content = file.read()
         with self.metrics.decode_seconds.time():
             try:
-                image, num_pixels = open_image(content, self.transform, self.max_pixels)
-                if image.format not in FORMATS:
-                    raise RequestError(
-                        415,
-                        "format_not_supported",
-                        f"The image is a {image.format} file. Send a JPEG, PNG, WebP, GIF, AVIF, "
-                        f"BMP or TIFF file.",
-                    )
-                with self.budget.reserve(num_pixels):
+                image, num_bytes = open_image(content, self.transform, self.max_pixels)
+                with self.budget.reserve(num_bytes):
                     image = decode_opened(image)
                     views = np.stack([self.transform(image, view) for view in VIEWS[:num_views]])
                     del image  # before others may decode
@@ -83,6 +72,8 @@ def refusal(content: bytes, error: UnreadableImageError) -> RequestError:
         return RequestError(422, "empty_image", "The image is empty: it has 0 bytes.")
     if PIXEL_LIMIT.search(str(error)):
         return RequestError(413, "too_many_pixels", f"The image {error}.")
+    if str(error).endswith(UNSUPPORTED):
+        return RequestError(415, "format_not_supported", f"The image {error}.")
     if "not an image" in str(error):
         return RequestError(
             415,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
+from showtell.features.reading.formats import describe_unknown
 from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.evaluate import evaluate
 from showtell.model.generation.options import DecodingOptions
@@ -193,7 +194,7 @@ def test_grey_image_equals_its_rgb_conversion(captioner, image_paths, tmp_path) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not an image", "is not a readable image: not an image in a format that PIL knows."),
+        (b"text", f"is not a readable image: {describe_unknown(b'text')}."),
         (b"", "is not a readable image: the file is empty."),
         (None, "cannot be read: No such file or directory."),
     ],

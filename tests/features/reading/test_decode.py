@@ -1,5 +1,4 @@
 import io
-import struct
 
 import numpy as np
 import pytest
@@ -8,10 +7,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 from showtell.features.reading import decode
 from showtell.features.reading.broken_images import READ_FAILED, UnreadableImageError
 from showtell.features.reading.decode import decode_image, open_image, to_rgb
-from showtell.features.reading.icons import icon_pixels
+from showtell.features.reading.formats import BYTES_PER_PIXEL
 from showtell.features.reading.transform import Transform
-from showtell.features.reading.workers import ImageLoader
-from showtell.pipeline.datasets.image_files import ImageFiles
 
 WHOLE = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # squashes to 8×8
 CROPPED = Transform(8, 10, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -246,57 +243,10 @@ def test_image_with_too_many_pixels_is_unreadable(monkeypatch, pillow_limit):
 def test_pixels_of_a_jpeg_are_counted_at_the_size_in_memory(progressive):
     content = encode(noise(size=(640, 480)), "JPEG", progressive=progressive)
     num_pixels = 640 * 480 if progressive else 80 * 60
-    assert open_image(content, CROPPED)[1] == num_pixels
+    assert open_image(content, CROPPED)[1] == num_pixels * BYTES_PER_PIXEL["JPEG"]
     decode_image(content, CROPPED, max_pixels=num_pixels)
     with pytest.raises(UnreadableImageError, match=f"has {num_pixels:,} pixels, more than"):
         decode_image(content, CROPPED, max_pixels=num_pixels - 1)
-
-
-def icon(format: str, size: tuple[int, int]) -> bytes:
-    """Return an ICO or ICNS file that holds a PNG of another size than it states."""
-    png = encode(noise(size=size), "PNG")
-    if format == "ICO":
-        return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
-    return struct.pack(">4sI4sI", b"icns", len(png) + 16, b"ic07", len(png) + 8) + png
-
-
-@pytest.mark.filterwarnings("ignore:Image was not the expected size")
-@pytest.mark.parametrize("format", ["ICO", "ICNS"])
-def test_pixels_inside_an_icon_are_counted_before_they_are_decoded(monkeypatch, format):
-    content = icon(format, (300, 200))
-    assert open_image(content)[1] == 60_000
-    if format == "ICO":  # Pillow refuses such an ICNS, but only after decoding it
-        assert decode_image(content, max_pixels=60_000).size == (300, 200)
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
-    with pytest.raises(UnreadableImageError, match="has 60,000 pixels, more than --max-pixels 59"):
-        open_image(content, max_pixels=59_999)
-
-
-@pytest.mark.filterwarnings("ignore:Image was not the expected size")
-@pytest.mark.parametrize("format", ["ICO", "ICNS"])
-def test_icons_wait_for_the_pixel_budget_before_they_are_decoded(monkeypatch, tmp_path, format):
-    (tmp_path / "icon").write_bytes(icon(format, (1100, 1000)))
-    events, load = [], PngImagePlugin.PngImageFile.load
-
-    def record(image: Image.Image) -> object:
-        events.append(loader.budget.free.value)
-        return load(image)
-
-    loader = ImageLoader(ImageFiles(tmp_path), WHOLE)
-    free = loader.budget.free.value
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", record)
-    reason = loader.load("icon", loader.allocate(1)[0])
-    assert (reason is None) == (format == "ICO")
-    assert set(events) == {free - 1_100_000}
-    assert loader.budget.free.value == free
-
-
-@pytest.mark.parametrize("bits", ["png", "bmp"])
-def test_plain_icons_have_the_pixels_of_their_largest_image(bits):
-    content = encode(noise("RGBA", (64, 64)), "ICO", bitmap_format=bits)
-    assert open_image(content)[1] == 64 * 64
-    for stop in range(len(content) - 1):
-        assert icon_pixels(content[:stop]) in (0, 64 * 64)
 
 
 def float_image() -> Image.Image:
@@ -360,7 +310,7 @@ def test_jpeg_truncated_anywhere_is_unreadable(share, options):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "MPO"])
 def test_damaged_bytes_give_an_image_or_a_reason(format):
     for seed in range(50):
         rng = np.random.default_rng(seed)
