@@ -8,28 +8,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .features.store import FeatureStore
-    from .pipeline.text.vocab import Vocab
+    from .features.torch_datasets import CaptionDataset, ReferenceDataset
+    from .model.metrics.caption_scorer import CaptionScorer
+    from .pipeline.text.vocab import BOS, EOS, PAD, UNK, Vocab
     from .serving.captioner import Captioner
     from .serving.load import load
     from .serving.results import Caption, Token
-
-__all__ = ["Caption", "Captioner", "FeatureStore", "Token", "Vocab", "__version__", "load"]
 
 __version__ = "0.1.0"
 
 
 # Imported at first use, so that `showtell --help` does not wait for torch.
 _MODULES = {
+    "BOS": ".pipeline.text.vocab",
+    "EOS": ".pipeline.text.vocab",
+    "PAD": ".pipeline.text.vocab",
+    "UNK": ".pipeline.text.vocab",
     "Caption": ".serving.results",
+    "CaptionDataset": ".features.torch_datasets",
+    "CaptionScorer": ".model.metrics.caption_scorer",
     "Captioner": ".serving.captioner",
     "FeatureStore": ".features.store",
+    "ReferenceDataset": ".features.torch_datasets",
     "Token": ".serving.results",
     "Vocab": ".pipeline.text.vocab",
     "load": ".serving.load",
 }
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "UNK",
+    "Caption",
+    "CaptionDataset",
+    "CaptionScorer",
+    "Captioner",
+    "FeatureStore",
+    "ReferenceDataset",
+    "Token",
+    "Vocab",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +140,11 @@ def check_row(grid: GridMap, row: int, crc32: int) -> None:
         raise bad_shard(Path(str(grid.filename)), f"row {row} does not match its checksum")
 
 
+def _map_files(paths: list[Path], crc32: npt.NDArray[np.uint32]) -> "GridFiles":
+    """Map grid files that `open_grid` has verified before; for `pickle`."""
+    return GridFiles(tuple(npy.open_memmap(path, mode="r") for path in paths), crc32)
+
+
 @dataclass(frozen=True)
 class GridFiles:
     """The grid features of a dataset: one (N, V, P, D) array, memory-mapped from several files.
@@ -168,6 +174,10 @@ class GridFiles:
     def _is_verified(self) -> npt.NDArray[np.bool_]:
         """(N,) bool, whether a row has been verified."""
         return np.zeros(len(self.crc32), bool)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the paths of the files: a loader's worker processes map them again."""
+        return _map_files, ([grid.filename for grid in self.maps], self.crc32)
 
     def gather(
         self, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64]

@@ -47,7 +47,22 @@ class FeatureStore:
     grids: GridFiles | None = None
 
     @classmethod
-    def load(cls, directory: Path) -> "FeatureStore":
+    def find(cls, dataset_dir: str | Path, name: str | None = None) -> "FeatureStore":
+        """Load the features of a dataset by name.
+
+        Args:
+            dataset_dir: `data/<dataset>`.
+            name: `<encoder>-<weights>`; default the newest complete features.
+
+        Raises:
+            MissingArtifactError: there are none, or none with this name.
+            DamagedFileError: see `load`.
+            MismatchError: see `load`.
+        """
+        return cls.load(find_features(Path(dataset_dir), name))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "FeatureStore":
         """Read and verify all shards of `data/<dataset>/features/<name>`.
 
         Raises:
@@ -55,6 +70,7 @@ class FeatureStore:
             DamagedFileError: the manifest, a shard or images.parquet is damaged.
             MismatchError: the dataset has been prepared again with other images.
         """
+        directory = Path(directory)
         manifest = require_stage(directory, check_content=False)
         check_dataset(directory, manifest)
         with reading(directory / MANIFEST_NAME, MemoryError):

@@ -29,7 +29,7 @@ ORDER = {
         "config",
         "grids encoders",
         "layout store plan",
-        "manifest runner",
+        "manifest runner torch_datasets",
         "extract",
         "verify",
     ],

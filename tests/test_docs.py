@@ -3,18 +3,23 @@
 import ast
 import importlib
 import json
+import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
 from showtell.cli import app
 from showtell.cli_command import configs
+from showtell.pipeline.captions import read_captions
 from showtell.pipeline.stage.config_file import read_config_file
 
 ROOT = Path(__file__).parents[1]
@@ -225,3 +230,77 @@ def test_example_of_a_metric_runs(
     assert status == 0, output
     metrics = json.loads((scenes / "runs/r/eval/test-beam3/metrics.json").read_text())
     assert 0 <= metrics["Distinct"] <= 1 and "Distinct" in metrics["intervals"]
+
+
+def test_examples_of_the_python_page_run(
+    showtell: Run, prepared_grids: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(prepared_grids / "scenes", "data/flickr8k")
+    images = sorted(Path("data/flickr8k/raw/images").iterdir())
+    for name, image in zip(("dog.jpg", "beach.jpg"), images, strict=False):
+        shutil.copy(image, name)
+    sizes = ("--epochs", 1, "--hidden-size", 16, "--embed-size", 16, "--attention", "soft")
+    options = ("--dataset", "flickr8k", "--run", "gru", "--device", "cpu", *sizes)
+    status, output = showtell("train", *options)
+    assert status == 0, output
+    script = "\n".join(blocks(ROOT / "docs/python.md", "python"))
+    names: dict[str, Any] = {}
+    exec(compile(script, "docs/python.md", "exec"), names)
+    assert len(set(names["texts"])) == 1  # of the same image, from five sources
+    assert names["heatmap"].shape == (2, 2) and names["heatmap"].sum() == pytest.approx(1)
+    assert float(names["similarity"][names["row"]]) == pytest.approx(1)
+    assert float(names["loss"]) < math.log(len(names["train"].vocab))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("{'Bleu_1': ")
+
+
+@pytest.mark.skipif(
+    not (ROOT / ".mypy_cache").exists(), reason="without its cache, mypy takes a minute"
+)
+def test_examples_of_the_python_page_have_correct_types(tmp_path: Path, monkeypatch) -> None:
+    api = pytest.importorskip("mypy.api")
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks(ROOT / "docs/python.md", "python")), "utf-8")
+    monkeypatch.chdir(ROOT)  # its settings are strict
+    output, errors, status = api.run([str(script)])
+    assert status == 0, output + errors
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "duckdb", "datasets"])
+def test_parquet_features_open_in(
+    library: str, prepared_scenes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    pytest.importorskip(library)
+    from showtell.features.shards import read_shard, write_shard
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    shutil.copytree(prepared_scenes / "scenes/captions", "data/flickr8k/captions")
+    folder = Path("data/flickr8k/features/resnet50-caffe")
+    shards = [read_shard(path) for path in sorted(prepared_scenes.glob("scenes/features/*/*.h5"))]
+    for index, shard in enumerate(shards):
+        write_shard(folder / f"part-{index:05}.parquet", shard)
+    (folder / "manifest.json").touch()
+    (example,) = (
+        block
+        for block in blocks(ROOT / "docs/formats.md", "python")
+        if re.search(rf"^(import|from) {library}\b", block, re.MULTILINE)
+    )
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/formats.md", "exec"), names)
+    ids = np.concatenate([shard.image_ids for shard in shards])
+    features = np.concatenate([shard.features for shard in shards])
+    if library == "pandas":
+        assert np.array_equal(names["features"], features)
+        assert np.array_equal(names["table"]["image_id"], ids)
+    elif library == "polars":
+        captions = read_captions(Path("data/flickr8k/captions/captions.parquet"))
+        assert names["features"].dtype == np.float16
+        expected = features[np.searchsorted(ids, np.sort(captions.image_ids))]
+        assert np.array_equal(np.sort(names["features"], 0), np.sort(expected, 0))
+    elif library == "duckdb":
+        similarity = dict(names["nearest"])
+        assert len(similarity) == 5 and max(similarity.values()) == pytest.approx(1, abs=1e-5)
+    else:
+        assert np.array_equal(names["batch"].numpy(), features[:4].astype(np.float32))

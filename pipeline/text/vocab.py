@@ -110,13 +110,14 @@ class Vocab:
         return json_bytes(value)
 
     @classmethod
-    def read(cls, path: Path) -> "Vocab":
+    def read(cls, path: str | Path) -> "Vocab":
         """Read `vocab.json`.
 
         Raises:
             MissingArtifactError: the file does not exist.
             DamagedFileError: the file is damaged, or not a vocabulary of this version.
         """
+        path = Path(path)
         content = read_output(path)
         with reading(path):
             value = json.loads(content)
