@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..model.generation.consensus import Consensus
 from ..model.generation.explain import TokenScores, explain
 from ..model.generation.generate import CaptionModel, decode
 from ..model.generation.hypothesis import Hypothesis
-from ..model.generation.options import DecodingOptions
+from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.runs.run import RunConfig, load_run_features
 from ..pipeline.text.vocab import Vocab
@@ -70,12 +70,12 @@ class Captioner:
         images: ImageInputs,
         *,
         details: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[DecodingKeywords],
     ) -> list[str]: ...
 
     @overload
     def caption(
-        self, images: ImageInputs, *, details: Literal[True], **options: Any
+        self, images: ImageInputs, *, details: Literal[True], **options: Unpack[DecodingKeywords]
     ) -> list[list[Caption]]: ...
 
     def caption(
@@ -83,7 +83,7 @@ class Captioner:
         images: ImageInputs,
         *,
         details: bool = False,
-        **options: Any,
+        **options: Unpack[DecodingKeywords],
     ) -> list[str] | list[list[Caption]]:
         """Caption images.
 

@@ -7,7 +7,7 @@ shapes: N images, K beams per image, S side of the image, V vocabulary, P grid c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
 from ..model.generation.hypothesis import Hypothesis
-from ..model.generation.options import DecodingOptions
+from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_NAME
 from ..pipeline.stage.artifacts import damaged, repair_command, require_stage
 from ..pipeline.stage.errors import ConfigError, MissingArtifactError
@@ -104,16 +104,20 @@ class OnnxCaptioner:
 
     @overload
     def caption(
-        self, images: ImageInputs, *, details: Literal[False] = False, **options: Any
+        self,
+        images: ImageInputs,
+        *,
+        details: Literal[False] = False,
+        **options: Unpack[DecodingKeywords],
     ) -> list[str]: ...
 
     @overload
     def caption(
-        self, images: ImageInputs, *, details: Literal[True], **options: Any
+        self, images: ImageInputs, *, details: Literal[True], **options: Unpack[DecodingKeywords]
     ) -> list[list[Caption]]: ...
 
     def caption(
-        self, images: ImageInputs, *, details: bool = False, **options: Any
+        self, images: ImageInputs, *, details: bool = False, **options: Unpack[DecodingKeywords]
     ) -> list[str] | list[list[Caption]]:
         """Caption images, as `Captioner.caption` does.
 

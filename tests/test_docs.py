@@ -250,7 +250,7 @@ def test_examples_of_the_python_page_run(
     assert len(set(names["texts"])) == 1  # of the same image, from five sources
     assert names["heatmap"].shape == (2, 2) and names["heatmap"].sum() == pytest.approx(1)
     assert float(names["similarity"][names["row"]]) == pytest.approx(1)
-    assert float(names["loss"]) < math.log(len(names["train"].vocab))
+    assert names["loss"].item() < math.log(len(names["train"].vocab))
     assert capsys.readouterr().out.splitlines()[-1].startswith("{'Bleu_1': ")
 
 
@@ -260,7 +260,9 @@ def test_examples_of_the_python_page_run(
 def test_examples_of_the_python_page_have_correct_types(tmp_path: Path, monkeypatch) -> None:
     api = pytest.importorskip("mypy.api")
     script = tmp_path / "example.py"
-    script.write_text("\n".join(blocks(ROOT / "docs/python.md", "python")), "utf-8")
+    examples = blocks(ROOT / "docs/python.md", "python")
+    wrong = 'captioner.caption("dog.jpg", beams=3)  # type: ignore[call-overload]\n'
+    script.write_text("\n".join([*examples, wrong]), "utf-8")
     monkeypatch.chdir(ROOT)  # its settings are strict
     output, errors, status = api.run([str(script)])
     assert status == 0, output + errors

@@ -1,7 +1,7 @@
 """Options for decoding captions, shared by `eval`, `caption` and the validation during training."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypedDict
 
 from ...features.config import MAX_VIEWS
 from ...pipeline.stage.options import MAX_SEED, Options, flag, option, require
@@ -29,6 +29,27 @@ MAX_TOKENS = 1000
 
 # Default maximum length by the unit of the vocabulary: one word may take several subwords.
 LENGTH_LIMITS = {"words": 20, "pieces": 30}
+
+
+class DecodingKeywords(TypedDict, total=False):
+    """The fields of `DecodingOptions` as keyword arguments, for type checkers and editors."""
+
+    preset: str | None
+    beam: int
+    length_penalty: float
+    max_length: int | None
+    min_length: int
+    no_repeat_ngram: int
+    beam_groups: int
+    diversity: float
+    n_best: int
+    views: int
+    sample: bool
+    top_p: float
+    temperature: float
+    seed: int
+    consensus: int
+    consensus_precision: float
 
 
 @dataclass(frozen=True, kw_only=True)

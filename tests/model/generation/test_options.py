@@ -1,10 +1,11 @@
 import math
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from showtell.model.generation.options import DecodingOptions
+from showtell.model.generation.options import DecodingKeywords, DecodingOptions
 from showtell.pipeline.stage.errors import ConfigError
+from showtell.pipeline.stage.options import options_of
 
 INVALID: list[tuple[dict[str, Any], str]] = [
     *(
@@ -102,3 +103,8 @@ def test_consensus_chooses_among_all_candidates_of_the_beam() -> None:
     assert DecodingOptions(beam=20, n_best=2).num_candidates == 2
     assert DecodingOptions(beam=20, n_best=2, consensus=5).num_candidates == 20
     assert DecodingOptions(sample=True, n_best=7, consensus=5).num_candidates == 7
+
+
+def test_keywords_have_the_names_and_types_of_the_options() -> None:
+    declared = {field.name: field.type for field in options_of(DecodingOptions)}
+    assert get_type_hints(DecodingKeywords) == declared
