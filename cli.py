@@ -199,8 +199,8 @@ def export(config: ExportConfig) -> None:
 def serve(config: ServeConfig) -> None:
     """Serve a web page and an HTTP API that caption images.
 
-    It needs the extra `serve`: pip install 'showtell[serve]'. Ctrl-C and SIGTERM stop it after it
-    has answered the requests that it has accepted.
+    Needs the extra serve: pip install 'showtell[serve]'. Stops on Ctrl-C and SIGTERM, after it has
+    answered the requests that it has accepted.
     """
     from .serving.server.serve import serve
 

@@ -210,22 +210,22 @@ class ServeConfig(DecodingOptions, StageConfig):
     )
     max_batch: int = option(
         32,
-        "Images to caption at once, of any requests; 1 turns batching off.",
+        "Maximum number of images captioned at once, of any requests; 1 turns batching off.",
         at_least=1,
         group="Limits",
     )
     max_queue: int = option(
         256,
-        "Images in the server at once, of all requests; further requests are refused.",
+        "Maximum number of images in the server, of all requests; further ones are refused.",
         at_least=1,
         group="Limits",
     )
-    max_images: int = option(64, "Images of a request.", at_least=1, group="Limits")
-    max_body: int = option(32, "Size of a request in MB.", at_least=1, group="Limits")
-    max_pixels: int = max_pixels_option()
-    max_beam: int = option(
-        20, "Largest beam or n_best that a request may ask for.", at_least=1, group="Limits"
+    max_images: int = option(
+        64, "Maximum number of images in a request.", at_least=1, group="Limits"
     )
+    max_body: int = option(32, "Maximum size of a request, in MB.", at_least=1, group="Limits")
+    max_pixels: int = max_pixels_option()
+    max_beam: int = option(20, "Maximum beam and n_best of a request.", at_least=1, group="Limits")
     timeout: float = option(
         60.0,
         "Seconds to receive a request, and again to caption its images.",

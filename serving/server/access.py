@@ -17,7 +17,7 @@ from .limits import App, Receive, RequestError, Scope, Send
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 # The page must load before it can ask for the token; /healthz is for probes.
-PUBLIC_PATHS = frozenset({"/", "/page.js", "/page.css", "/icon.svg", "/healthz"})
+PUBLIC_PATHS = frozenset({"/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/openapi.json"})
 
 
 class Access:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...model.generation.options import DecodingOptions
+from ...model.runs.hub import PREFIX as HUB_PREFIX
 from ...pipeline.stage.console import is_quiet, print_json, print_note, print_result
 from ...pipeline.stage.errors import ConfigError
 from ..captioner import Captioner
@@ -42,6 +43,8 @@ def serve(config: ServeConfig) -> None:
     warm_up(captioner, defaults)
     service = CaptionService(captioner, config, defaults, Metrics())
     model = describe(captioner)
+    if config.model is not None and config.model.startswith(HUB_PREFIX):
+        model["name"] = config.model  # its folder is named after a commit
     server = Server(create_app(service, config, model), service, config.stop_timeout)
     set_up_logs(logging.WARNING if is_quiet() else logging.INFO)
     url = url_of(listener)
