@@ -154,6 +154,8 @@ class Trainer:
         progress = self.progress
         log = RunLog(self.run_dir, progress.step, progress.log_bytes, progress.log_checksum)
         with log, deferred_signals() as self.signals:
+            if not self.resume:
+                log.write_options(config.result_options(), f"val_{self.monitor}")
             while progress.epoch < config.epochs and not self._is_out_of_patience():
                 self._train_epoch(log)
                 self._validate(log)
@@ -312,6 +314,7 @@ class Trainer:
             val_seconds=round(watch.seconds, 3),
             seconds=round(progress.seconds, 3),
         )
+        log.write_captions(progress.step, self._examples(captions))
         score = scores[self.monitor]
         # As long as every epoch scores 0, the latest has learned the most.
         is_best = score > progress.best_score or score == progress.best_score == 0
@@ -334,6 +337,11 @@ class Trainer:
         features = iterate_features(decoder, store, rows, choose_batch_size(options))
         batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
         return [caption for captions in batches for caption in captions]
+
+    def _examples(self, captions: list[str]) -> list[tuple[str, str, str]]:
+        """Return file name, caption and a reference of a few validation images."""
+        references = [texts[0] for texts in self.data.val_references.values()]
+        return [*zip(self.data.val_file_names, captions, references, strict=False)]
 
     def _is_out_of_patience(self) -> bool:
         epochs_without_gain = self.progress.epoch - self.progress.best_epoch

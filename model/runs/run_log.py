@@ -1,4 +1,4 @@
-"""The log of a training: `metrics.jsonl` and TensorBoard scalars.
+"""The log of a training: `metrics.jsonl` and TensorBoard events.
 
 `metrics.jsonl` has one JSON object per line: `step`, an int, and floats. Every few steps:
 
@@ -15,17 +15,20 @@ and after every epoch:
     val_seconds        time of the validation
     seconds            training time so far
 
-`tensorboard/` holds the same values as event files.
+`tensorboard/` holds the same values as event files. Its other tabs show the options of the training
+(HPARAMS) and some captions of the validation images after each epoch (TEXT).
 """
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, scalar, text
 
 from ...pipeline.stage.checksums import checksum, checksum_of_file
 from ...pipeline.stage.console import print_warning
@@ -82,8 +85,34 @@ class RunLog:
             self.file.write((json.dumps({"step": step} | values) + "\n").encode())
             self.file.flush()
             for name, value in values.items():
-                event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
-                self.board.write_event(event)
+                self._write_event(step, scalar(name, value))
+
+    def write_options(self, options: Mapping[str, Any], score: str) -> None:
+        """Record the options of the training, for TensorBoard only.
+
+        Args:
+            options: name → text, number, bool or None.
+            score: name of the recorded scalar that runs are compared by.
+        """
+        with reporting_write_errors(self.path):
+            for summary in hparams(dict(options), {score: 0.0}):
+                self._write_event(0, summary)
+
+    def write_captions(self, step: int, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Record captions of some images as a table, for TensorBoard only.
+
+        Args:
+            step: optimizer steps so far.
+            rows: file name of the image, its caption, and one of its references.
+        """
+        cells = [[_escape(cell) for cell in row] for row in rows]
+        lines = ["| image | caption | a reference |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in cells]
+        with reporting_write_errors(self.path):
+            self._write_event(step, text("val_captions", "\n".join(lines)))
+
+    def _write_event(self, step: int, summary: Summary) -> None:
+        self.board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def sync(self) -> tuple[int, str]:
         """Wait until all records are on the disk; return size and checksum of `metrics.jsonl`."""
@@ -99,6 +128,11 @@ class RunLog:
         with reporting_write_errors(self.path):
             self.file.close()
             self.board.close()
+
+
+def _escape(cell: str) -> str:
+    """Return a text without characters that end a cell of a Markdown table."""
+    return " ".join(cell.replace("|", "\\|").split())
 
 
 def keep_sound_lines(content: bytes, step: int) -> tuple[bytes, int]:

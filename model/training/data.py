@@ -17,6 +17,8 @@ from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
 from .source import load_source_features, source_checksum
 
+NUM_SHOWN = 10  # validation images whose captions TensorBoard shows
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -28,6 +30,7 @@ class TrainingData:
         captions: encoded captions of the train split.
         val_image_ids: images to caption after each epoch.
         val_references: image_id → its captions as words joined by spaces.
+        val_file_names: file names of the first few validation images, to show their captions.
         captions_path: captions.parquet of the dataset.
         inputs: name → sha256 of every file that was read.
     """
@@ -37,6 +40,7 @@ class TrainingData:
     captions: EncodedCaptions
     val_image_ids: list[int]
     val_references: dict[int, list[str]]
+    val_file_names: list[str]
     captions_path: Path
     inputs: dict[str, str]
 
@@ -70,6 +74,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"chosen. Mark some images as 'val', then run 'showtell prepare' and 'showtell "
             f"features' again."
         )
+    file_names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
     num_without = int((~store.has(captions.image_ids)).sum())
     if num_without == len(captions):
@@ -94,6 +99,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         captions=captions,
         val_image_ids=val.tolist(),
         val_references=read_references(captions_dir / CAPTIONS_PARQUET, "words", val),
+        val_file_names=[file_names[image_id] for image_id in val[:NUM_SHOWN].tolist()],
         captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
     )

@@ -98,6 +98,24 @@ def test_tensorboard_holds_the_same_scalars(tmp_path) -> None:
     ]
 
 
+def test_tensorboard_shows_options_and_captions(tmp_path) -> None:
+    with RunLog(tmp_path, step=0) as log:
+        log.write_options({"cell": "gru", "seed": 0, "scst": False, "init": None}, "val_CIDEr")
+        log.write_captions(57, [("a|b.jpg", "a dog\nruns", "dogs | run")])
+    assert (tmp_path / LOG_NAME).read_bytes() == b""
+    values = {value.tag: value for event in events_of(tmp_path) for value in event.summary.value}
+    start = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    assert all(name in start for name in (b"cell", b"seed", b"scst")) and b"init" not in start
+    assert b"val_CIDEr" in values["_hparams_/experiment"].metadata.plugin_data.content
+    shown = values["val_captions/text_summary"]
+    assert shown.metadata.plugin_data.plugin_name == "text"
+    assert shown.tensor.string_val[0].decode().splitlines() == [
+        "| image | caption | a reference |",
+        "|---|---|---|",
+        "| a\\|b.jpg | a dog runs | dogs \\| run |",
+    ]
+
+
 def test_resumed_log_purges_later_steps_in_tensorboard(tmp_path) -> None:
     with RunLog(tmp_path, step=0) as log:
         log.write(3, loss=3.0)
