@@ -142,6 +142,8 @@ def explain(error: BaseException, repo: str, revision: str | None) -> str:
                 f"{repo} is gated. Ask for access at {address}/{repo}, then log in with "
                 "'hf auth login', or set HF_TOKEN."
             )
+        case errors.HFValidationError():
+            return f"{PREFIX}{repo} is not a name on the Hugging Face Hub. Give {PREFIX}user/name."
         case errors.RevisionNotFoundError():
             return f"{repo} has no revision {revision!r}. Give a branch, a tag or a commit."
         case errors.RemoteEntryNotFoundError():
@@ -162,6 +164,11 @@ def explain(error: BaseException, repo: str, revision: str | None) -> str:
         return (
             f"Your token may not do this with {repo} ({reason}). Create a token with write access "
             f"at {address}/settings/tokens, then log in with 'hf auth login', or set HF_TOKEN."
+        )
+    if status == 400:
+        return (
+            f"{address} refuses this upload: {reason.rstrip('.')}. If that concerns the model "
+            "card, export the bundle again, for example with another --license."
         )
     if status is not None:
         return f"{address} answered {status} ({reason}). Run the same command again later."

@@ -264,7 +264,15 @@ ERRORS = {
     "wrong token": (("push", "mine", REPO), "does not accept your token (Invalid credentials"),
     "read token": (("push", "mine", REPO), "Create a token with write access at"),
     "stranger": (("push", "mine", "stranger/x"), "Your token may not do this with stranger/x"),
-    "license": (("push", "mine", REPO), '"license" must be one of [mit, other]'),
+    "license": (
+        ("push", "mine", REPO),
+        '"license" must be one of [mit, other]. If that concerns the model card, export the',
+    ),
+    "name of model": (
+        ("caption", "x.jpg", "--model", "hf:a/b/c"),
+        "hf:a/b/c is not a name on the Hugging Face Hub. Give hf:user/name.",
+    ),
+    "no model": (("caption", "x.jpg", "--model", "hf:flickr8k"), "has no model flickr8k that you"),
     "missing": (("pull", "user/none"), "has no model user/none that you may read. Check the name."),
     "private": (("pull", REPO), "If the repository is private, log in with 'hf auth login'"),
     "gated": (("pull", REPO), "user/flickr8k-gru is gated. Ask for access at"),
