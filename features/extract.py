@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.checksums import checksums_of
 from ..pipeline.stage.command_line import command_of
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
-from ..pipeline.stage.errors import DatasetError
+from ..pipeline.stage.errors import DatasetError, ShowTellError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -59,6 +59,7 @@ def extract(config: FeaturesConfig) -> Manifest:
     config = keep_extras(config, done)
     # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     if done is not None and is_up_to_date(done, directory, config, images):
+        remove_leftovers(directory, done)
         print_note(f"features: {directory} is up to date ({describe_counts(done)})")
         return done
     with locked(directory), pillow_warnings_ignored():
@@ -207,12 +208,30 @@ def publish(names: Sequence[str], staging: Path, directory: Path) -> None:
             (staging / name).replace(directory / name)
 
 
+def find_stale(directory: Path, manifest: Manifest) -> list[Path]:
+    """Return the shards that the manifest does not list."""
+    return [path for path in directory.glob("part-*") if path.name not in manifest.outputs]
+
+
 def remove_stale(directory: Path, manifest: Manifest) -> None:
     """Delete shards that the manifest does not list, and the staging folder."""
-    for path in directory.glob("part-*"):
-        if path.name not in manifest.outputs:
-            path.unlink(missing_ok=True)
+    for path in find_stale(directory, manifest):
+        path.unlink(missing_ok=True)
     shutil.rmtree(directory / STAGING, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path, manifest: Manifest) -> None:
+    """Delete what a run left that was killed right after it wrote the manifest.
+
+    Shards in the staging folder are kept: they belong to an interrupted run with other options.
+    Does nothing in a read-only folder, or while another process computes these features.
+    """
+    if find_stale(directory, manifest) or (directory / STAGING).exists():
+        with suppress(ShowTellError, OSError), locked(directory):
+            if read_manifest(directory) == manifest:
+                for path in find_stale(directory, manifest):
+                    path.unlink(missing_ok=True)
+                (directory / STAGING).rmdir()  # fails if it holds shards
 
 
 @contextmanager

@@ -34,7 +34,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "features, Parquet": features(40, "--format", "parquet"),
     "features, HDF5 with grid": features(64, "--grid"),
     "features, Parquet with grid": features(72, "--format", "parquet", "--grid", "--views", "2"),
-    "features, replaced": features(40, "--format", "parquet", "--views", "2"),
+    "features, replaced": features(40, "--views", "2"),  # the old files have other names
     "train": (*TRAIN, "--run", "r"),
     "eval": ("eval", "--run", "r"),
     "prepare, replaced": ("prepare", *COMMON, "--min-count", "2"),

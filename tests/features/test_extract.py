@@ -497,6 +497,23 @@ def test_interrupted_recomputation_keeps_the_finished_features(tmp_path, network
     }
 
 
+def test_files_left_after_the_manifest_was_written_are_removed(tmp_path, network, monkeypatch):
+    config = make_dataset(tmp_path)
+    extract(config)
+    changed = replace(config, format="parquet")
+    with monkeypatch.context() as context:
+        context.setattr(stage, "remove_stale", lambda *_: None)  # as if killed before
+        extract(changed)
+    names = {path.name for path in features_dir(config).iterdir()}
+    assert {"part-00000.h5", "part-00000.parquet", ".next"} <= names
+    with locked(features_dir(config)):
+        extract(changed)  # up to date, but another process may need the files
+    assert {path.name for path in features_dir(config).iterdir()} == names
+    extract(changed)
+    stale = {name for name in names if name.endswith(".h5")} | {".next"}
+    assert {path.name for path in features_dir(config).iterdir()} == names - stale
+
+
 def test_unreadable_images_are_listed_without_affecting_others(tmp_path, network, capsys):
     config = make_dataset(tmp_path)
     image_path(config, 9).unlink()
