@@ -4,6 +4,7 @@ Formats: CSV, JSONL (one JSON object per line) and Parquet; in the latter two, `
 a list of strings. Other columns are ignored. File names are relative to the source folder.
 """
 
+import itertools
 import posixpath
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,10 @@ TABLE_NAMES = ("captions.csv", "captions.jsonl", "captions.parquet")
 COLUMNS = ("file_name", "caption", "split")
 LAYOUT = "Expected a row for each caption: file_name, caption and, optionally, split."
 DAMAGED_PARQUET = "Expected a Parquet file. It may be damaged or incomplete; write it again."
+# Parquet. A row holds a file name and a caption, which take more than a byte even if compressed.
+PARQUET_BATCH = 1024  # rows
+MIN_VALUES, MIN_PAGE_BYTES, MIN_BYTES = 100_000, 4 << 20, 256 << 20  # allowed in a file of any size
+MAX_EXPANSION = 100  # times the size of the file
 SPLIT_NAMES = {
     "train": "train",
     "val": "val",
@@ -134,11 +139,42 @@ def _read_parquet_rows(path: Path, position: Position) -> Iterator[Row]:
         header = file.schema_arrow.names
         for column in COLUMNS[:2]:
             find_column(header, (column,), path)
-        table = file.read(columns=[column for column in COLUMNS if column in header])
-        columns = [table.column(name).to_pylist() for name in COLUMNS if name in header]
-    for number, row in enumerate(zip(*columns, strict=True), 1):
-        position.text = f"row {number}"
-        yield row[0], row[1], row[2] if len(row) == 3 else None
+        wanted = [column for column in COLUMNS if column in header]
+        size = path.stat().st_size
+        _require_honest_size(file.metadata, wanted, size)
+        numbers, num_bytes = itertools.count(1), 0
+        for batch in file.iter_batches(PARQUET_BATCH, columns=wanted):
+            num_bytes += batch.nbytes
+            _require_at_most(num_bytes, max(MIN_BYTES, MAX_EXPANSION * size), "bytes", size)
+            columns = [batch.column(name).to_pylist() for name in wanted]
+            for row in zip(*columns, strict=True):
+                position.text = f"row {next(numbers)}"
+                yield row[0], row[1], row[2] if len(row) == 3 else None
+
+
+def _require_honest_size(metadata: pq.FileMetaData, wanted: list[str], size: int) -> None:
+    """Check how much a Parquet file of `size` bytes says it holds, before it is decoded.
+
+    Repeated values take almost no space in a file, but each takes memory here.
+
+    Raises:
+        ValueError: a column has more values, or its pages more bytes, than captions can have.
+    """
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for column in map(columns.column, range(columns.num_columns)):
+            if column.path_in_schema.partition(".")[0] in wanted:
+                limit = max(MIN_PAGE_BYTES, MAX_EXPANSION * size)
+                _require_at_most(column.total_uncompressed_size, limit, "bytes", size)
+                _require_at_most(column.num_values, max(MIN_VALUES, size), "values", size)
+
+
+def _require_at_most(count: int, limit: int, unit: str, size: int) -> None:
+    if count > limit:
+        raise ValueError(
+            f"a column expands to {count:,} {unit}, more than {limit:,} from a file of "
+            f"{size:,} bytes"
+        )
 
 
 ROW_READERS: dict[str, Callable[[Path, Position], Iterator[Row]]] = {

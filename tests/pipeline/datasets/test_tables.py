@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.datasets import tables
 from showtell.pipeline.datasets.registry import load_dataset
+from showtell.pipeline.datasets.tables import TableReader
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError
 
 ROWS = [
@@ -277,3 +279,31 @@ def test_table_reports_a_missing_file(tmp_path):
     config = PrepareConfig(dataset="mine", table=tmp_path / "none" / "t.csv")
     with pytest.raises(MissingArtifactError, match=r"none/t\.csv does not exist\. Give --table"):
         load_dataset(config)
+
+
+def test_parquet_of_repeated_rows_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "captions.parquet"
+    rows = pa.table({"file_name": ["a.jpg"] * 200_000, "caption": ["A dog."] * 200_000})
+    pq.write_table(rows, path)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    with pytest.raises(DatasetError, match="expands to 200,000 values, more than 100,000 from"):
+        TableReader(path).read()
+
+
+def test_parquet_with_a_huge_repeated_caption_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "captions.parquet"
+    rows = pa.table({"file_name": ["a.jpg"] * 900, "caption": ["a" * 200_000] * 900})
+    pq.write_table(rows, path)
+    monkeypatch.setattr(tables, "MIN_BYTES", 1 << 20)
+    with pytest.raises(DatasetError, match=r"expands to [0-9,]+ bytes, more than"):
+        TableReader(path).read()
+
+
+def test_parquet_of_many_different_rows_is_read_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PARQUET_BATCH", 7)
+    path = tmp_path / "captions.parquet"
+    names = [f"{number}.jpg" for number in range(50)]
+    pq.write_table(
+        pa.table({"file_name": names, "caption": [f"A {name}." for name in names]}), path
+    )
+    assert list(TableReader(path).read().captions) == names
