@@ -86,9 +86,7 @@ class Manifest:
             values.pop("command_checksum", None)
             values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
             manifest = cls(**values)
-            for name in ("config", "inputs", "outputs", "counts", "details", "checksums"):
-                if not isinstance(getattr(manifest, name), dict):
-                    raise TypeError(f"{name!r} is not an object")
+            require_types(values)
             return manifest
         except (FileNotFoundError, NotADirectoryError):
             raise MissingArtifactError(f"{path} does not exist.") from None
@@ -141,3 +139,39 @@ class Manifest:
             and self.inputs == inputs
             and not self.find_problems(directory)
         )
+
+
+# Types of the fields of a manifest, and of the values in each object.
+FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "stage": str,
+    "version": int,
+    "seconds": (int, float),
+    "command": str,
+    **dict.fromkeys(("config", "inputs", "outputs", "counts", "details", "checksums"), dict),
+}
+VALUE_TYPES: dict[str, type] = {"inputs": str, "outputs": int, "counts": int, "checksums": str}
+# Stage → entries that other stages read, by field. Every version writes them.
+REQUIRED = {"prepare": {"details": ("source",)}, "train": {"config": ("dataset",)}}
+
+
+def require_types(values: dict[str, Any]) -> None:
+    """Check the fields of a manifest. Those of earlier versions have no checksum.
+
+    Raises:
+        TypeError: a field, or a value in it, has another type.
+        ValueError: an entry that other stages read does not exist.
+    """
+    for name, expected in FIELD_TYPES.items():
+        if name in values and not isinstance(values[name], expected):
+            raise TypeError(f"{name!r} has another type than expected")
+    for name, expected in VALUE_TYPES.items():
+        for key, value in values.get(name, {}).items():
+            if type(value) is not expected:
+                raise TypeError(f"{key!r} in {name!r} is not {expected.__name__}")
+    for pair in values["skipped"]:
+        if not all(isinstance(part, str) for part in pair):
+            raise TypeError("'skipped' holds other values than text")
+    for name, keys in REQUIRED.get(values["stage"], {}).items():
+        for key in keys:
+            if not isinstance(values[name].get(key), str):
+                raise ValueError(f"{key!r} in {name!r} is missing or not text")

@@ -130,3 +130,33 @@ def test_load_tells_a_damaged_manifest_from_a_missing_one(tmp_path) -> None:
     with pytest.raises(DamagedFileError, match="does not match its checksum"):
         Manifest.load(tmp_path)
     assert Manifest.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("outputs", {"a": "x"}),
+        ("outputs", {"a": None}),
+        ("counts", {"num_images": "x"}),
+        ("checksums", {"a": 5}),
+        ("inputs", {"a": 5}),
+        ("inputs", []),
+        ("skipped", [[1, 2]]),
+        ("seconds", "x"),
+        ("version", None),
+        ("stage", ["x"]),
+        ("command", 5),
+        ("details", {}),
+        ("config", [7]),
+    ],
+)
+def test_manifest_with_wrong_types_and_no_checksum_is_damaged(tmp_path, field, value):
+    Manifest("prepare", 1, {}, {}, {"a": 1}, details={"source": "x"}).write(tmp_path)
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    path.write_text(json.dumps(values))
+    Manifest.load(tmp_path)
+    path.write_text(json.dumps(values | {field: value}))
+    with pytest.raises(DamagedFileError, match=r"manifest.json is damaged"):
+        Manifest.load(tmp_path)
