@@ -13,6 +13,7 @@ from ..features.reading.broken_images import UnreadableImageError
 from ..features.reading.decode import decode_image, to_upright_rgb
 from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
+from ..pipeline.datasets.image_files import read_image_file
 from ..pipeline.stage.console import print_warning
 from ..pipeline.stage.errors import DatasetError
 from .config import IMAGE_SUFFIXES
@@ -55,7 +56,7 @@ def read_image(
         if isinstance(image, Image.Image):
             return to_upright_rgb(image.copy())
         if isinstance(image, str | os.PathLike):
-            return decode_image(Path(image).read_bytes(), transform, max_pixels)
+            return decode_image(read_image_file(Path(image)), transform, max_pixels)
         if isinstance(image, bytes | bytearray | memoryview):
             return decode_image(bytes(image), transform, max_pixels)
         return to_upright_rgb(from_array(image))

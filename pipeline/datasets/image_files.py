@@ -6,6 +6,7 @@
 
 import errno
 import os
+import stat
 import struct
 import threading
 import unicodedata
@@ -141,6 +142,22 @@ def _require_size(name: str, size_bytes: int) -> None:
         )
 
 
+def read_image_file(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        OSError: it does not exist, cannot be read, is not a regular file (a pipe or a device may
+            never end), or has more than `MAX_FILE_BYTES`.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    _require_size(str(path), status.st_size)
+    return path.read_bytes()
+
+
 class ImageFiles:
     """Reads images by file name from one root folder. Can be pickled and shared by threads.
 
@@ -170,9 +187,7 @@ class ImageFiles:
         """
         path = self.root / file_name
         try:
-            with path.open("rb") as file:
-                _require_size(str(path), os.fstat(file.fileno()).st_size)
-                return file.read()
+            return read_image_file(path)
         except (FileNotFoundError, NotADirectoryError):
             found = self._find_zipped(file_name)
         if found is None:

@@ -120,3 +120,11 @@ def test_unreadable_bytes_and_images_are_named(tmp_path) -> None:
         read_image(b"", SQUARE)
     with pytest.raises(DatasetError, match="cannot be read: Is a directory"):
         read_image(tmp_path, SQUARE)
+
+
+def test_endless_and_huge_files_are_refused(tmp_path):
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(3 << 30)
+    for path, reason in [("/dev/zero", "regular file"), (tmp_path / "sparse.jpg", "3,221,22")]:
+        with pytest.raises(DatasetError, match=reason):
+            read_image(path, Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3))

@@ -1,14 +1,16 @@
+import os
 import pickle
 import struct
 import threading
 import tracemalloc
 import zipfile
 import zlib
+from pathlib import Path
 
 import pytest
 
 from showtell.pipeline.datasets import image_files
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.datasets.image_files import ImageFiles, read_image_file
 from showtell.pipeline.stage.errors import DatasetError
 
 
@@ -247,3 +249,15 @@ def test_names_that_no_file_can_have_are_missing(tmp_path):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     names = ["x" * 300 + "/a.jpg", "a" * 300, "loop/a.jpg", "loop.jpg", "x/" * 2000 + "a"]
     assert ImageFiles(tmp_path).fingerprints(names) == [None] * 5
+
+
+def test_pipes_devices_and_huge_files_are_never_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(image_files.MAX_FILE_BYTES + 1)
+    monkeypatch.setattr(Path, "open", None)
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            read_image_file(path)
+    with pytest.raises(OSError, match="has 268,435,457 bytes, expected at most"):
+        read_image_file(tmp_path / "sparse.jpg")
