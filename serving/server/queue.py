@@ -51,13 +51,13 @@ class Job:
     Attributes:
         options: decoding options.
         details: whether to compute the probability and the attention of each word.
-        request: tells requests apart if they may not share a batch: the random numbers of a batch
-            are drawn together, so a sampled caption would depend on the other requests.
+        alone: differs for images that may not share a batch. The random numbers of a batch are
+            drawn together, so a sampled caption would depend on the other images.
     """
 
     options: DecodingOptions
     details: bool = False
-    request: object = None
+    alone: object = None
 
 
 @dataclass(eq=False)
@@ -169,10 +169,10 @@ class CaptionQueue:
 
 
 def answer_to(error: Exception) -> RequestError:
-    """Log an error of the model, unless the request caused it, and return what to answer."""
+    """Log an error, unless the request caused it, and return what to answer."""
     if isinstance(error, ConfigError):  # a rule that depends on the model's vocabulary
         return invalid_option(as_field_names(str(error)))
-    logger.error("a batch could not be captioned", exc_info=error)
+    logger.error("images could not be captioned", exc_info=error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return out_of_memory()
     message = "The model could not caption the images. The server's log says why."

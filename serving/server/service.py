@@ -17,7 +17,7 @@ from ..results import Caption
 from .image_decoder import ImageDecoder
 from .limits import Places, RequestError
 from .metrics import Metrics
-from .queue import BatchCaptioner, CaptionQueue, Job
+from .queue import BatchCaptioner, CaptionQueue, Job, answer_to
 from .request_body import RequestBody, read_body
 from .request_options import read_flag, read_options
 from .schema import ResultsJson, to_json
@@ -120,11 +120,10 @@ class CaptionService:
             body = await self._read(request)
             details = read_flag("details", body.options.pop("details", False))
             options = read_options(self.defaults, body.options, self.config.max_beam)
-            # Random numbers are drawn for a whole batch: sampling must not share it with others.
-            job = Job(options, details, request if options.sample else None)
+            jobs = [Job(options, details, file if options.sample else None) for file in body.images]
             request.scope["log"] = {"images": len(body.images)}
             with self.places.reserve(len(body.images) - 1):
-                results = await self._caption_all(request, body.images, job)
+                results = await self._caption_all(request, body.images, jobs)
         for result in results:
             outcome = result.code if isinstance(result, RequestError) else "captioned"
             self.metrics.images.labels(outcome).inc()
@@ -143,9 +142,9 @@ class CaptionService:
             raise RequestError(503, "out_of_space", message) from None
 
     async def _caption_all(
-        self, request: Request, files: Sequence[BinaryIO], job: Job
+        self, request: Request, files: Sequence[BinaryIO], jobs: Sequence[Job]
     ) -> list[list[Caption] | RequestError]:
-        work = asyncio.gather(*(self._caption(file, job) for file in files))
+        work = asyncio.gather(*map(self._caption, files, jobs))
         try:
             async with asyncio.timeout(self.config.timeout):
                 return await unless_client_leaves(request, work)
@@ -164,6 +163,8 @@ class CaptionService:
             return await self.queue.caption(pixels, job)
         except RequestError as error:
             return error
+        except Exception as error:
+            return answer_to(error)
 
 
 async def unless_client_leaves(request: Request, work: "asyncio.Future[T]") -> T:

@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from showtell.features.reading.views import View
 from showtell.serving.server.schema import ErrorResponseJson, ResultsJson
 
 from .conftest import Running, caption_of, draw
@@ -20,7 +23,7 @@ RED, BLUE = (250, 10, 20), (0, 30, 240)
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
-def wait_until(condition, seconds: float = 5.0) -> None:
+def wait_until(condition, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -186,7 +189,7 @@ def test_full_queue_refuses_requests_until_it_has_places(start) -> None:
 
 
 def test_request_that_takes_too_long_is_given_up(start) -> None:
-    running = start(timeout=0.3, max_batch=1)
+    running = start(timeout=1.0, max_batch=1)
     running.captioner.is_free.clear()
     assert error_of(running.post(draw(RED), draw(BLUE)), 504)["code"] == "timeout"
     running.captioner.is_free.set()
@@ -265,7 +268,7 @@ def test_images_with_other_options_do_not_share_a_batch(start) -> None:
             pool.submit(running.post, draw(BLUE), **options)
         wait_until(lambda: len(running.service.queue) == 5)
         running.captioner.is_free.set()
-    # Random numbers are drawn for a batch, so sampled captions of two requests do not share one.
+    # Random numbers are drawn for a batch, so sampled captions do not share one.
     assert sorted(running.captioner.batches) == [1, 1, 1, 1, 2]
 
 
@@ -335,6 +338,21 @@ def test_error_of_the_model_is_answered_and_the_next_request_succeeds(start) -> 
     assert error_of(running.post(draw(RED)), 500)["code"] == "internal_error"
     running.captioner.error = None
     assert running.post(draw(RED)).status_code == 200
+
+
+def test_bug_in_decoding_is_answered_in_the_place_of_its_image(start, monkeypatch) -> None:
+    running = start()
+    transform = running.service.decoder.transform
+
+    def fail_on_red(image: Image.Image, view: View) -> NDArray[np.uint8]:
+        if image.getpixel((0, 0)) == RED:
+            raise ZeroDivisionError
+        return transform(image, view)
+
+    fail_on_red.resized_size = transform.resized_size
+    monkeypatch.setattr(running.service.decoder, "transform", fail_on_red)
+    bad, good = running.post(draw(RED), draw(BLUE)).json()["results"]
+    assert bad["error"]["code"] == "internal_error" and good["caption"] == caption_of(BLUE)
 
 
 def test_health_and_metrics(running) -> None:

@@ -57,6 +57,13 @@ def file_of(name: str, content: bytes) -> dict[str, object]:
     return {"name": name, "mimeType": "image/png", "buffer": content}
 
 
+def wait_until(page: Page, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+
+
 def captions_of(page: Page, count: int) -> list[str]:
     """The captions and errors of the cards, from the top, once all have one."""
     expect(page.locator(".card:not(.waiting)")).to_have_count(count, timeout=10_000)
@@ -166,14 +173,10 @@ def test_removed_image_leaves_the_queue(start, open_page) -> None:
     running.captioner.is_free.clear()
     page = open_page(running)
     page.set_input_files("#files", [file_of("a.png", draw(color)) for color in (RED, BLUE)])
-    while len(running.service.queue) != 1:
-        page.wait_for_timeout(20)
+    wait_until(page, lambda: len(running.service.queue) == 1)
     page.locator(".remove").nth(1).click()
     page.locator(".remove").nth(0).click()
-    deadline = time.monotonic() + 5
-    while running.service.places.taken:
-        page.wait_for_timeout(20)
-        assert time.monotonic() < deadline
+    wait_until(page, lambda: running.service.places.taken == 0)
     assert running.captioner.batches == [1]
 
 
