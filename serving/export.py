@@ -22,6 +22,7 @@ from ..model.runs.layout import (
     ENCODER_ONNX_NAME,
     MODEL_NAME,
     VOCAB_NAME,
+    VOCAB_TXT_NAME,
     weights_path,
 )
 from ..model.runs.run import RunConfig, load_run, load_run_features
@@ -82,8 +83,11 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     names = [CONFIG_NAME, VOCAB_NAME, MODEL_NAME, CARD_NAME]
     if config.onnx:
         names += write_graphs(config, run_dir, run, decoder)
+        # For other languages: JavaScript reads the keys of vocab.json in another order.
+        write_bytes(out / VOCAB_TXT_NAME, "\n".join([*vocab.words, ""]).encode())
+        names.append(VOCAB_TXT_NAME)
     else:
-        for name in (ENCODER_ONNX_NAME, DECODER_ONNX_NAME):
+        for name in (ENCODER_ONNX_NAME, DECODER_ONNX_NAME, VOCAB_TXT_NAME):
             (out / name).unlink(missing_ok=True)
     vocab.write(out / VOCAB_NAME)
     run = without_paths(replace(run, vocab_checksum=checksum_of_file(out / VOCAB_NAME)))

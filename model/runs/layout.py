@@ -19,6 +19,7 @@ A bundle, written by `showtell export`, is a folder anywhere. It has what captio
     model.safetensors                     the weights of best.safetensors; maybe in half precision
     consensus.safetensors                 with --consensus, see `serving/neighbors.py`
     encoder.onnx, decoder.onnx            with --onnx, see `serving/onnx_export.py`
+    vocab.txt                             with --onnx, one entry per line, in the order of the ids
     README.md                             the model card, see `serving/model_card.py`
     manifest.json
 """
@@ -40,6 +41,7 @@ MODEL_NAME = BUNDLE_FILE
 CONSENSUS_NAME = "consensus.safetensors"
 CARD_NAME = "README.md"
 ENCODER_ONNX_NAME, DECODER_ONNX_NAME = "encoder.onnx", "decoder.onnx"
+VOCAB_TXT_NAME = "vocab.txt"
 
 
 def weights_path(folder: Path) -> Path:

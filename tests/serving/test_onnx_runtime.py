@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from showtell.model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME
+from showtell.model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_TXT_NAME
 from showtell.pipeline.stage.errors import (
     ConfigError,
     DamagedFileError,
@@ -22,6 +22,8 @@ from showtell.serving.onnx_runtime import OnnxCaptioner
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+
+ONNX_FILES = (ENCODER_ONNX_NAME, DECODER_ONNX_NAME, VOCAB_TXT_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +119,14 @@ def test_bundle_without_graphs_is_refused(data, bundle, tmp_path) -> None:
         OnnxCaptioner.load(tmp_path / "nowhere")
 
 
+def test_vocabulary_is_written_in_the_order_of_the_ids(bundle, captioner) -> None:
+    assert (bundle / VOCAB_TXT_NAME).read_text("utf-8").splitlines() == [*captioner.vocab.words]
+
+
 def test_graphs_are_deleted_by_an_export_without_them(data, bundle, tmp_path) -> None:
     again = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     export(ExportConfig(data=data, run="r", output=again))
-    assert not (again / ENCODER_ONNX_NAME).exists() and not (again / DECODER_ONNX_NAME).exists()
+    assert not {path.name for path in again.iterdir()} & {*ONNX_FILES}
 
 
 def test_damaged_graph_is_named(bundle, tmp_path) -> None:
