@@ -137,10 +137,14 @@ def main() -> int:
         (options.output / "chaos.json").write_text(json.dumps(listed, indent=1))
     bad = sum(trial.outcome != SURVIVED for trial in trials)
     print(f"{len(trials):,} faults, {bad} not survived, {time.monotonic() - started:.0f} s")
+    # A fault without a trial, such as with a high `--every`, has tested nothing.
+    untried = set(options.faults) - {"control"} - {trial.fault for trial in trials}
+    for fault in sorted(untried):
+        print(f"{fault}: no trial. Give a smaller --every.")
     unnoticed = [row[0] for row in removed if row[-1] == "0"]
     for protection in unnoticed:
         print(f"{protection}: no fault noticed that this protection is missing.")
-    return 1 if bad or unnoticed else 0
+    return 1 if bad or unnoticed or untried else 0
 
 
 if __name__ == "__main__":
