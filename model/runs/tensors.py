@@ -82,8 +82,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     content = read_output(path)
     with reading(path, SafetensorError):
-        # Copied, so that the alignment of the weights does not depend on the size of the header.
-        tensors = {name: tensor.clone() for name, tensor in load(content).items()}
+        # Copied, so that the alignment of the weights does not depend on the size of the header;
+        # one at a time, so that memory does not hold all of them twice.
+        loaded = load(content)
+        tensors = {name: loaded.pop(name).clone() for name in list(loaded)}
         size = int.from_bytes(content[:8], "little")
         metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get(METADATA_KEY, {})
         if unknown := metadata.keys() - METADATA:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from showtell.bench.measurement import forget_peak_memory, peak_memory
 from showtell.model.runs.tensors import read_tensors, write_tensors
 from showtell.pipeline.stage.errors import DamagedFileError, StorageError
 
@@ -99,3 +100,13 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
     with pytest.raises(StorageError, match=r"last\.safetensors could not be written: No space"):
         write_tensors(tmp_path / "last.safetensors", make_tensors())
     assert not list(tmp_path.iterdir())
+
+
+def test_reading_takes_twice_the_memory_of_the_file(tmp_path):
+    path = tmp_path / "large.safetensors"
+    write_tensors(path, {f"t{number}": torch.ones(1 << 20) for number in range(16)})
+    forget_peak_memory()
+    before = peak_memory()
+    tensors, _ = read_tensors(path)
+    assert peak_memory() - before < 2.5 * path.stat().st_size
+    assert len(tensors) == 16
