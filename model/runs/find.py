@@ -7,7 +7,7 @@ from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
-from .hub import PREFIX, fetch_bundle, split_address
+from .hub import PREFIX, address_of, fetch_bundle, split_address
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 from .repair import find_config
 
@@ -104,5 +104,7 @@ def find_model(data: Path, model: str | Path | None) -> Path:
 def name_of_model(data: Path, folder: Path) -> str:
     """Return what `find_model` finds a folder by: a name if possible, else the absolute path."""
     folder = folder.absolute()
+    if (address := address_of(folder)) is not None:
+        return address
     has_name = folder.parent in ((data / "runs").absolute(), BUILT_IN)
     return folder.name if has_name else str(folder)

@@ -26,6 +26,17 @@ def split_address(model: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def address_of(folder: Path) -> str | None:
+    """Return `hf:user/name@commit` for a folder that `fetch_bundle` returned, None for any other.
+
+    The client's cache has folders such as `models--user--name/snapshots/0123…`.
+    """
+    repo = folder.parents[1].name if len(folder.parts) > 2 else ""
+    if folder.parent.name != "snapshots" or not repo.startswith("models--"):
+        return None
+    return f"{PREFIX}{repo.removeprefix('models--').replace('--', '/')}@{folder.name}"
+
+
 def fetch_bundle(repo: str, revision: str | None = None) -> Path:
     """Return the folder of a bundle in the cache of huggingface_hub; download what is missing.
 

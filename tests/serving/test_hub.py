@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from showtell.model.runs import hub as hub_client
+from showtell.model.runs.find import find_model, name_of_model
 from showtell.model.runs.hub import fetch_bundle
 from showtell.model.runs.layout import CONSENSUS_NAME, MODEL_NAME
 from showtell.pipeline.stage.checksums import checksums_of
@@ -330,6 +331,17 @@ def test_without_a_connection_the_cache_is_used(hub, bundle, monkeypatch) -> Non
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     set_endpoint(monkeypatch, "http://127.0.0.1:9")
     assert fetch_bundle(REPO) == folder
+
+
+def test_run_records_the_commit_that_it_started_from(hub, bundle, tmp_path) -> None:
+    commit = push(PushConfig(bundle=bundle, repo=REPO))["commit"]
+    folder = find_model(tmp_path, f"hf:{REPO}")
+    address = name_of_model(tmp_path, folder)
+    assert address == f"hf:{REPO}@{commit}"
+    hub.requests.clear()
+    assert find_model(tmp_path, address) == folder
+    assert hub.requests == []  # the commit is in the cache
+    assert name_of_model(tmp_path, bundle) == str(bundle)
 
 
 def test_only_the_library_s_own_folders_are_written(hub, bundle, tmp_path) -> None:
