@@ -140,7 +140,7 @@ def escape_markdown(text: object) -> str:
     """Return text that Markdown and HTML in it show as it is, on one line."""
     line = " ".join(str(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", line)
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
 
 
 def _content(report: Report) -> dict[str, Any]:
@@ -200,7 +200,15 @@ def _cell(results: Results, name: str, difference: Difference | None = None) -> 
     gain = difference.score_b - difference.score_a
     change = ("up" if gain > 0 else "down") if difference.p_value < SIGNIFICANT else ""
     arrow = {"up": " ▲", "down": " ▼", "": ""}[change]
-    return Cell(value, low, high, f"{100 * gain:+.1f}{arrow}", change, f"{difference.p_value:.4f}")
+    return Cell(
+        value, low, high, f"{_signed(100 * gain)}{arrow}", change, f"{difference.p_value:.4f}"
+    )
+
+
+def _signed(value: float) -> str:
+    """Return a number with its sign; a difference that rounds to zero has none."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _score_rows(report: Report, names: list[str]) -> list[dict[str, Any]]:

@@ -64,6 +64,8 @@ class Results:
             MissingArtifactError: the evaluation is unfinished or out of date.
             DamagedFileError: a file is damaged.
         """
+        if len(folder.parents) < 4:  # relative to a folder inside the data folder
+            folder = folder.absolute()
         manifest = require_evaluation(folder)
         scores = ImageScores.read(folder / SCORES_NAME)
         return cls(folder, manifest, read_metrics(folder), read_captions(folder), scores)

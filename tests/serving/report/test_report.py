@@ -36,6 +36,13 @@ def test_ensembles_and_folders_name_an_evaluation_too(showtell, data, name, tmp_
     assert status == 0, output
 
 
+def test_evaluation_may_be_named_from_the_folder_of_its_run(showtell, data, monkeypatch) -> None:
+    monkeypatch.chdir(data / "runs/plain")
+    status, output = showtell("report", "eval/test-beam3", "--image-size", 0)
+    assert status == 0, output
+    assert (data / "runs/plain/report.html").exists()
+
+
 def test_markdown_is_written_with_its_plots(showtell_json, data, tmp_path) -> None:
     status, found = showtell_json(
         "report", "plain", "--data", data, "--output", tmp_path / "readme.md", "--against", "soft"
