@@ -23,6 +23,7 @@ BENCH_STAGES = (
     "scorers",
     "serve",
     "onnx",
+    "caption",
 )
 
 # The same for --coco-scale; later stages use what earlier ones wrote.

@@ -138,7 +138,8 @@ def walk_images(root: Path, *, recursive: bool = True) -> Iterator[Path]:
             visited.add(folder.resolve())
             subfolders[:] = sorted(filter(is_shown, subfolders)) if recursive else []
             waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
-            yield from (folder / name for name in files if is_image_file(folder / name))
+            paths = (folder / name for name in files if is_image_name(name))
+            yield from (path for path in paths if path.is_file())
 
 
 def warn_of_folder(error: OSError) -> None:
@@ -151,7 +152,6 @@ def is_shown(folder_name: str) -> bool:
     return not folder_name.startswith(".") and folder_name not in GENERATED_FOLDERS
 
 
-def is_image_file(path: Path) -> bool:
-    """Return whether a path is a file with an image suffix, and not hidden."""
-    is_hidden = path.name.startswith(".")
-    return not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has an image suffix, and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122

@@ -215,7 +215,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
         BadRowError: the columns are others.
         pa.ArrowException: it is not a Parquet file.
     """
-    with pq.ParquetFile(path) as file:
+    # Not by its path: pyarrow would treat a name such as "s3:x" as a URL.
+    with path.open("rb") as content, pq.ParquetFile(content) as file:
         if tuple(file.schema_arrow.names) != COLUMNS:
             raise BadRowError(f"its columns are {', '.join(file.schema_arrow.names)}")
         batches = file.iter_batches(ROWS_AT_ONCE)
@@ -224,6 +225,10 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def write_parquet(path: Path, rows: Iterator[Row]) -> None:
     """Write rows to a Parquet file, atomically and some at a time."""
-    with atomic_path(path) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+    with (
+        atomic_path(path) as partial,
+        partial.open("wb") as content,
+        pq.ParquetWriter(content, SCHEMA) as writer,
+    ):
         while some := list(islice(rows, ROWS_AT_ONCE)):
             writer.write_batch(pa.RecordBatch.from_pylist(some, schema=SCHEMA))

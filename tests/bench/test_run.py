@@ -10,7 +10,7 @@ from showtell.bench.run import bench, choose_data, choose_dataset, measure_stage
 from showtell.pipeline.stage.errors import ConfigError, MissingArtifactError
 
 
-@pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode"])
+@pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode", "caption"])
 def test_stage_is_measured_beside_its_limit(trained, stage: str) -> None:
     result = measure_stage(stage, BenchConfig(data=trained, dataset="scenes", seconds=0.05))
     assert isinstance(result, Measurement)

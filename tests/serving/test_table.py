@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,3 +192,26 @@ def test_table_that_was_removed_is_not_begun_in_the_middle(tmp_path) -> None:
         with pytest.raises(StorageError, match="No such file"):
             table.append([captioned(tmp_path / "2.jpg")], {"2.jpg": "1:1"})
     assert not path.exists()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "duckdb"])
+def test_other_libraries_read_every_format(tmp_path, library: str) -> None:
+    module = pytest.importorskip(library)
+    images = [b"a.jpg", b"caf\xe9.jpg", 'é\u2028,".jpg'.encode(), b"line\nbreak.jpg", b"=1+1.jpg"]
+    expected = ["a.jpg", r"caf\xe9.jpg", 'é\\u2028,".jpg', r"line\nbreak.jpg", "=1+1.jpg"]
+    for suffix in ("jsonl", "csv", "parquet"):
+        path = tmp_path / f"captions.{suffix}"
+        write(path, [captioned(tmp_path / os.fsdecode(image)) for image in images])
+        if library == "duckdb":
+            reader = {"jsonl": "read_json"}.get(suffix, f"read_{suffix}")
+            query = f"select file_name from {reader}('{path}')"
+            names = [name for (name,) in module.sql(query).fetchall()]
+        else:
+            if suffix == "jsonl" and library == "pandas":
+                table = module.read_json(path, lines=True)
+            elif suffix == "jsonl":
+                table = module.read_ndjson(path)
+            else:
+                table = getattr(module, f"read_{suffix}")(path)
+            names = list(table["file_name"])
+        assert [name.removeprefix("./") for name in names] == expected
