@@ -17,7 +17,7 @@ import torch
 
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.checksums import checksums_of
-from ..pipeline.stage.command_line import command_of
+from ..pipeline.stage.command_line import command_line, command_of
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
 from ..pipeline.stage.errors import DatasetError, ShowTellError
 from ..pipeline.stage.files import locked
@@ -82,7 +82,7 @@ def resolve_auto_weights(config: FeaturesConfig, images: ImageList) -> FeaturesC
         chosen = replace(config, weights=weights)
         if read_manifest(features_dir(chosen)) is not None:
             return chosen
-    require_readable(any(images.stamps), images, MISSING)  # before a long download
+    require_readable(any(images.stamps), images, MISSING, config)  # before a long download
     return replace(config, weights=family.choose_auto(config.encoder))
 
 
@@ -125,7 +125,7 @@ def compute_features(
         directory: the features folder, locked by this process.
         started: `time.perf_counter()` at the start of the stage.
     """
-    require_readable(any(images.stamps), images, MISSING)
+    require_readable(any(images.stamps), images, MISSING, config)
     device = choose_device(config.device)
     config = replace(config, precision=precision_name(choose_precision(config.precision, device)))
     backbone = prepare_backbone(config, device)
@@ -150,7 +150,7 @@ def compute_features(
 
     manifest = describe_features(config, images, backbone, jobs, skipped)
     reason = manifest.skipped[0][1] if manifest.skipped else ""
-    require_readable(len(manifest.skipped) < len(images), images, reason)
+    require_readable(len(manifest.skipped) < len(images), images, reason, config)
     names = [name for job in jobs for name in list_files(config, job)]
     publish(names, staging, directory)
     manifest = replace(
@@ -182,7 +182,9 @@ def prepare_backbone(config: FeaturesConfig, device: torch.device) -> Backbone:
     return backbone
 
 
-def require_readable(is_readable: bool, images: ImageList, reason: str) -> None:
+def require_readable(
+    is_readable: bool, images: ImageList, reason: str, config: FeaturesConfig
+) -> None:
     """Refuse a dataset if none of its images can be read.
 
     Raises:
@@ -190,9 +192,10 @@ def require_readable(is_readable: bool, images: ImageList, reason: str) -> None:
     """
     if not is_readable:
         example = f", e.g. {images.file_names[0]}: {reason}" if images.file_names else ""
+        prepare = command_line(config.data, "prepare", "--dataset", config.dataset)
         raise DatasetError(
             f"{images.source}: none of the {len(images)} images can be read{example}. Put the "
-            "images there, or run 'showtell prepare --source DIR', where DIR is their folder."
+            f"images there, or run '{prepare} --source DIR', where DIR is their folder."
         )
 
 

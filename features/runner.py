@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..pipeline.stage.command_line import command_line
 from ..pipeline.stage.console import ProgressLine
 from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -215,6 +216,7 @@ def require_finite(
     if not finite.all():
         raise ShowTellError(
             f"The float16 features of image {image_ids[~finite][0]} from {config.encoder} with "
-            f"{config.weights} weights are not finite. Run 'showtell features' again with "
-            "--precision fp32 or other --weights."
+            f"{config.weights} weights are not finite. Run "
+            f"'{command_line(config.data, 'features', '--dataset', config.dataset)}' again with "
+            f"--precision fp32 or other --weights."
         )

@@ -27,6 +27,7 @@ from torch import Tensor
 from ...features.store import FeatureStore
 from ...pipeline.captions import read_images, read_references
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.ragged import Ints
 from ...pipeline.text.vocab import Vocab
@@ -195,9 +196,11 @@ def training_images(captions_dir: Path, stores: Sequence[FeatureStore]) -> Ints:
     has_features = torch.stack([store.has(image_ids) for store in stores]).all(0).numpy()
     image_ids = image_ids[has_features]
     if not len(image_ids):
+        folder = captions_dir.parent
+        command = command_line(folder.parent, "features", "--dataset", folder.name)
         raise MissingArtifactError(
             f"--consensus needs features of the train images, but {stores[0].directory} has none. "
-            f"Leave out --consensus, or run 'showtell features' again."
+            f"Leave out --consensus, or run '{command}' again."
         )
     return image_ids
 

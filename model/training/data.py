@@ -7,6 +7,7 @@ from ...features.store import FeatureStore, extend_command, find_features, requi
 from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
+from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.files import hash_file, require_file
@@ -57,7 +58,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             image with features.
         MismatchError: the features belong to other images.
     """
-    captions_dir = config.captions_dir
+    captions_dir, dataset = config.captions_dir, ("--dataset", config.dataset)
     prepared = require_stage(captions_dir)
     store = (
         load_source_features(config)
@@ -71,8 +72,9 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     if not len(val):
         raise MissingArtifactError(
             f"{captions_dir} has no val images with features, so the best epoch could not be "
-            f"chosen. Mark some images as 'val', then run 'showtell prepare' and 'showtell "
-            f"features' again."
+            f"chosen. Mark some images as 'val', then run "
+            f"'{command_line(config.data, 'prepare', *dataset)}' and "
+            f"'{command_line(config.data, 'features', *dataset)}' again."
         )
     file_names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
@@ -80,7 +82,8 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     if num_without == len(captions):
         raise MissingArtifactError(
             f"{store.directory} has no features of train images; its manifest.json lists the "
-            f"reasons. Fix the images, then run 'showtell features' again."
+            f"reasons. Fix the images, then run "
+            f"'{command_line(config.data, 'features', *dataset)}' again."
         )
     if num_without:
         print_warning(f"{num_without:,} train captions are ignored: their images have no features.")

@@ -110,7 +110,7 @@ class ListingChecker:
             raise DatasetError(
                 f"{len(missing):,} of {len(names):,} images with captions were not found "
                 f"({_first(missing)}), neither in {self.source} nor in a zip archive named after "
-                f"their folder.{hint} {explain_source(self.config.dataset)}"
+                f"their folder.{hint} {explain_source(self.config.dataset, self.config.data)}"
             )
         if actual:
             self._rename(actual)

@@ -28,7 +28,7 @@ class CocoReader:
     `train{year}/` and `val{year}/`, or in zip archives of these names.
     """
 
-    def __init__(self, source: Path, year: int) -> None:
+    def __init__(self, source: Path, year: int, data: Path) -> None:
         self.source, self.year = source, year
         self.archive = source / f"annotations_trainval{year}.zip"
         files = {split: source / self._member(split) for split in ("train", "val")}
@@ -38,7 +38,7 @@ class CocoReader:
         if not self.inputs:
             raise MissingArtifactError(
                 f"{source} holds neither {self._member('train')} nor {self.archive.name}. "
-                + explain_source(f"coco{year}")
+                + explain_source(f"coco{year}", data)
             )
 
     def _member(self, split: str) -> str:

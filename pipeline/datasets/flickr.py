@@ -73,13 +73,13 @@ class FlickrReader:
     A split without a list is empty. If there are no lists at all, the splits are random.
     """
 
-    def __init__(self, source: Path, dataset: str) -> None:
+    def __init__(self, source: Path, dataset: str, data: Path) -> None:
         self.source, self.dataset = source, dataset
         captions_file = _find_file(source, CAPTION_FILES)
         if captions_file is None:
             raise MissingArtifactError(
                 f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:5])}. "
-                + explain_source(dataset)
+                + explain_source(dataset, data)
             )
         self.captions_file = captions_file
         lists = {split: _find_file(source, names) for split, names in SPLIT_LISTS.items()}

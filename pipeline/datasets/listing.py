@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ..stage.command_line import command_line
+
 
 @dataclass(frozen=True)
 class RandomSplit:
@@ -65,8 +67,9 @@ class DatasetReader(Protocol):
         ...
 
 
-def explain_source(dataset: str) -> str:
-    """Return a sentence on how to provide the missing files of a dataset."""
+def explain_source(dataset: str, data: Path) -> str:
+    """Return a sentence on how to provide the missing files of a dataset in the data folder."""
     if dataset in ("coco2014", "coco2017", "scenes"):
-        return f"Run 'showtell download --dataset {dataset}', or give --source DIR."
+        command = command_line(data, "download", "--dataset", dataset)
+        return f"Run '{command}', or give --source DIR."
     return "Give the folder that holds it with --source DIR."

@@ -19,7 +19,7 @@ from .listing import DatasetReader, explain_source
 from .records import Dataset
 from .tables import TABLE_NAMES, TableReader
 
-READERS: dict[str, Callable[[Path], DatasetReader]] = {
+READERS: dict[str, Callable[..., DatasetReader]] = {
     "coco2014": partial(CocoReader, year=2014),
     "coco2017": partial(CocoReader, year=2017),
     "flickr8k": partial(FlickrReader, dataset="flickr8k"),
@@ -63,7 +63,11 @@ def find_reader(config: PrepareConfig) -> DatasetReader:
         if config.dataset in KNOWN_NAMES or config.source is not None:
             _require_folder(source, config)
         make_reader = READERS.get(config.dataset)
-        reader = make_reader(source) if make_reader else TableReader(_find_table(source, config))
+        reader = (
+            make_reader(source, data=config.data)
+            if make_reader
+            else TableReader(_find_table(source, config))
+        )
     _require_folder(source, config)
     return reader
 
@@ -71,7 +75,7 @@ def find_reader(config: PrepareConfig) -> DatasetReader:
 def _require_folder(source: Path, config: PrepareConfig) -> None:
     if not source.is_dir():
         raise MissingArtifactError(
-            f"the folder {source} does not exist. {explain_source(config.dataset)}"
+            f"the folder {source} does not exist. {explain_source(config.dataset, config.data)}"
         )
 
 
@@ -82,7 +86,8 @@ def _find_table(source: Path, config: PrepareConfig) -> Path:
         names = " and ".join(path.name for path in found)
         raise DatasetError(f"{source} holds {names}; choose one with --table FILE.")
     if not found and config.dataset == "scenes":
-        raise MissingArtifactError(f"{source} holds no captions.csv. {explain_source('scenes')}")
+        advice = explain_source("scenes", config.data)
+        raise MissingArtifactError(f"{source} holds no captions.csv. {advice}")
     known = ", ".join(KNOWN_NAMES)
     if not found and any(source.glob("annotations/captions_*.json")):
         raise DatasetError(

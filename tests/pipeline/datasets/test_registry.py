@@ -52,7 +52,8 @@ def test_unknown_dataset_lists_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["coco2014", "coco2017", "scenes"])
 def test_missing_source_of_a_downloadable_dataset_names_the_download(tmp_path, dataset):
-    message = f"raw does not exist. Run 'showtell download --dataset {dataset}', or give --source"
+    command = f"showtell download --dataset {dataset} --data {tmp_path}"
+    message = f"raw does not exist. Run '{command}', or give --source"
     with pytest.raises(MissingArtifactError, match=message):
         load_dataset(PrepareConfig(data=tmp_path, dataset=dataset))
 
