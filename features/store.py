@@ -17,6 +17,7 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.artifacts import damaged, read_output, reading, require_stage
 from ..pipeline.stage.checksums import checksum_of_file
 from ..pipeline.stage.command_line import command_of, data_option
+from ..pipeline.stage.console import print_aside
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .config import FeaturesConfig
@@ -274,40 +275,32 @@ def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:
 
 
 def find_features(dataset_dir: Path, name: str | None = None) -> Path:
-    """Return the folder of the features to train on.
+    """Return the folder of the features to train on; print which, if there are several.
 
     Args:
         dataset_dir: `data/<dataset>`.
-        name: `<encoder>-<weights>`; default the newest complete features.
+        name: `<encoder>-<weights>`; default the newest features.
 
     Raises:
-        MissingArtifactError: there are none, or none with this name.
+        MissingArtifactError: there are none, none with this name, or a file of them is missing.
+        DamagedFileError: they are damaged. Others are not taken instead.
     """
     root = dataset_dir / "features"
-    times = {
-        path.parent.name: path.stat().st_mtime_ns
-        for path in root.glob(f"*/{MANIFEST_NAME}")
-        if is_complete(path.parent)
-    }
-    if name is None and times:
-        return root / max(times, key=lambda known: (times[known], known))
-    if name is not None and name in times:
-        return root / name
+    manifests = sorted(root.glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime_ns)
+    names = [path.parent.name for path in manifests]
+    if name in names or (name is None and names):
+        directory = root / (name or names[-1])
+        require_stage(directory, check_content=False)
+        if name is None and len(names) > 1:
+            print_aside(f"Using the newest features, {names[-1]}; choose others with --features.")
+        return directory
     fix = f"Run '{features_command(root / (name or 'any'))}' first."
     if name is None:
         raise MissingArtifactError(f"{root} has no finished features. {fix}")
-    if name is not None and (root / name / MANIFEST_NAME).exists():
-        require_stage(root / name, check_content=False)  # raises the reason
-    known = ", ".join(sorted(times)) or "none"
+    known = ", ".join(sorted(names)) or "none"
     raise MissingArtifactError(
         f"{root / name} has no finished features. Available features: {known}. {fix}"
     )
-
-
-def is_complete(directory: Path) -> bool:
-    """Return whether the stage has finished and all its files exist with the right size."""
-    manifest = Manifest.read(directory)
-    return manifest is not None and not manifest.find_problems(directory, check_content=False)
 
 
 def check_dataset(directory: Path, manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,16 +261,35 @@ def make_older(directory: Path, seconds: float) -> None:
     os.utime(path, (path.stat().st_mtime - seconds,) * 2)
 
 
-def test_newest_complete_features_are_found(tmp_path):
+def test_newest_features_are_found_and_named(tmp_path, capsys):
     for age, name in enumerate(["a-x", "c-x", "b-x"]):
         make_older(write_features(tmp_path, name), age * 100)
     root = tmp_path / DATASET
-    assert find_features(root, None).name == "a-x"
-    (root / "features/a-x/part-00000.h5").unlink()
-    assert find_features(root, None).name == "c-x"
-    (root / "features/c-x/manifest.json").unlink()
-    assert find_features(root) == root / "features/b-x"
+    assert find_features(root).name == "a-x"
+    said = "Using the newest features, a-x; choose others with --features."
+    assert said in " ".join(capsys.readouterr().err.split())
+    (root / "features/a-x/manifest.json").unlink()  # never finished
+    assert find_features(root).name == "c-x"
     assert find_features(root, "b-x") == root / "features/b-x"
+    shutil.rmtree(root / "features/c-x")
+    capsys.readouterr()
+    assert find_features(root).name == "b-x" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["missing shard", "short shard", "manifest", "zeroed manifest"])
+def test_others_are_not_taken_if_the_newest_features_are_damaged(tmp_path, damage):
+    make_older(write_features(tmp_path, "a-x"), 100)
+    newest = write_features(tmp_path, "b-x")
+    shard, manifest = newest / "part-00000.h5", newest / "manifest.json"
+    if damage == "missing shard":
+        shard.unlink()
+    elif damage == "short shard":
+        shard.write_bytes(shard.read_bytes()[:100])
+    else:
+        size = manifest.stat().st_size
+        manifest.write_bytes(bytes(size) if damage[0] == "z" else manifest.read_bytes()[:-9])
+    with pytest.raises((MissingArtifactError, DamagedFileError), match=r"b-x/.* Run '.*features"):
+        find_features(tmp_path / DATASET)
 
 
 def test_unknown_name_error_lists_the_available_features(tmp_path):
