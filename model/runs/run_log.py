@@ -1,6 +1,7 @@
 """The log of a training: `metrics.jsonl` and TensorBoard events.
 
-`metrics.jsonl` has one JSON object per line: `step`, an int, and floats. Every few steps:
+`metrics.jsonl` has one JSON object per line: `step`, an int, floats, and `checksum`, of the others.
+Every few steps:
 
     loss               mean training loss since the previous record
     lr                 learning rate
@@ -30,7 +31,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams, scalar, text
 
-from ...pipeline.stage.checksums import checksum, checksum_of_file
+from ...pipeline.stage.artifacts import FORMAT_ERRORS
+from ...pipeline.stage.checksums import checksum, checksum_of_file, seal, unseal
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.files import reporting_write_errors, sync, write_bytes, write_error
 from .layout import LOG_NAME
@@ -59,8 +61,8 @@ class RunLog:
             kept, num_damaged = keep_sound_lines(content, step)
             if log_checksum or num_damaged:
                 print_warning(
-                    f"{self.path} is damaged: {num_damaged:,} lines could not be read and were "
-                    "dropped; values in the others may be wrong. The weights are not affected."
+                    f"{self.path} is damaged: {num_damaged:,} lines were dropped, and others may "
+                    "be missing. The weights are not affected."
                 )
         write_bytes(self.path, kept)
         folder = run_dir / "tensorboard"
@@ -82,7 +84,7 @@ class RunLog:
             StorageError: the disk is full.
         """
         with reporting_write_errors(self.path):
-            self.file.write((json.dumps({"step": step} | values) + "\n").encode())
+            self.file.write((json.dumps(seal({"step": step} | values)) + "\n").encode())
             self.file.flush()
             for name, value in values.items():
                 self._write_event(step, scalar(name, value))
@@ -136,16 +138,20 @@ def _escape(cell: str) -> str:
 
 
 def keep_sound_lines(content: bytes, step: int) -> tuple[bytes, int]:
-    """Return the valid lines of a log up to `step`, and the number of damaged lines.
+    """Return the undamaged lines of a log up to `step`, and the number of damaged lines.
 
-    A power cut may leave zeros or half a line.
+    A power cut may leave zeros or half a line. Lines of earlier versions have no checksum; all
+    their values must be numbers.
     """
     *lines, rest = content.split(b"\n")
     kept, num_damaged = [], int(bool(rest))
     for line in lines:
         try:
-            if int(json.loads(line)["step"]) <= step:
+            values = unseal(json.loads(line))
+            if not all(isinstance(value, int | float) for value in values.values()):
+                raise ValueError("not all values are numbers")
+            if int(values["step"]) <= step:
                 kept.append(line + b"\n")
-        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        except FORMAT_ERRORS:
             num_damaged += 1
     return b"".join(kept), num_damaged
