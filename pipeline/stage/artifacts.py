@@ -3,7 +3,6 @@
 Every folder of a stage holds a `manifest.json` with the checksum of each output.
 """
 
-import json
 import re
 import shlex
 import zlib
@@ -11,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from .checksums import checksum, encode
+from .checksums import checksum
 from .command_line import data_option
 from .errors import ConfigError, DamagedFileError, MissingArtifactError, ShowTellError
 from .files import file_size, read_error
-from .manifest import MANIFEST_NAME, MISSING, Manifest
+from .manifest import COPY_NAME, MANIFEST_NAME, MISSING, Manifest, stage_of
 from .options import flag
 
-# The lines of a manifest that record the command of the stage.
-COMMAND_LINES = re.compile(
-    rb'^ "command": (".+"),\n "command_checksum": "(.+)",$', flags=re.MULTILINE
-)
+# Stages whose command cannot be derived from the place of their folder; `--resume` finds options.
+STAGES_WITH_OPTIONS = ("prepare", "features", "eval")
+
+# Name of a features folder: encoder, weights, image size.
+FEATURES_NAME = re.compile(r"([^-]+)-(.+?)(?:-([0-9]+))?")
 
 # A folder with this file is a bundle, and not in the data folder.
 BUNDLE_FILE = "model.safetensors"
@@ -73,7 +72,10 @@ def require_manifest(directory: Path) -> Manifest:
     try:
         return Manifest.load(directory)
     except (MissingArtifactError, DamagedFileError) as error:
-        raise type(error)(f"{error} Run '{repair_command(directory / MANIFEST_NAME)}'.") from None
+        command = repair_command(directory / MANIFEST_NAME)
+        is_lost = isinstance(error, DamagedFileError) and _has_lost_options(directory)
+        advice = " with the options used before, which are lost" if is_lost else ""
+        raise type(error)(f"{error} Run '{command}'{advice}.") from None
 
 
 def output_error(path: Path, problem: str) -> DamagedFileError | MissingArtifactError:
@@ -123,6 +125,8 @@ def reading(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
         raise MissingArtifactError(
             f"{path} does not exist. Run '{repair_command(path)}'."
         ) from None
+    except IsADirectoryError:
+        raise damaged(path, "it is a folder") from None
     except FORMAT_ERRORS + library_errors as error:
         if unreadable := read_error(path, error):
             raise unreadable from error
@@ -150,12 +154,20 @@ def repair_command(path: Path) -> str:
             It need not exist.
 
     Returns:
-        The command, after `rm -f PATH &&` if the stage would otherwise not notice the damage.
+        The command, after `rm -f PATH &&` if the stage would otherwise not notice the damage, or
+        after `rmdir PATH &&` if a folder is in its place.
     """
+    if path.is_dir() and not path.is_symlink():
+        return f"rmdir {shlex.quote(str(path))} && {_rewrite_command(path)}"
+    return _rewrite_command(path)
+
+
+def _rewrite_command(path: Path) -> str:
     folder = path.parent
     if is_bundle(folder):
-        recorded = shlex.split(_recorded_command(folder) or "export RUN")
-        return f"showtell {shlex.join([*recorded[:2], str(folder), *recorded[3:]])}"
+        commands = (manifest.command for manifest in _manifests(folder))
+        words = shlex.split(next(filter(None, commands), "export RUN"))
+        return f"showtell {shlex.join([*words[:2], str(folder), *words[3:]])}"
     in_raw = folder.parent.name == "raw" and folder.name in RAW_SUBFOLDERS
     if in_raw or folder.name == ".next":
         folder = folder.parent
@@ -198,28 +210,35 @@ def _passes_unread(path: Path) -> bool:
 
 
 def _recorded_command(folder: Path) -> str | None:
-    """Return the command that a manifest records, or one with the options that it records.
+    """Return the command that a manifest or its copy records; None if neither does.
 
-    Both survive damage elsewhere in the file. Earlier versions recorded only the options.
+    A manifest that was written to a folder of another name would give the command of that one.
     """
-    try:
-        content = (folder / MANIFEST_NAME).read_bytes()
-    except OSError:
-        return None
-    with suppress(ValueError):
-        found = COMMAND_LINES.search(content)
-        command = str(json.loads(found[1])) if found else ""
-        if found and checksum(encode(command)).encode() == found[2]:
-            return command
-    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return _command_of_manifest(json.loads(content), folder)
+    for manifest in _manifests(folder):
+        if manifest.folder in ("", folder.absolute().name):
+            return manifest.command or _command_of_manifest(manifest, folder)
     return None
 
 
-def _command_of_manifest(values: dict[str, Any], folder: Path) -> str | None:
-    """Return the command with the options in a manifest; None for stages that need none."""
-    stage, options = values["stage"], dict(values["config"])
-    if stage not in ("prepare", "features", "eval"):
+def _manifests(folder: Path) -> Iterator[Manifest]:
+    """Yield the manifest of a folder and its copy, those that are not damaged."""
+    for name in (MANIFEST_NAME, COPY_NAME):
+        with suppress(ShowTellError, OSError):
+            yield Manifest.load(folder, name)
+
+
+def _has_lost_options(folder: Path) -> bool:
+    """Return whether the stage of a folder has options, and nothing records those used."""
+    return stage_of(folder) in STAGES_WITH_OPTIONS and _recorded_command(folder) is None
+
+
+def _command_of_manifest(manifest: Manifest, folder: Path) -> str | None:
+    """Return the command with the options in a manifest of an earlier version, without a command.
+
+    None for stages that need no options.
+    """
+    stage, options, folder = manifest.stage, dict(manifest.config), folder.absolute()
+    if stage not in STAGES_WITH_OPTIONS:
         return None
     if stage == "eval":
         options["run"] = folder.parents[1].name.split("+")
@@ -227,7 +246,7 @@ def _command_of_manifest(values: dict[str, Any], folder: Path) -> str | None:
         dataset = folder.parents[stage == "features"]
         options = {"dataset": dataset.name} | options
     if stage == "features":
-        options["weights"] = values["details"]["weights"]
+        options["weights"] = manifest.details.get("weights", options.get("weights"))
     words = [stage]
     for name, value in options.items():
         for item in value if isinstance(value, list) else [value]:
@@ -239,10 +258,14 @@ def _command_of_manifest(values: dict[str, Any], folder: Path) -> str | None:
 
 
 def _command_by_place(folder: Path) -> tuple[Path, str]:
-    """Return the data folder, and the command that writes `folder`, with default options."""
+    """Return the data folder, and the command that writes `folder`, as far as its name tells."""
     parent = folder.absolute().parent
     if parent.name == "features":
-        return parent.parents[1], f"features --dataset {shlex.quote(parent.parent.name)}"
+        words = ["features", "--dataset", parent.parent.name]
+        if found := FEATURES_NAME.fullmatch(folder.name):
+            options = zip(("--encoder", "--weights", "--image-size"), found.groups(), strict=True)
+            words += [word for option in options if option[1] for word in option]
+        return parent.parents[1], shlex.join(words)
     if parent.name == "eval":
         runs = "".join(f" --run {shlex.quote(run)}" for run in parent.parent.name.split("+"))
         return parent.parents[2], f"eval{runs}"

@@ -28,11 +28,6 @@ def checksum(*contents: Buffer) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def encode(text: str) -> bytes:
-    """Return text in UTF-8; file names that are not Unicode are possible too."""
-    return text.encode(errors="surrogatepass")
-
-
 def checksum_of_file(path: Path) -> str:
     """Return the checksum of a file's content."""
     digest = xxhash.xxh3_64()

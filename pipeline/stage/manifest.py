@@ -1,25 +1,34 @@
 """The manifest of a stage: a record of its options, inputs and outputs, written last.
 
 A stage is complete when `manifest.json` exists in its output folder and matches the stage's
-options and inputs. The file is a JSON object with the fields of `Manifest`, and two checksums:
-`checksum` of everything else, and `command_checksum`, so that the command can be trusted even if
-the rest is damaged.
+options and inputs. The file is a JSON object with the fields of `Manifest`, and `checksum` of them.
+`.manifest.json` is a copy: if the manifest is damaged, it still names the command of the stage.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from .checksums import checksum, checksum_of_file, encode, seal, unseal
+from .checksums import checksum_of_file, seal, unseal
 from .errors import DamagedFileError, MissingArtifactError
 from .files import file_size, json_bytes, write_bytes
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME, COPY_NAME = "manifest.json", ".manifest.json"
 MISSING = "does not exist"
 CHANGED = "its content does not match its checksum"
+
+
+STAGES_BY_PARENT = {"features": "features", "eval": "eval", "runs": "train"}
+STAGES_BY_NAME = {"raw": "download", "captions": "prepare"}
+
+
+def stage_of(directory: Path) -> str | None:
+    """Return the stage that writes to a folder of the data folder; None for any other folder."""
+    folder = directory.absolute()
+    return STAGES_BY_PARENT.get(folder.parent.name) or STAGES_BY_NAME.get(folder.name)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Manifest:
         checksums: file name → checksum of an output. Archives and grids are not listed: they are
             too large to read each time, and their parts have checksums. Earlier versions list none.
         command: the command that makes the outputs, without `showtell` and `--data`.
+        folder: name of the folder it was written to; `write` sets it. Earlier versions lack it.
     """
 
     stage: str
@@ -52,16 +62,18 @@ class Manifest:
     details: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    folder: str = field(default="", compare=False)
 
     def write(self, directory: Path) -> Self:
-        """Write `manifest.json` atomically and return `self`. A stage calls this last."""
-        write_bytes(directory / MANIFEST_NAME, self.to_bytes())
+        """Write the copy, then `manifest.json`; return `self`. A stage calls this last."""
+        content = replace(self, folder=directory.absolute().name).to_bytes()
+        write_bytes(directory / COPY_NAME, content)
+        write_bytes(directory / MANIFEST_NAME, content)
         return self
 
     def to_bytes(self) -> bytes:
         """Return the content of `manifest.json`."""
-        values = asdict(self) | {"command_checksum": checksum(encode(self.command))}
-        return json_bytes(seal(values))
+        return json_bytes(seal(asdict(self)))
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
@@ -72,24 +84,32 @@ class Manifest:
             return None
 
     @classmethod
-    def load(cls, directory: Path) -> "Manifest":
+    def load(cls, directory: Path, name: str = MANIFEST_NAME) -> "Manifest":
         """Read the manifest of `directory`.
+
+        Args:
+            directory: output folder of a stage.
+            name: of the file; `COPY_NAME` reads the copy, which may be of an earlier run.
 
         Raises:
             MissingArtifactError: it does not exist.
-            DamagedFileError: it is not a manifest, or has been changed.
+            DamagedFileError: it is not a manifest, has been changed, or is of another stage.
             OSError: the operating system cannot read it.
         """
-        path = directory / MANIFEST_NAME
+        path = directory / name
         try:
-            values = unseal(json.loads(path.read_bytes()))
-            values.pop("command_checksum", None)
+            values = unseal(json.loads(path.read_bytes().decode()))
+            values.pop("command_checksum", None)  # of an earlier version
             values["skipped"] = tuple((image, reason) for image, reason in values["skipped"])
             manifest = cls(**values)
             require_types(values)
+            if manifest.stage not in (stage_of(directory) or manifest.stage, "export"):
+                raise ValueError(f"it is the manifest of '{manifest.stage}'")
             return manifest
         except (FileNotFoundError, NotADirectoryError):
             raise MissingArtifactError(f"{path} does not exist.") from None
+        except IsADirectoryError:
+            raise DamagedFileError(f"{path} is damaged: it is a folder.") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DamagedFileError(f"{path} is damaged: {reason}.") from None

@@ -225,7 +225,11 @@ READERS_OF_STOPPED = tuple(
 def flips(
     project: Project, name: str, count: int, *, stopped: bool = False, patch: Patch | None = None
 ) -> Iterator[Trial]:
-    """Flip single bits, evenly spaced over a file, and run every command that reads it."""
+    """Damage a file, and run every command that reads it.
+
+    Single bits are flipped, evenly spaced over the file; if there are several, the content is also
+    replaced by zeros and by nothing, as after a power cut.
+    """
     readers = ((*STAGES["train"], "--resume"),) if stopped else READERS[name]
     snapshot = project.stopped if stopped else project.finished
     where = f"{name} of a stopped run" if stopped else name
@@ -236,18 +240,21 @@ def flips(
         expected_result, _ = run_and_follow(command, project.data)
         assert expected_result.status == 0, expected_result.output
         expected, last_bit = content_of(project.data), 8 * len(original) - 1
-        for index in range(count):
-            bit = index * last_bit // (count - 1) if count > 1 else last_bit // 2
+        bits = [index * last_bit // (count - 1) for index in range(count)] if count > 1 else []
+        contents = [("flipped bit", bit, flip(original, bit)) for bit in bits or [last_bit // 2]]
+        if bits:
+            contents += [("zeroed", 0, bytes(len(original))), ("emptied", 0, b"")]
+        for fault, place, content in contents:
             restore(snapshot, project.data)
-            flip(project.data / name, bit)
+            (project.data / name).write_bytes(content)
             judged = judge_reader(project, name, command, expected, expected_result, patch)
-            yield Trial("flipped bit", where, bit, *judged)
+            yield Trial(fault, where, place, *judged)
 
 
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
+def flip(content: bytes, bit: int) -> bytes:
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
 
 
 def judge_reader(

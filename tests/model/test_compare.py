@@ -202,7 +202,9 @@ def test_stale_or_unfinished_evaluations_are_an_error(data, showtell) -> None:
     assert "stale: best.safetensors changed. Run '" in shown
     assert f"showtell eval --split val --run b --data {data}'" in shown
     (data / "runs/a/eval/val-beam3/manifest.json").unlink()
-    with pytest.raises(MissingArtifactError, match=r"is not finished. Run 'showtell eval --run a "):
+    with pytest.raises(
+        MissingArtifactError, match=r"is not finished. Run 'showtell eval --split val --run a "
+    ):
         compare(CompareConfig(data=data, eval_a="a", eval_b="a"))
 
 

@@ -27,7 +27,7 @@ from showtell.pipeline.stage.errors import (
     StorageError,
 )
 from showtell.pipeline.stage.files import hash_file, locked
-from showtell.pipeline.stage.manifest import Manifest
+from showtell.pipeline.stage.manifest import COPY_NAME, Manifest
 from showtell.pipeline.status import stage_status
 from showtell.pipeline.text.tokenizer import tokenize
 from showtell.pipeline.text.vocab import SPECIALS, UNK, Vocab
@@ -311,7 +311,8 @@ def test_prepare_keeps_old_outputs_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=expected):
         prepare(make_config(tmp_path, min_count=2))
     assert snapshot(config) == before
-    assert sorted(p.name for p in config.captions_dir.iterdir()) == sorted([*OUTPUTS, ".lock"])
+    names = sorted(path.name for path in config.captions_dir.iterdir())
+    assert names == sorted([*OUTPUTS, COPY_NAME, ".lock"])
     assert up_to_date(config) is not None
 
 
@@ -330,8 +331,8 @@ def test_prepare_syncs_and_renames_each_output_once(tmp_path, monkeypatch):
     monkeypatch.setattr(files_module, "sync", sync)
     monkeypatch.setattr(Path, "replace", replace)
     prepare(make_config(tmp_path))
-    assert sorted(renamed) == sorted(OUTPUTS)
-    assert len([name for name in synced if ".partial" in name]) == len(OUTPUTS)
+    assert sorted(renamed) == sorted([*OUTPUTS, COPY_NAME])
+    assert len([name for name in synced if ".partial" in name]) == len(renamed)
 
 
 def test_prepare_interrupted_before_the_manifest_is_incomplete(tmp_path, monkeypatch):

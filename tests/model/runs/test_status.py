@@ -109,14 +109,14 @@ def test_folders_that_hold_only_a_lock_are_not_listed(scenes) -> None:
 def test_damaged_and_unreadable_files_show_in_the_line_of_their_stage(
     scenes, monkeypatch, stage: str, path: str
 ) -> None:
-    for folder in ("runs/r", "runs/r/eval/val-beam3"):
+    for name_of_stage, folder in (("train", "runs/r"), ("eval", "runs/r/eval/val-beam3")):
         (scenes / folder).mkdir(parents=True, exist_ok=True)
         names = ("config.json", "best.safetensors", "captions.json")
         for name in names:
             (scenes / folder / name).write_text("something")
         outputs = dict.fromkeys(names, 9)
         Manifest(
-            "train",
+            name_of_stage,
             1,
             {"dataset": "scenes"},
             {},

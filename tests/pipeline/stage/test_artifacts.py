@@ -2,9 +2,10 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import zlib
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from showtell.pipeline.stage.errors import (
     ShowTellError,
     StorageError,
 )
-from showtell.pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from showtell.pipeline.stage.manifest import COPY_NAME, MANIFEST_NAME, Manifest
 
 
 @pytest.fixture
@@ -84,9 +85,10 @@ def test_missing_output_is_refused_with_the_command_that_repairs_it(stage) -> No
 
 def test_output_listed_without_a_checksum_is_verified_by_its_size(stage) -> None:
     values = json.loads((stage / MANIFEST_NAME).read_text())
-    for name in ("checksums", "checksum", "command", "command_checksum"):
+    for name in ("checksums", "checksum", "command", "folder"):
         del values[name]  # as earlier versions wrote it
     (stage / MANIFEST_NAME).write_text(json.dumps(values))
+    (stage / COPY_NAME).unlink()
     (stage / "out.bin").write_bytes(b"abcde")
     assert read_output(stage / "out.bin") == b"abcde"
     (stage / "out.bin").write_bytes(b"abcd")
@@ -106,7 +108,7 @@ def test_manifest_is_called_missing_only_if_it_is_missing(stage) -> None:
     manifest.unlink()
     with pytest.raises(MissingArtifactError) as caught:
         require_stage(stage)
-    assert str(caught.value) == f"{manifest} does not exist. Run 'showtell prepare --dataset mine'."
+    assert str(caught.value) == f"{manifest} does not exist. {REPAIR}"
 
 
 @pytest.mark.parametrize(
@@ -161,8 +163,14 @@ def test_own_errors_and_bugs_pass_through(stage) -> None:
         ("data/mine/raw/a.csv", "download --dataset mine"),
         ("data/mine/captions/vocab.json", "prepare --dataset mine"),
         ("data/my set/captions/vocab.json", "prepare --dataset 'my set'"),
-        ("data/mine/features/resnet50-caffe/part-00000.h5", "features --dataset mine"),
-        ("data/mine/features/resnet50-caffe/.next/part-00000.h5", "features --dataset mine"),
+        (
+            "data/mine/features/resnet50-caffe/part-00000.h5",
+            "features --dataset mine --encoder resnet50 --weights caffe",
+        ),
+        (
+            "data/mine/features/vgg16-IMAGENET1K_V1-96/.next/part-00000.h5",
+            "features --dataset mine --encoder vgg16 --weights IMAGENET1K_V1 --image-size 96",
+        ),
         ("data/runs/gru/best.safetensors", "train --run gru --resume"),
         ("data/runs/images/config.json", "train --run images --resume"),
         ("data/runs/gru/eval/val-beam3/metrics.json", "eval --run gru"),
@@ -212,19 +220,48 @@ def test_suggested_command_survives_the_shell(tmp_path, monkeypatch) -> None:
     assert command_line(Path("data"), "train") == "showtell train"
 
 
-def test_damaged_manifest_gives_the_recorded_command_or_that_of_its_place(stage) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "zeroed": lambda content: bytes(len(content)),
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+} | {
+    f"flipped {place}": lambda content, place=place: (
+        content[: len(content) * place // 8]
+        + bytes([content[len(content) * place // 8] ^ 4])
+        + content[len(content) * place // 8 + 1 :]
+    )
+    for place in range(8)
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_manifest_gives_the_recorded_command(stage, damage: str) -> None:
     path = stage / MANIFEST_NAME
-    content = bytearray(path.read_bytes())
-    recorded = "showtell prepare --dataset mine --source '/my photos'"
-    commands = Counter()
-    for bit in range(8 * len(content)):
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
-        commands[repair_command(path)] += 1
-        content[bit // 8] ^= 1 << bit % 8
-    by_place = "showtell prepare --dataset mine"
-    assert set(commands) == {recorded, by_place}, commands
-    assert commands[recorded] > commands.total() / 2
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(DamagedFileError) as caught:
+        require_stage(stage)
+    assert str(caught.value).endswith(REPAIR)
+    (stage / COPY_NAME).write_bytes(b"")
+    with pytest.raises(DamagedFileError) as caught:
+        require_stage(stage)
+    assert str(caught.value).endswith(
+        "Run 'showtell prepare --dataset mine' with the options used before, which are lost."
+    )
+
+
+def test_command_of_another_folder_is_not_used(stage) -> None:
+    """It would compute the other features, and the problem would remain."""
+    features = stage.parent / "features"
+    for size in (32, 64):
+        folder = features / f"resnet18-caffe-{size}"
+        folder.mkdir(parents=True)
+        command = f"features --dataset mine --encoder resnet18 --image-size {size} --grid"
+        Manifest("features", 1, {}, {}, {"part-00000.h5": 1}, command=command).write(folder)
+    shutil.copy(features / "resnet18-caffe-64" / MANIFEST_NAME, features / "resnet18-caffe-32")
+    shard = features / "resnet18-caffe-32/part-00000.h5"
+    assert repair_command(shard).endswith("--encoder resnet18 --image-size 32 --grid")
+    (shard.parent / COPY_NAME).unlink()
+    assert repair_command(shard).endswith("--encoder resnet18 --weights caffe --image-size 32")
 
 
 def test_command_of_an_earlier_version_has_the_options_of_the_manifest(stage) -> None:

@@ -39,7 +39,31 @@ def test_manifest_file_is_json_with_the_fields(tmp_path) -> None:
     values = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     assert values["stage"] == "prepare" and values["version"] == 3
     assert values["skipped"] == [["ä.jpg", "the file is empty"], ["b.jpg", "truncated"]]
-    assert set(values) == {*Manifest.__dataclass_fields__, "command_checksum", "checksum"}
+    assert set(values) == {*Manifest.__dataclass_fields__, "checksum"}
+
+
+def test_manifest_of_another_stage_is_damaged(tmp_path) -> None:
+    for place, stage in (
+        ("scenes/raw", "download"),
+        ("captions/captions", "prepare"),
+        ("scenes/features/resnet50-caffe", "features"),
+        ("runs/captions", "train"),
+        ("runs/r/eval/test-beam3", "eval"),
+    ):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        for written in (stage, "export"):  # a bundle may be anywhere
+            Manifest(written, 1, {}, {}, {}).write(folder)
+            assert Manifest.load(folder).stage == written
+        Manifest("bench", 1, {}, {}, {}).write(folder)
+        with pytest.raises(DamagedFileError, match=r"it is the manifest of 'bench'\."):
+            Manifest.load(folder)
+
+
+def test_folder_in_its_place_is_damaged(tmp_path) -> None:
+    (tmp_path / MANIFEST_NAME).mkdir()
+    with pytest.raises(DamagedFileError, match=r"it is a folder\."):
+        Manifest.load(tmp_path)
 
 
 def test_read_without_a_manifest_returns_none(tmp_path) -> None:
