@@ -5,13 +5,14 @@ Each file is read by the function that the stages use, so both agree about what 
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ..features.verify import features_checks
 from ..pipeline.stage.artifacts import is_bundle
 from ..pipeline.stage.console import ProgressLine, format_bytes, print_json, print_result
 from ..pipeline.stage.errors import MissingArtifactError, ShowTellError
-from ..pipeline.stage.files import file_size
+from ..pipeline.stage.files import file_size, is_locked
 from ..pipeline.stage.manifest import MANIFEST_NAME
 from ..pipeline.stage.options import RESERVED
 from ..pipeline.text.vocab import Vocab
@@ -29,7 +30,7 @@ from .runs.layout import (
     MODEL_NAME,
     VOCAB_NAME,
 )
-from .runs.repair import check_checkpoint, find_config
+from .runs.repair import check_checkpoint, find_config, has_started
 from .runs.run import RunConfig, read_decoder, read_vocab
 from .runs.tensors import read_tensors
 
@@ -58,13 +59,16 @@ def verify(config: VerifyConfig) -> bool:
             progress.advance(size // MEGABYTE)
     bad = [problem for problem in problems if problem.state in ("damaged", "missing")]
     num_skipped = sum(problem.state == "skipped" for problem in problems)
+    num_unfinished = sum(problem.state == "unfinished" for problem in problems)
     num_files = len(checks) - num_skipped
     print_json({"num_files": num_files, "num_bytes": sum(sizes), "problems": problems})
     for problem in problems:
         print_result(f"{problem.state}: {problem.message}")
     print_result(
         f"verify: {len(bad):,} of {num_files:,} files ({format_bytes(sum(sizes))}) are damaged "
-        "or missing." + (f" Folders skipped: {num_skipped:,}." if num_skipped else "")
+        "or missing."
+        + (f" Left by stopped stages: {num_unfinished:,}." if num_unfinished else "")
+        + (f" Folders skipped: {num_skipped:,}." if num_skipped else "")
     )
     if len(commands := list(dict.fromkeys(problem.command for problem in bad))) > 1:
         print_result("Repair them in this order:")
@@ -148,6 +152,10 @@ def run_checks(run: Path) -> Iterator[Check]:
     }
     # Not listed in the manifest, because a finished run does not need it.
     unlisted: dict[str, Reader] = {LAST_NAME: read_progress}
+    if has_started(run) and not is_locked(run):  # both are written before the training starts
+        for name in (CONFIG_NAME, VOCAB_NAME):
+            if not (run / name).exists():
+                yield Check(run / name, partial(readers[name], run / name))
     try:
         config = find_config(run)
     except ShowTellError:  # reported as a problem of config.json

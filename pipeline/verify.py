@@ -16,7 +16,7 @@ from .stage.artifacts import damaged, output_error, reading, repair_command, req
 from .stage.checksums import checksum_of_file
 from .stage.errors import MissingArtifactError, ShowTellError
 from .stage.files import IS_BUSY, LOCK_NAME, file_size, is_locked
-from .stage.manifest import MANIFEST_NAME, Manifest
+from .stage.manifest import COPY_NAME, MANIFEST_NAME, Manifest
 from .text.vocab import Vocab
 
 Reader = Callable[[Path], object]  # raises a ShowTellError if the file is not what a stage wrote
@@ -127,10 +127,11 @@ def stage_checks(
         unlisted: the same for files that the manifest does not list; they need not exist.
     """
     try:
-        files = [path.name for path in directory.glob("*") if path.is_file()]
+        paths = directory.glob("*")
+        files = [path.name for path in paths if path.is_file() or path.name == MANIFEST_NAME]
     except OSError:  # its manifest cannot be read either
         files = [MANIFEST_NAME]
-    names = {name for name in files if not name.startswith(LOCK_NAME)}
+    names = {name for name in files if not name.startswith((LOCK_NAME, COPY_NAME))}
     if not names:
         return
     if is_locked(directory):
@@ -138,11 +139,10 @@ def stage_checks(
         yield Check(directory, partial(_fail, busy), "", state="skipped")
         return
     is_finished = MANIFEST_NAME in names
-    yield Check(
-        directory / MANIFEST_NAME,
-        partial(require_manifest, directory),
-        state="damaged" if is_finished else "unfinished",
-    )
+    if is_finished:
+        yield Check(directory / MANIFEST_NAME, partial(require_manifest, directory))
+    else:
+        yield _unfinished_check(directory)
     manifest = Manifest.read(directory)
     for name in manifest.outputs if manifest else sorted(names & readers.keys()):
         read = partial(_read_output, directory, name, manifest, readers.get(name))
@@ -157,6 +157,24 @@ def stage_checks(
             f"{path} was left behind by a stage that was stopped. Run '{command}'."
         )
         yield Check(path, partial(_fail, leftover), command, state="unfinished")
+
+
+def _unfinished_check(directory: Path) -> Check:
+    """Return the check of a folder without a manifest; it always reports the folder."""
+    if directory.name == ".next":
+        command = f"rm -r {shlex.quote(str(directory))}"
+        text = (
+            f"{directory} holds the files of a stage that was stopped. Run the same command again "
+            f"to complete them, or '{command}' to delete them."
+        )
+    else:
+        command = repair_command(directory / MANIFEST_NAME)
+        text = (
+            f"{directory} is not complete: its stage was stopped, or its {MANIFEST_NAME} was "
+            f"deleted. Run '{command}' to complete it."
+        )
+    problem = partial(_fail, ShowTellError(text))
+    return Check(directory / MANIFEST_NAME, problem, command, state="unfinished")
 
 
 def _read_output(

@@ -82,6 +82,8 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     partial = partial_path(path)
     with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not path.is_symlink():  # before anything is written or deleted
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         try:
             yield partial
             if durable:
@@ -111,6 +113,8 @@ def write_error(path: Path, error: OSError) -> StorageError:
     advice = "Fix that"
     if error.errno in FULL_DISK_ERRORS:
         advice = "Free some disk space, or write to another disk"
+    elif error.errno == errno.EISDIR:
+        advice = f"Move {path} to another place"
     return StorageError(
         f"{path} could not be written: {error.strerror}. {advice}, then run the same command "
         "again; finished work is kept."

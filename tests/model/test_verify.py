@@ -107,7 +107,7 @@ def test_sound_folder_is_verified_without_writing(data, showtell) -> None:
     checked = {check.path for check in find_checks(data)}
     unchecked = {path for path in data.rglob("*") if path.is_file()} - checked
     unchecked = {path.name for path in unchecked if "tensorboard" not in path.parts}
-    assert unchecked <= {".lock"}
+    assert unchecked <= {".lock", ".manifest.json", "curves.png"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -173,6 +173,36 @@ def test_remains_of_stopped_work_are_listed_but_are_no_damage(data, showtell_jso
     ]
 
 
+def test_deleted_manifest_is_listed_with_the_command(data, showtell: Run) -> None:
+    (data / "scenes/captions/manifest.json").unlink()
+    status, output = showtell("verify", "--data", data)
+    assert status == 0
+    assert output.startswith(f"unfinished: {data / 'scenes/captions'} is not complete: its stage")
+    assert f"Run 'showtell prepare --dataset scenes --min-count 1 --data {data}'" in output
+    assert output.splitlines()[-1].endswith("Left by stopped stages: 1.")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in KINDS if "/eval/" not in name and "images/" not in name]
+)
+def test_folder_in_place_of_a_file_is_damage_that_the_command_repairs(
+    data, showtell: Run, showtell_json: RunJson, name: str
+) -> None:
+    (data / name).unlink()
+    (data / name).mkdir()
+    status, result = showtell_json("verify", "--data", data)
+    (problem,) = result["problems"]
+    assert status == 1 and problem["path"] == str(data / name)
+    assert problem["command"].startswith("rmdir ")
+    before = set(data.rglob("manifest.json"))
+    for stage in ("download", ("prepare", "--min-count", "1")):
+        words = [stage] if isinstance(stage, str) else stage
+        assert "Traceback" not in showtell(*words, "--dataset", "scenes", "--data", data)[1]
+    assert set(data.rglob("manifest.json")) == before
+    follow(problem["command"], showtell)
+    assert showtell("verify", "--data", data)[0] == 0
+
+
 def test_folder_that_is_being_written_is_skipped_and_counted(data, showtell: Run) -> None:
     (data / "scenes/captions/vocab.json").write_text("")
     with locked(data / "scenes/captions"):
@@ -232,7 +262,7 @@ def test_damaged_files_of_earlier_versions_are_listed(data, showtell_json) -> No
 def forget_checksums(folder: Path, old: str = "", new: str = "") -> None:
     """Rewrite a manifest as earlier versions did, with the present sizes."""
     values = json.loads((folder / "manifest.json").read_text().replace(old, new))
-    for key in ("checksum", "checksums", "command", "command_checksum"):
+    for key in ("checksum", "checksums", "command", "folder"):
         values.pop(key, None)
     values["outputs"] = {name: (folder / name).stat().st_size for name in values["outputs"]}
     (folder / "manifest.json").write_text(json.dumps(values))
@@ -314,7 +344,7 @@ def test_archives_are_compared_with_their_published_md5(tmp_path, showtell: Run)
 def follow(command: str, showtell: Run) -> None:
     """Run a command that showtell has given."""
     for words in map(shlex.split, command.split(" && ")):
-        if words[0] == "rm":
+        if words[0] in ("rm", "rmdir"):
             subprocess.run(words, check=True)
         else:
             status, output = showtell(*words[1:])
