@@ -42,6 +42,7 @@ from .training.resume import (
     default_run_name,
     find_finished,
     prepare_run,
+    repair_run,
     require_folder,
     require_same_run,
     restore_options,
@@ -72,6 +73,9 @@ def train(config: TrainConfig) -> Manifest:
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
         config = restore_options(run_dir, config)
+        if (manifest := repair_run(run_dir)) is not None:
+            print_note(f"train: {run_dir} is finished.")
+            return manifest
     else:
         if config.init is not None:
             config = inherit_options(config)
@@ -80,12 +84,12 @@ def train(config: TrainConfig) -> Manifest:
         config = replace(config, precision=precision_name(dtype))
     data = load_training_data(config)
     require_same_run(run_dir, config, data)
-    manifest = find_finished(run_dir, config)
+    manifest = find_finished(run_dir)
     if manifest is None:  # a finished run needs no lock: its folder may be read-only
         with locked(run_dir):
-            resume = prepare_run(run_dir, config, data)
-            manifest = find_finished(run_dir, config)
+            manifest = find_finished(run_dir)  # by another process, in the meantime
             if manifest is None:
+                resume = prepare_run(run_dir, config)
                 return Trainer(config, data, run_dir, resume=resume).run()
     print_note(f"train: {run_dir} is up to date.")
     return manifest
@@ -321,7 +325,7 @@ class Trainer:
         if is_best:
             progress.best_score, progress.best_epoch = score, progress.epoch
             require_folder(self.run_dir, self.config)
-            save_weights(self.run_dir / BEST_NAME, self.validated)
+            save_weights(self.run_dir / BEST_NAME, self.validated, self.run_config)
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
             f"val CIDEr {100 * scores['CIDEr']:.1f} | Bleu_4 {100 * scores['Bleu_4']:.1f} | "

@@ -216,9 +216,9 @@ def amplify_image() -> Callable[[Path], None]:
 
     def amplify(data: Path, times: float = 50.0) -> None:
         run_dir = data / "runs/r"
-        tensors, _ = read_tensors(run_dir / "best.safetensors")
+        tensors, metadata = read_tensors(run_dir / "best.safetensors")
         tensors["image_proj.weight"] *= times  # it multiplies differences from the mean image
-        write_tensors(run_dir / "best.safetensors", tensors)
+        write_tensors(run_dir / "best.safetensors", tensors, metadata)
         if (manifest := Manifest.read(run_dir)) is not None:
             checksums = checksums_of(run_dir, manifest.outputs)
             replace(manifest, checksums=checksums).write(run_dir)

@@ -2,6 +2,7 @@
 
 best.safetensors
     <name>                      weights of the best epoch, float32, named as in `state_dict`
+    metadata "run"              a copy of config.json: whose weights they are
 last.safetensors, what `showtell train --resume` continues from
     model.<name>                weights, float32
     average.<name>              running mean of the weights, with --ema
@@ -52,9 +53,10 @@ class Progress:
     log_checksum: str = ""
 
 
-def save_weights(path: Path, decoder: Decoder) -> None:
-    """Write a decoder's weights atomically."""
-    write_tensors(path, decoder.state_dict())
+def save_weights(path: Path, decoder: Decoder, run: RunConfig | None = None) -> None:
+    """Write a decoder's weights, and the config of its run, atomically."""
+    metadata = {} if run is None else {"run": json.dumps(asdict(run))}
+    write_tensors(path, decoder.state_dict(), metadata)
 
 
 def save_checkpoint(

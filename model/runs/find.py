@@ -1,12 +1,12 @@
 """Find a run by its name, a run or a bundle by its folder, or the newest run."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from ...pipeline.stage.artifacts import is_bundle
+from ...pipeline.stage.artifacts import is_bundle, require_manifest
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
-from ...pipeline.stage.errors import MissingArtifactError
-from ...pipeline.stage.manifest import Manifest
+from ...pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from .hub import PREFIX, address_of, fetch_bundle, split_address
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 from .repair import find_config
@@ -20,21 +20,34 @@ def run_names(data: Path, dataset: str | None = None) -> list[str]:
 
     Args:
         data: root of all files.
-        dataset: if given, only its runs are considered.
+        dataset: if given, only its runs are considered, and those whose config is lost.
     """
     weights = sorted((data / "runs").glob(f"*/{BEST_NAME}"), key=lambda path: path.stat().st_mtime)
     runs = [path.parent for path in weights]
     if dataset is not None:
-        runs = [run for run in runs if find_config(run).dataset == dataset]
+        runs = [run for run in runs if _dataset_of(run) in (dataset, None)]
     return [run.name for run in runs]
 
 
+def _dataset_of(run_dir: Path) -> str | None:
+    with suppress(DamagedFileError):
+        return find_config(run_dir).dataset
+    return None
+
+
 def choose_run(data: Path, run: str | None, dataset: str | None = None) -> Path:
-    """Find a run as `find_run` does; print which one was chosen and whether it is unfinished."""
+    """Find a run as `find_run` does; print which one was chosen and whether it is unfinished.
+
+    Raises:
+        MissingArtifactError: there is no such run.
+        DamagedFileError: its manifest is damaged.
+    """
     run_dir = find_run(data, run, dataset)
     if run is None:
         print_aside(f"Using the newest run, {run_dir.name}; choose another with --run.")
-    if Manifest.read(run_dir) is None:
+    try:
+        require_manifest(run_dir)
+    except MissingArtifactError:
         command = command_line(data, "train", "--run", run_dir.name, "--resume")
         print_aside(
             f"{run_dir.name} is not finished; using its best epoch so far. Continue it with "

@@ -1,15 +1,14 @@
 """Find the damaged files of a run, and read its config from a copy if necessary.
 
-`config.json` has a copy in the manifest of a finished run and in the last checkpoint, and
-`vocab.json` is a copy of the dataset's. Weights have no copy.
+`config.json` has a copy in the manifest of a finished run and in its weights, and `vocab.json` is a
+copy of the dataset's. Weights have no copy.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from ...pipeline.stage.artifacts import damaged, read_output, require_manifest
+from ...pipeline.stage.artifacts import read_output, require_manifest
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import (
     DamagedFileError,
@@ -18,10 +17,10 @@ from ...pipeline.stage.errors import (
     ShowTellError,
 )
 from ...pipeline.stage.files import reporting_write_errors
-from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from ...pipeline.stage.manifest import COPY_NAME, MANIFEST_NAME, Manifest
 from .checkpoint import Progress, read_progress
 from .layout import BEST_NAME, CONFIG_NAME, CURVES_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
-from .run import RunConfig, read_decoder, read_vocab
+from .run import RunConfig, read_decoder, read_run, read_vocab, require_same_config
 
 # Results of a run, in the order in which `set_aside` moves them. The manifest goes first, so that
 # an interrupted move leaves an unfinished run.
@@ -33,6 +32,29 @@ def has_started(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (LAST_NAME, BEST_NAME, MANIFEST_NAME))
 
 
+def find_manifest(run_dir: Path) -> Manifest | None:
+    """Return the manifest of a finished run, or its copy if it is damaged or of another run."""
+    if (run_dir / MANIFEST_NAME).exists():
+        for name in (MANIFEST_NAME, COPY_NAME):
+            with suppress(MissingArtifactError, DamagedFileError):
+                manifest = Manifest.load(run_dir, name)
+                if not is_foreign(run_dir, manifest):
+                    return manifest
+    return None
+
+
+def is_foreign(run_dir: Path, manifest: Manifest) -> bool:
+    """Return whether a manifest is of another run: neither config nor weights are those it lists.
+
+    A config that does not match its own checksum is damaged, and shows nothing.
+    """
+    with suppress(MissingArtifactError, DamagedFileError):
+        RunConfig.read(run_dir, alone=True)
+        problems = dict(manifest.find_problems(run_dir))
+        return {CONFIG_NAME, BEST_NAME} <= problems.keys()
+    return False
+
+
 def find_config(run_dir: Path) -> RunConfig:
     """Return the config of a run, from `config.json` or from a copy of it.
 
@@ -42,12 +64,13 @@ def find_config(run_dir: Path) -> RunConfig:
     """
     with suppress(MissingArtifactError, DamagedFileError):
         return RunConfig.read(run_dir)
-    with suppress(MissingArtifactError, DamagedFileError, KeyError, ValueError, TypeError):
-        return RunConfig.from_json(Manifest.load(run_dir).details["run"])
-    with suppress(MissingArtifactError, DamagedFileError):
-        _, run = read_progress(run_dir / LAST_NAME)
-        if run is not None:
-            return run
+    with suppress(KeyError, ValueError, TypeError):
+        if manifest := find_manifest(run_dir):
+            return RunConfig.from_json(manifest.details["run"])
+    for name in (LAST_NAME, BEST_NAME):
+        with suppress(MissingArtifactError, DamagedFileError):
+            if run := read_run(run_dir / name):
+                return run
     command = command_line(run_dir.parents[1], "train", "--run", run_dir.name)
     if not has_started(run_dir):
         raise MissingArtifactError(
@@ -56,7 +79,8 @@ def find_config(run_dir: Path) -> RunConfig:
         )
     raise DamagedFileError(
         f"{run_dir / CONFIG_NAME} is missing or damaged, and no other file holds the options of "
-        f"the run. Move {run_dir} to another place, then run '{command}' with these options."
+        f"the run. Run '{command}' with these options, without --resume: it starts from step 0, "
+        "and keeps the earlier results in a subfolder."
     )
 
 
@@ -68,12 +92,13 @@ def find_problems(run_dir: Path, *, all_files: bool = False) -> dict[str, ShowTe
         all_files: whether to check also the last checkpoint of a finished run, which is not needed.
 
     Returns:
-        File name → error, for each file that is missing or damaged.
-
-    Raises:
-        DamagedFileError: no file holds the config of the run.
+        File name → error, for each file that is missing or damaged. Without the config of the run,
+        the others cannot be checked.
     """
-    config, manifest = find_config(run_dir), Manifest.read(run_dir)
+    try:
+        config, manifest = find_config(run_dir), Manifest.read(run_dir)
+    except DamagedFileError as error:
+        return {CONFIG_NAME: error}
     readers: dict[str, Callable[[], object]] = {
         CONFIG_NAME: lambda: RunConfig.read(run_dir),
         VOCAB_NAME: lambda: read_vocab(run_dir, config),
@@ -111,8 +136,8 @@ def check_checkpoint(run_dir: Path, config: RunConfig) -> Progress:
         DamagedFileError: it is damaged, or belongs to another run.
     """
     progress, run = read_progress(run_dir / LAST_NAME)
-    if run is not None and replace(run, vocab_checksum=config.vocab_checksum) != config:
-        raise damaged(run_dir / LAST_NAME, "it belongs to another run")
+    if run is not None:
+        require_same_config(run_dir / LAST_NAME, run, config)
     return progress
 
 

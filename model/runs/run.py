@@ -6,19 +6,19 @@ finished run and the last checkpoint of an unfinished one have a copy.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...features.store import FeatureStore, features_command, find_features
+from ...features.store import FeatureStore, features_command
 from ...pipeline.stage.artifacts import damaged, read_output, reading, repair_command
 from ...pipeline.stage.checksums import checksum_of_file, seal, unseal
-from ...pipeline.stage.errors import ConfigError, MismatchError
+from ...pipeline.stage.errors import ConfigError, MismatchError, MissingArtifactError
 from ...pipeline.stage.files import write_json
-from ...pipeline.stage.manifest import CHANGED
+from ...pipeline.stage.manifest import CHANGED, MANIFEST_NAME
 from ...pipeline.stage.options import options_of, validate
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
@@ -94,16 +94,20 @@ class RunConfig:
             ) from None
 
     @classmethod
-    def read(cls, run_dir: Path) -> "RunConfig":
+    def read(cls, run_dir: Path, *, alone: bool = False) -> "RunConfig":
         """Read `config.json`.
+
+        Args:
+            run_dir: folder of the run.
+            alone: whether to verify it only by the checksum that it contains, not by the manifest.
 
         Raises:
             MissingArtifactError: the file does not exist.
             DamagedFileError: it has changed since it was written.
         """
         path = run_dir / CONFIG_NAME
-        content = read_output(path)
         with reading(path):
+            content = path.read_bytes() if alone else read_output(path)
             return cls.from_json(unseal(json.loads(content)))
 
 
@@ -152,13 +156,45 @@ def read_decoder(run_dir: Path, config: RunConfig) -> Decoder:
         DamagedFileError: the file is damaged.
         MismatchError: its tensors are not those of the config.
     """
+    path = weights_path(run_dir)
     with torch.device("meta"):  # without random weights, which would be overwritten
         decoder = build_decoder(config.decoder)
-    path = weights_path(run_dir)
-    tensors, _ = read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    if (run := _run_of(path, metadata)) is not None:
+        require_same_config(path, run, config)
     _check_shapes(path, tensors, decoder)
     decoder.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return decoder
+
+
+def read_run(path: Path) -> RunConfig | None:
+    """Return the config of the run that weights or a checkpoint are of; earlier versions lack it.
+
+    Raises:
+        MissingArtifactError: the file does not exist.
+        DamagedFileError: the file is damaged.
+    """
+    return _run_of(path, read_tensors(path)[1])
+
+
+def _run_of(path: Path, metadata: Mapping[str, str]) -> RunConfig | None:
+    with reading(path):
+        return RunConfig.from_json(json.loads(metadata["run"])) if "run" in metadata else None
+
+
+def require_same_config(path: Path, run: RunConfig, config: RunConfig) -> None:
+    """Check that a file is of the run with this config.
+
+    Args:
+        path: of the file.
+        run: the config in the file.
+        config: of the run.
+
+    Raises:
+        DamagedFileError: it is of another run.
+    """
+    if replace(run, vocab_checksum=config.vocab_checksum) != config:
+        raise damaged(path, "it belongs to another run")
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> None:
@@ -182,9 +218,29 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
         MissingArtifactError: the features are missing.
         MismatchError: another network computed them, or another transform.
     """
-    store = FeatureStore.load(find_features(data / run.dataset, run.features))
+    directory = data / run.dataset / "features" / run.features
+    require_run_features(run, directory, run.train.get("views") or 1)
+    store = FeatureStore.load(directory)
     require_same_backbone(run, store)
     return store
+
+
+def require_run_features(run: RunConfig, directory: Path, num_views: int) -> None:
+    """Check that features exist.
+
+    Args:
+        run: its encoder computes them.
+        directory: the features folder.
+        num_views: views of each image that the features must have.
+
+    Raises:
+        MissingArtifactError: they do not; with the command that computes them.
+    """
+    if not (directory / MANIFEST_NAME).exists():
+        raise MissingArtifactError(
+            f"{directory} has no finished features. Run "
+            f"'{run_features_command(run, directory, num_views)}' first."
+        )
 
 
 def require_same_backbone(run: RunConfig, store: FeatureStore) -> None:

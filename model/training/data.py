@@ -16,6 +16,8 @@ from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
 from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
+from ..runs.repair import find_config
+from ..runs.run import load_run_features
 from .source import load_source_features, source_checksum
 
 NUM_SHOWN = 10  # validation images whose captions TensorBoard shows
@@ -60,11 +62,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     """
     captions_dir, dataset = config.captions_dir, ("--dataset", config.dataset)
     prepared = require_stage(captions_dir)
-    store = (
-        load_source_features(config)
-        if config.init is not None and not config.resume
-        else FeatureStore.load(find_features(config.dataset_dir, config.features))
-    )
+    store = load_features(config)
     require_features(config, store)
     images = read_images(captions_dir / IMAGES_PARQUET)
     val = images.select("val")
@@ -106,6 +104,16 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
     )
+
+
+def load_features(config: TrainConfig) -> FeatureStore:
+    """Load the features to train on: those of a resumed run, of the source, or of the dataset."""
+    if config.resume:
+        assert config.run is not None
+        return load_run_features(config.data, find_config(config.data / "runs" / config.run))
+    if config.init is not None:
+        return load_source_features(config)
+    return FeatureStore.load(find_features(config.dataset_dir, config.features))
 
 
 def require_features(config: TrainConfig, store: FeatureStore) -> None:

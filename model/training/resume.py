@@ -1,5 +1,6 @@
 """The options of a new or resumed run, and the checks that protect existing runs."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -7,13 +8,20 @@ from signal import Signals
 from ...pipeline.stage.checksums import checksum_of_file, checksums_of
 from ...pipeline.stage.command_line import command_line, command_of, data_option
 from ...pipeline.stage.console import print_note, print_warning
-from ...pipeline.stage.errors import MismatchError, MissingArtifactError, StoppedError
-from ...pipeline.stage.manifest import Manifest
+from ...pipeline.stage.errors import (
+    DamagedFileError,
+    MismatchError,
+    MissingArtifactError,
+    StoppedError,
+)
+from ...pipeline.stage.files import locked
+from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ...pipeline.stage.options import flag
+from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
-from ..runs.repair import find_config, find_problems, has_started, set_aside
-from ..runs.run import require_same_backbone
+from ..runs.repair import find_config, find_manifest, find_problems, has_started, set_aside
+from ..runs.run import RunConfig, require_same_backbone
 from ..runs.run_log import RunLog
 from .data import TrainingData
 from .source import is_given, moves_dataset
@@ -53,8 +61,76 @@ def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
                 f"{run_dir} was started with {flag(name)} {then}, got {now}. Leave out "
                 f"{flag(name)} to resume, or start another run with --run NAME."
             )
-    return replace(
-        started, resume=True, run=run_dir.name, features=saved.features, device=config.device
+    return replace(started, resume=True, run=run_dir.name, device=config.device)
+
+
+def repair_run(run_dir: Path) -> Manifest | None:
+    """Repair the damaged files of a run, except weights; for `--resume`.
+
+    Config, manifest, log and vocabulary need neither features nor captions: a finished run is
+    repaired even if its dataset has changed since.
+
+    Returns:
+        The manifest if the run is finished and undamaged, else None.
+
+    Raises:
+        MismatchError: the vocabulary is damaged, and the dataset's is another one.
+    """
+    if find_problems(run_dir, all_files=True):
+        with locked(run_dir):
+            _repair_files(run_dir)
+    return find_finished(run_dir, all_files=True)
+
+
+def _repair_files(run_dir: Path) -> None:
+    """Restore what can be restored, and drop what is not needed. The caller holds the lock."""
+    saved = find_config(run_dir)
+    manifest = find_manifest(run_dir)
+    if manifest is not None and manifest != Manifest.read(run_dir):
+        manifest.write(run_dir)
+        print_note(f"train: restored {MANIFEST_NAME} of {run_dir} from its copy.")
+    problems = find_problems(run_dir, all_files=True)
+    for error in problems.values():
+        print_warning(str(error).partition(" Run '")[0])
+    if VOCAB_NAME in problems:
+        _restore_vocab(run_dir, saved)
+        saved = replace(saved, vocab_checksum=checksum_of_file(run_dir / VOCAB_NAME))
+    if problems.keys() & {CONFIG_NAME, VOCAB_NAME}:
+        saved.write(run_dir)
+        print_note(f"train: restored {CONFIG_NAME} and {VOCAB_NAME} of {run_dir}.")
+    if manifest is None or BEST_NAME in problems:
+        return
+    if LAST_NAME in problems:
+        (run_dir / LAST_NAME).unlink()
+        print_note(f"train: deleted {LAST_NAME}, which a finished run does not need.")
+    if LOG_NAME in problems:
+        with RunLog(run_dir, manifest.counts["num_steps"]):  # drops damaged lines
+            pass
+    if restored := problems.keys() & {CONFIG_NAME, VOCAB_NAME, LOG_NAME}:
+        sizes = {name: (run_dir / name).stat().st_size for name in restored}
+        checksums = manifest.checksums | checksums_of(run_dir, restored)
+        replace(manifest, outputs=manifest.outputs | sizes, checksums=checksums).write(run_dir)
+
+
+def _restore_vocab(run_dir: Path, saved: RunConfig) -> None:
+    """Copy the vocabulary of the dataset, if the run was trained with it."""
+    path = run_dir.parents[1] / saved.dataset / "captions" / VOCAB_NAME
+    vocab = Vocab.read(path)
+    if vocab.sha256 != saved.vocab_sha256:
+        raise MismatchError(
+            f"{run_dir / VOCAB_NAME} is damaged, and {path} has other words now. "
+            f"{train_again(run_dir, saved)}"
+        )
+    vocab.write(run_dir / VOCAB_NAME)
+
+
+def train_again(run_dir: Path, saved: RunConfig) -> str:
+    """Return what to do if a run cannot be continued because its dataset has changed."""
+    config = replace(saved.train_config(), features=saved.features, run=run_dir.name, resume=False)
+    command = f"showtell {command_of('train', config)}{data_option(run_dir.parents[1])}"
+    return (
+        "Run the earlier stages again with the options used before the training, or move "
+        f"{run_dir} to another place and train again with '{command}'."
     )
 
 
@@ -63,11 +139,10 @@ def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> 
 
     Raises:
         MismatchError: an option or input differs.
-        DamagedFileError: no file contains its options.
     """
-    if not has_started(run_dir):
+    if not has_started(run_dir) or (saved := read_config(run_dir)) is None:
         return
-    saved, advice = find_config(run_dir), "Choose another name with --run."
+    advice = "Choose another name with --run."
     # Runs of an earlier version lack some options, which then have their defaults.
     trained = TrainConfig().as_json() | saved.train
     for name, now in config.result_options().items():
@@ -79,25 +154,32 @@ def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> 
     for name, sha256 in data.inputs.items():
         if saved.inputs.get(name) != sha256:
             raise MismatchError(
-                f"The input '{name}' has changed since {run_dir} was trained. {advice}"
+                f"The input '{name}' has changed since {run_dir} was trained. "
+                f"{train_again(run_dir, saved) if config.resume else advice}"
             )
     require_same_backbone(saved, data.store)
 
 
-def find_finished(run_dir: Path, config: TrainConfig) -> Manifest | None:
+def read_config(run_dir: Path) -> RunConfig | None:
+    """Return the config of a run; None if no file holds it."""
+    with suppress(DamagedFileError):
+        return find_config(run_dir)
+    return None
+
+
+def find_finished(run_dir: Path, *, all_files: bool = False) -> Manifest | None:
     """Return the manifest of a run if it is finished and undamaged, else None."""
     manifest = Manifest.read(run_dir)
-    if manifest is None or find_problems(run_dir, all_files=config.resume):
+    if manifest is None or find_problems(run_dir, all_files=all_files):
         return None
     return manifest
 
 
-def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
+def prepare_run(run_dir: Path, config: TrainConfig) -> bool:
     """Prepare the folder of a run for training. The caller must hold its lock.
 
-    With `--resume`, `config.json` and `vocab.json` are restored, and damaged lines of the log
-    are dropped. Weights cannot be restored: if they are damaged, the old results are set
-    aside, and training starts from step 0.
+    Weights cannot be restored: if they are damaged, the old results are set aside with `--resume`,
+    and training starts from step 0. Without the config, they are of no use either.
 
     Returns:
         Whether to continue from the last checkpoint.
@@ -108,43 +190,19 @@ def prepare_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> bool:
     """
     if not has_started(run_dir):
         return False
-    problems = find_problems(run_dir, all_files=config.resume)
-    if not config.resume:
+    problems, is_lost = find_problems(run_dir), read_config(run_dir) is None
+    if not config.resume and not is_lost:
         for error in problems.values():
             raise error
         raise MismatchError(
             f"{run_dir} was stopped before it finished. Add --resume to continue it, or choose "
             f"another name with --run."
         )
-    for error in problems.values():
-        print_warning(str(error).partition(" Run '")[0])
-    if problems.keys() & {CONFIG_NAME, VOCAB_NAME}:
-        saved = find_config(run_dir)
-        data.vocab.write(run_dir / VOCAB_NAME)
-        vocab_checksum = checksum_of_file(run_dir / VOCAB_NAME)
-        replace(saved, vocab_checksum=vocab_checksum).write(run_dir)
-        print_note(f"train: restored {CONFIG_NAME} and {VOCAB_NAME} of {run_dir}.")
-    manifest = Manifest.read(run_dir)
-    if BEST_NAME in problems or (LAST_NAME in problems and manifest is None):
+    if is_lost or problems.keys() & {BEST_NAME, LAST_NAME}:
         folder = set_aside(run_dir)
         print_warning(f"{run_dir} starts from step 0. Its earlier results are in {folder}.")
         return False
-    if manifest is not None:
-        if LAST_NAME in problems:
-            (run_dir / LAST_NAME).unlink()
-            print_note(f"train: deleted {LAST_NAME}, which a finished run does not need.")
-        _list_again(run_dir, manifest)
     return True
-
-
-def _list_again(run_dir: Path, manifest: Manifest) -> None:
-    """Drop the damaged lines of a finished run's log, and update its manifest."""
-    with RunLog(run_dir, manifest.counts["num_steps"]):
-        pass
-    restored = [CONFIG_NAME, VOCAB_NAME, LOG_NAME]
-    sizes = {name: (run_dir / name).stat().st_size for name in restored}
-    checksums = manifest.checksums | checksums_of(run_dir, restored)
-    replace(manifest, outputs=manifest.outputs | sizes, checksums=checksums).write(run_dir)
 
 
 def require_folder(run_dir: Path, config: TrainConfig) -> None:

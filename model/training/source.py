@@ -7,13 +7,12 @@ from ...features.store import FeatureStore, find_features
 from ...pipeline.stage.command_line import command_of, data_option
 from ...pipeline.stage.errors import MismatchError, MissingArtifactError, ShowTellError
 from ...pipeline.stage.files import hash_file
-from ...pipeline.stage.manifest import MANIFEST_NAME
 from ...pipeline.stage.options import flag
 from ..config import TrainConfig
 from ..runs.find import find_model, name_of_model
 from ..runs.layout import weights_path
 from ..runs.repair import find_config
-from ..runs.run import RunConfig, require_same_backbone, run_features_command
+from ..runs.run import RunConfig, require_run_features, require_same_backbone
 
 # The weights of the source only fit a decoder with the same values.
 DECODER_OPTIONS = (
@@ -84,14 +83,8 @@ def load_source_features(config: TrainConfig) -> FeatureStore:
         store = FeatureStore.load(find_features(config.dataset_dir, config.features))
     except MissingArtifactError:
         folder = config.dataset_dir / "features" / saved.features
-        if (folder / MANIFEST_NAME).exists():
-            raise  # some file is missing
-        num_views = config.views or saved.train.get("views") or 1
-        raise MissingArtifactError(
-            f"{folder} has no finished features. --init {config.init} needs features of the "
-            f"encoder it was trained with. Run "
-            f"'{run_features_command(saved, folder, num_views)}' first."
-        ) from None
+        require_run_features(saved, folder, config.views or saved.train.get("views") or 1)
+        raise
     require_same_backbone(saved, store)
     return store
 

@@ -167,6 +167,7 @@ FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "version": int,
     "seconds": (int, float),
     "command": str,
+    "folder": str,
     **dict.fromkeys(("config", "inputs", "outputs", "counts", "details", "checksums"), dict),
 }
 VALUE_TYPES: dict[str, type] = {"inputs": str, "outputs": int, "counts": int, "checksums": str}

@@ -27,12 +27,13 @@ TIMED_FILES = {"metrics.json", "metrics.jsonl", "last.safetensors"}
 def content_of(data: Path) -> dict[str, str]:
     """Return name → hash of every file.
 
-    Locks, TensorBoard's event files and results that `train --resume` set aside do not count.
+    Locks, the drawing and TensorBoard's events of a log, which may have lost damaged lines, and
+    results that `train --resume` set aside do not count.
     """
     return {
         path.relative_to(data).as_posix(): hash_of(path)
         for path in sorted(data.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "curves.png")
         if not any(part == "tensorboard" or part.startswith("earlier-") for part in path.parts)
     }
 

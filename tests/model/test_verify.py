@@ -137,6 +137,8 @@ def test_any_flipped_bit_is_found_and_the_command_repairs_it(
 
 def without_times(path: Path, content: bytes) -> Any:
     """The content of a file without what differs between two runs of the same command."""
+    if path.suffix == ".safetensors":  # the config in the header names the device
+        return content[8 + int.from_bytes(content[:8], "little") :]
     if path.name not in ("manifest.json", "metrics.json"):
         return content
     timed = {"checksum", "checksums", "seconds", "details", "images_per_second"}
@@ -183,7 +185,8 @@ def test_deleted_manifest_is_listed_with_the_command(data, showtell: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in KINDS if "/eval/" not in name and "images/" not in name]
+    "name",
+    [name for name in KINDS if not any(part in name for part in ("/eval/", "images/", "last."))],
 )
 def test_folder_in_place_of_a_file_is_damage_that_the_command_repairs(
     data, showtell: Run, showtell_json: RunJson, name: str

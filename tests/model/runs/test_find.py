@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from showtell.model.runs import find
-from showtell.model.runs.find import find_model, find_run, name_of_model
+from showtell.model.runs.find import choose_run, find_model, find_run, name_of_model
 from showtell.model.runs.layout import BEST_NAME
-from showtell.pipeline.stage.errors import MissingArtifactError
+from showtell.pipeline.stage.errors import DamagedFileError, MissingArtifactError
+from showtell.pipeline.stage.manifest import Manifest
 
 
 def make_runs(data: Path, *names: str) -> None:
@@ -85,3 +86,20 @@ def test_model_is_found_by_name_or_folder(tmp_path, monkeypatch) -> None:
     for model in ("c", data, data / "runs/c"):
         with pytest.raises(MissingArtifactError, match=r"with weights \(found: a, b\)"):
             find_model(data, model)
+
+
+def test_damaged_manifest_is_not_called_unfinished(tmp_path, capsys) -> None:
+    make_runs(tmp_path, "r")
+    choose_run(tmp_path, "r")
+    assert "r is not finished" in " ".join(capsys.readouterr().err.split())
+    Manifest("train", 1, {"dataset": "scenes"}, {}, {}).write(tmp_path / "runs/r")
+    choose_run(tmp_path, "r")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "runs/r/manifest.json").write_bytes(bytes(99))
+    with pytest.raises(DamagedFileError, match=r"is damaged.* Run 'showtell train --run r --res"):
+        choose_run(tmp_path, "r")
+
+
+def test_broken_run_does_not_hide_others(tmp_path) -> None:
+    make_runs(tmp_path, "r", "q")  # neither has a config
+    assert find_run(tmp_path, "r", dataset="scenes") == tmp_path / "runs/r"

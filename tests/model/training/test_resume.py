@@ -36,7 +36,7 @@ from showtell.pipeline.stage.errors import (
     StorageError,
 )
 from showtell.pipeline.stage.files import write_json
-from showtell.pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from showtell.pipeline.stage.manifest import COPY_NAME, MANIFEST_NAME, Manifest
 
 Run = Callable[..., tuple[int, str]]
 SIZES: dict[str, Any] = {"hidden_size": 8, "embed_size": 8, "batch_size": 64, "epochs": 2}
@@ -129,8 +129,9 @@ STATES = (
     (LAST_NAME, "refers to --resume", "resuming"),
     (BEST_NAME, "refers to --resume", "resuming"),
     (LAST_NAME, "refers to --resume", "resuming"),
-    (MANIFEST_NAME, "up to date", "up to date"),
-    (CURVES_NAME, "up to date", "up to date"),
+    (COPY_NAME, "refers to --resume", "resuming"),
+    (MANIFEST_NAME, "up to date", "is finished"),
+    (CURVES_NAME, "up to date", "is finished"),
 )
 
 
@@ -236,11 +237,78 @@ def test_lost_options_are_explained(data, trained, showtell: Run) -> None:
     shutil.copytree(trained[1].folders[4], data / "runs/r")
     for name in (CONFIG_NAME, LAST_NAME):
         (data / "runs/r" / name).write_bytes(b"")
-    for arguments in (TRAIN, ("train", "--run", "r", "--resume")):
-        status, output = showtell(*arguments, "--data", data)
-        assert status == 1 and "no other file holds the options of the run. Move" in output
-    shutil.move(data / "runs/r", data / "old")
-    assert showtell(*TRAIN, "--data", data)[0] == 0
+        (data / "runs/r" / BEST_NAME).write_bytes(b"")
+    status, output = showtell("verify", "--data", data)
+    assert status == 1 and "config.json is damaged" in output
+    status, output = showtell("train", "--run", "r", "--resume", "--data", data)
+    assert status == 1 and "no other file holds the options of the run. Run" in output
+    status, output = showtell(*TRAIN, "--data", data)
+    assert status == 0 and "starts from step 0" in output
+    assert_finished(data, trained[0] / "runs/r")
+    assert (data / "runs/r/earlier-1" / LAST_NAME).exists()
+
+
+def test_config_deleted_during_training_is_restored(data, trained, showtell: Run) -> None:
+    for index in (3, 4):  # after the first best, and after the first checkpoint
+        shutil.rmtree(data / "runs")
+        shutil.copytree(trained[1].folders[index], data / "runs/r")
+        (data / "runs/r" / CONFIG_NAME).unlink()
+        status, output = showtell("verify", "--data", data)
+        assert status == 1 and "config.json does not exist. Run" in output
+        status, output = showtell(*advised_command(output))
+        assert status == 0, output
+        assert_finished(data, trained[0] / "runs/r")
+
+
+REPAIRED_ALONE = (CONFIG_NAME, LAST_NAME, LOG_NAME, MANIFEST_NAME)
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["features gone", "captions changed"])
+@pytest.mark.parametrize("name", [*REPAIRED_ALONE, VOCAB_NAME, BEST_NAME])
+def test_finished_run_is_repaired_without_its_dataset(
+    data, trained, showtell: Run, name: str, is_gone: bool
+) -> None:
+    if is_gone:
+        shutil.rmtree(data / "scenes/features")
+    else:
+        prepare = ("prepare", "--dataset", "scenes", "--min-count")
+        assert showtell(*prepare, 9, "--data", data)[0] == 0
+    flip(data / "runs/r" / name)
+    resume = ("train", "--run", "r", "--resume", "--data", data)
+    status, output = showtell(*resume)
+    output = " ".join(output.split())
+    if name in REPAIRED_ALONE or (name == VOCAB_NAME and is_gone):
+        assert status == 0 and "is finished" in output
+        assert showtell("verify", data / "runs", "--data", data)[0] == 0
+    elif is_gone:
+        assert status == 1 and "resnet18-random-64 has no finished features. Run" in output
+        assert "--encoder resnet18 --weights /" in output and "--image-size 64" in output
+    else:
+        assert status == 1 and "or move" in output
+        command = re.search(r"train again with 'showtell (.*?)'", output)
+        assert command is not None
+        shutil.move(data / "runs/r", data / "old")
+        assert showtell(*shlex.split(command[1]))[0] == 0
+
+
+def test_manifest_of_another_run_is_replaced_by_the_copy(data, trained, showtell: Run) -> None:
+    other = config_of(data, seed=1, epochs=1)
+    train(replace(other, run="s"))
+    for path in (data / "runs/r" / LAST_NAME, data / "runs/s" / LAST_NAME):
+        path.unlink()
+    shutil.copy(data / "runs/s" / MANIFEST_NAME, data / "runs/r")
+    assert showtell("train", "--run", "r", "--resume", "--data", data)[0] == 0
+    assert_finished(data, trained[0] / "runs/r")
+
+
+def test_weights_of_another_run_are_refused(data, trained, showtell: Run) -> None:
+    shutil.rmtree(data / "runs")
+    shutil.copytree(trained[1].folders[4], data / "runs/r")
+    train(replace(config_of(data, seed=1, epochs=1), run="s"))
+    shutil.copy(data / "runs/s" / BEST_NAME, data / "runs/r")
+    for command in (("eval", "--run", "r"), ("verify",), ("export", "r", data / "bundle")):
+        status, output = showtell(*command, "--data", data)
+        assert status == 1 and "best.safetensors is damaged: it belongs to another run" in output
 
 
 def test_resume_checks_vocabulary_and_encoder_before_training(data, trained, monkeypatch) -> None:
@@ -335,5 +403,6 @@ def test_up_to_date_run_and_evaluation_write_nothing(data, scorers, monkeypatch,
     for resume in (False, True):
         train(config_of(data, resume=resume))
     evaluate(EvalConfig(data=data, run="r"))
-    assert capsys.readouterr().out.count("is up to date") == 3
+    said = capsys.readouterr().out
+    assert said.count("is up to date") == 2 and said.count("is finished") == 1
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

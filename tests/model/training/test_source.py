@@ -131,7 +131,7 @@ def test_a_folder_of_a_run_or_a_bundle_is_a_source_too(data, showtell: Run) -> N
 
 def test_missing_features_name_the_whole_command(data, random_weights, showtell: Run) -> None:
     shutil.rmtree(data / "holidays/features")
-    with pytest.raises(MissingArtifactError, match="encoder it was trained with") as caught:
+    with pytest.raises(MissingArtifactError, match="has no finished features") as caught:
         move(data)
     command = advised_command(str(caught.value))
     assert command == [

@@ -43,6 +43,7 @@ def stage(tmp_path, monkeypatch) -> Path:
         inputs={},
         outputs={"out.bin": 5},
         checksums=checksums_of(directory, ["out.bin"]),
+        details={"source": "/my photos"},
         command="prepare --dataset mine --source '/my photos'",
     ).write(directory)
     return directory
@@ -309,7 +310,9 @@ def test_recorded_command_does_not_let_a_preset_replace_an_option() -> None:
 
 def test_command_with_a_path_that_is_not_unicode_is_recorded(stage) -> None:
     config = PrepareConfig(dataset="mine", source=Path(os.fsdecode(b"/d\xe9")))
-    manifest = Manifest("prepare", 1, {}, {}, {}, command=command_of("prepare", config))
+    details = {"source": "/"}
+    command = command_of("prepare", config)
+    manifest = Manifest("prepare", 1, {}, {}, {}, details=details, command=command)
     manifest.write(stage)
     assert Manifest.load(stage) == manifest
     assert "/d\udce9" in repair_command(stage / "out.bin")

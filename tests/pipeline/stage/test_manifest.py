@@ -53,7 +53,8 @@ def test_manifest_of_another_stage_is_damaged(tmp_path) -> None:
         folder = tmp_path / place
         folder.mkdir(parents=True)
         for written in (stage, "export"):  # a bundle may be anywhere
-            Manifest(written, 1, {}, {}, {}).write(folder)
+            config, details = {"dataset": "scenes"}, {"source": "/raw"}
+            Manifest(written, 1, config, {}, {}, details=details).write(folder)
             assert Manifest.load(folder).stage == written
         Manifest("bench", 1, {}, {}, {}).write(folder)
         with pytest.raises(DamagedFileError, match=r"it is the manifest of 'bench'\."):
