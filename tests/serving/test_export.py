@@ -148,7 +148,7 @@ def test_verify_reads_every_file_of_a_bundle(export_run, showtell, showtell_json
     (bundle / "notes.txt").write_text("not part of the bundle")
     status, found = showtell_json("verify", bundle)
     assert status == 0 and found["num_files"] == 6 and found["problems"] == []
-    names = [path.name for path in bundle.iterdir() if path.suffix in (".json", ".safetensors")]
+    names = [path.name for path in bundle.glob("[!.]*") if path.suffix in (".json", ".safetensors")]
     for name in [*names, "README.md"]:
         path = bundle / name
         content = path.read_bytes()
