@@ -98,10 +98,8 @@ def test_table_holds_what_the_captioner_says(data, captioner, folder, tmp_path, 
     assert rows[0]["model"].startswith("r@") and rows[0]["decoding"] == "beam3-nbest2"
     captured = capsys.readouterr()
     assert re.search(r"captioned now +3 *\n.* before +0 *\n *unreadable +1 *\n", captured.out)
-    assert captured.err.endswith(
-        f"error: {folder / 'b.png'} is not a readable image: not an image in a format that PIL "
-        "knows.\n"
-    )
+    assert f"error: {folder / 'b.png'} is not a readable image: not an image" in captured.err
+    assert "\nerror:" not in captured.err.rstrip()
 
 
 def test_stopped_run_continues_and_gives_the_same_table(

@@ -31,8 +31,8 @@ def test_unreadable_images_keep_their_place(captioner, image_paths, tmp_path) ->
         options = DecodingOptions(beam=1)
         batches = caption_stream(captioner, paths, options, batch_size=batch_size)
         found = [image for batch in batches for image in batch]
-        assert [image.error for image in found] == [
-            f"{broken} is not a readable image: not an image in a format that PIL knows.",
+        assert str(found[0].error).startswith(f"{broken} is not a readable image: not an image")
+        assert [image.error for image in found[1:]] == [
             None,
             f"{tmp_path / 'gone.jpg'} does not exist.",
             f"{tmp_path} cannot be read: Is a directory.",
