@@ -68,12 +68,19 @@ class PrepareConfig(DatasetConfig):
         group="Vocabulary",
     )
 
+    known_words: Path | None = option(
+        None,
+        "vocab.json of a model to fine-tune with 'showtell train --init'; keep its words too.",
+        group="Vocabulary",
+        metavar="FILE",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_not_both("min_count", "vocab_size")
         self.require_not_both("karpathy", "table")
         is_words, is_file = self.vocab == "words", self.tokenizer is not None
-        self.require_unused("min_count", unless=is_words, needs="--vocab words")
+        self.require_unused("min_count", "known_words", unless=is_words, needs="--vocab words")
         self.require_unused("vocab_size", unless=not is_file, needs="--vocab words or bpe")
 
     @property

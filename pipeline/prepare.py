@@ -34,8 +34,8 @@ from .stage.artifacts import damaged
 from .stage.checksums import checksum_of_file, checksums_of
 from .stage.command_line import command_of
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
-from .stage.errors import DamagedFileError, ShowTellError
-from .stage.files import atomic_path, file_size, hash_file, hash_json, locked, sync
+from .stage.errors import ConfigError, DamagedFileError, ShowTellError
+from .stage.files import atomic_path, file_size, hash_file, hash_json, locked, require_file, sync
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
 from .stage.stopwatch import Stopwatch
@@ -91,6 +91,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     # Check the options before `locked` creates the folder: an error should leave no folder.
     find_reader(config)
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
+    _read_known_words(config)
     directory = config.captions_dir
     # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     if done := up_to_date(config):
@@ -143,11 +144,11 @@ def hash_inputs(config: PrepareConfig) -> dict[str, str]:
         DamagedFileError: `download` wrote one of them, and it has changed since.
         StorageError: one of them cannot be read.
     """
-    tokenizer = () if config.tokenizer is None else (config.tokenizer,)
+    files = [path for path in (config.tokenizer, config.known_words) if path is not None]
     source = source_dir(config)
     downloaded = Manifest.read(source)
     hashes = {}
-    for path in (*find_reader(config).inputs, *tokenizer):
+    for path in (*find_reader(config).inputs, *files):
         with reporting_errors(path):
             hashes[str(path.resolve())] = hash_file(path)
             if downloaded is not None and path.is_relative_to(source):
@@ -169,9 +170,11 @@ def _config_json(config: PrepareConfig) -> dict[str, Any]:
     """Return the options as JSON values, with absolute paths and resolved defaults."""
     values = config.as_json()
     values["source"] = str(source_dir(config).resolve())
-    for name in ("karpathy", "table"):
+    for name in ("karpathy", "table", "known_words"):
         path: Path | None = getattr(config, name)
         values[name] = None if path is None else str(path.resolve())
+    if config.known_words is None:
+        del values["known_words"]  # so that datasets from before this option stay up to date
     if config.tokenizer is not None:
         values["vocab"] = str(config.tokenizer.resolve())
     if config.vocab == "words" and config.min_count is None and config.vocab_size is None:
@@ -218,7 +221,23 @@ def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: Tokenized
         tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
     if tokenizer is not None:
         return build_piece_vocab(train.count(), tokenizer)
-    return build_vocab(train.count(), min_count=config.min_count, vocab_size=config.vocab_size)
+    counts = train.count()
+    vocab = build_vocab(counts, min_count=config.min_count, vocab_size=config.vocab_size)
+    known = _read_known_words(config)
+    return vocab if known is None else vocab.extended(known.ids, counts)
+
+
+def _read_known_words(config: PrepareConfig) -> Vocab | None:
+    """Read the vocabulary of `--known-words`, if it is given."""
+    if config.known_words is None:
+        return None
+    require_file(config.known_words, "--known-words", "the vocab.json of a run or a bundle")
+    known = Vocab.read(config.known_words)
+    if known.unit != "words":
+        raise ConfigError(
+            f"--known-words {config.known_words} has subword pieces, expected words. Leave it out."
+        )
+    return known
 
 
 def _drop_captions_without_words(

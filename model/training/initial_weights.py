@@ -1,16 +1,23 @@
 """Initial weights of a decoder: random, with word vectors, or those of `--init`."""
 
+import shlex
+from itertools import chain
+from pathlib import Path
+
 import torch
 
+from ...pipeline.stage.artifacts import require_manifest
+from ...pipeline.stage.command_line import data_option
 from ...pipeline.stage.console import print_note
 from ...pipeline.stage.errors import MismatchError
 from ...pipeline.stage.files import hash_file
+from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.registry import create_decoder
 from ..decoders.word_vectors import read_word_vectors, set_word_vectors
 from ..runs.find import find_model
-from ..runs.layout import weights_path
+from ..runs.layout import VOCAB_NAME, weights_path
 from ..runs.run import load_run
 from .batches import CaptionBatches
 from .data import TrainingData, decoder_config
@@ -73,4 +80,23 @@ def load_source(decoder: Decoder, config: TrainConfig, data: TrainingData) -> No
             f"train: {num_known:,} of {len(data.vocab.ids):,} {data.vocab.unit} start from "
             f"{config.init}."
         )
+        _advise_known_words(config, data, folder, vocab)
     decoder.load_state_dict(weights)
+
+
+def _advise_known_words(
+    config: TrainConfig, data: TrainingData, folder: Path, vocab: Vocab
+) -> None:
+    """Name the command that keeps words of the source, if validation captions have some of them."""
+    if data.vocab.unit != "words" or vocab.unit != "words":
+        return
+    texts = chain.from_iterable(data.val_references.values())
+    used = set(chain.from_iterable(text.split(" ") for text in texts))
+    lost = used & vocab.ids.keys() - data.vocab.ids.keys()
+    command = require_manifest(config.captions_dir).command
+    if lost and command:
+        print_note(
+            f"train: {config.init} knows {len(lost):,} more words of the validation captions, such "
+            f"as {min(lost)!r}. To keep the words that it knows, run 'showtell {command} "
+            f"--known-words {shlex.quote(str(folder / VOCAB_NAME))}{data_option(config.data)}'."
+        )

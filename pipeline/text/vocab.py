@@ -97,6 +97,20 @@ class Vocab:
         whole = self.words if self.tokenizer is None else SPECIALS
         return (*(f" {word}" for word in whole), *self.words[len(whole) :])
 
+    def extended(self, words: Iterable[str], counts: Mapping[str, int]) -> "Vocab":
+        """Return the vocabulary with more words at its end.
+
+        Args:
+            words: those that it has already are left out.
+            counts: word → occurrences in train; 0 if it is missing.
+        """
+        new = [word for word in words if word not in self.ids]
+        return replace(
+            self,
+            words=(*self.words, *new),
+            counts=(*self.counts, *(counts.get(word, 0) for word in new)),
+        )
+
     def write(self, path: Path) -> None:
         """Write `vocab.json` atomically."""
         write_bytes(path, self.to_bytes())

@@ -20,6 +20,7 @@ from showtell.pipeline.stage import manifest as manifest_module
 from showtell.pipeline.stage.artifacts import repair_command
 from showtell.pipeline.stage.checksums import checksum_of_file
 from showtell.pipeline.stage.errors import (
+    ConfigError,
     DamagedFileError,
     DatasetError,
     MissingArtifactError,
@@ -145,6 +146,38 @@ def test_prepare_is_deterministic(tmp_path):
     prepare(second)
     for name in ("images.parquet", "captions.parquet", "vocab.json"):
         assert snapshot(second)[name][2] == before[name][2]
+
+
+def test_words_of_a_model_are_kept(tmp_path):
+    known = tmp_path / "model/vocab.json"
+    known.parent.mkdir()
+    Vocab((*SPECIALS, "zebra", "a", "unicorn")).write(known)
+    prepare(make_config(tmp_path))
+    own = Vocab.read(make_config(tmp_path).captions_dir / "vocab.json")
+    config = make_config(tmp_path, known_words=known)
+    manifest = prepare(config)
+    vocab = Vocab.read(config.captions_dir / "vocab.json")
+    assert vocab.words == (*own.words, "zebra", "unicorn")
+    assert vocab.counts == (*own.counts, 0, 0)
+    assert f"--known-words {known}" in manifest.command
+    before = (config.captions_dir / "vocab.json").stat().st_mtime_ns
+    prepare(config)
+    assert (config.captions_dir / "vocab.json").stat().st_mtime_ns == before
+    Vocab((*SPECIALS, "horse")).write(known)
+    prepare(config)
+    assert "unicorn" not in Vocab.read(config.captions_dir / "vocab.json").ids
+
+
+def test_known_words_must_be_a_vocabulary_of_words(tmp_path):
+    path = tmp_path / "vocab.json"
+    with pytest.raises(MissingArtifactError, match="--known-words"):
+        prepare(make_config(tmp_path, known_words=path))
+    Vocab((*SPECIALS, " a"), tokenizer="{}").write(path)
+    with pytest.raises(ConfigError, match="has subword pieces, expected words"):
+        prepare(make_config(tmp_path, known_words=path))
+    with pytest.raises(ConfigError, match="--known-words only applies with --vocab words"):
+        make_config(tmp_path, known_words=path, vocab="bpe", min_count=None)
+    assert not make_config(tmp_path).captions_dir.exists()
 
 
 @pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": None, "vocab_size": 3}])

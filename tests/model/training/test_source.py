@@ -110,6 +110,22 @@ def test_the_same_dataset_with_another_vocabulary_is_remapped(data, capsys) -> N
     assert "train: 10 of 10 words start from r." in capsys.readouterr().out
 
 
+def test_words_that_would_be_lost_are_kept_by_the_advised_command(data, showtell: Run) -> None:
+    known = Vocab.read(data / "runs/r/vocab.json").ids.keys()
+    table = data / "holidays/raw/captions.csv"
+    common = ("prepare", "--dataset", "holidays", "--source", data / "holidays/raw")
+    assert showtell(*common, "--table", table, "--vocab-size", 10, "--data", data)[0] == 0
+    train_again = ("train", "--dataset", "holidays", "--init", "r", "--epochs", 1, "--data", data)
+    status, output = showtell(*train_again)
+    assert status == 0 and "more words of the validation captions, such as" in output
+    command = advised_command(output)
+    assert command[0] == "prepare" and "--known-words" in command
+    assert showtell(*command)[0] == 0
+    assert known <= Vocab.read(data / "holidays/captions/vocab.json").ids.keys()
+    status, output = showtell(*train_again, "--run", "again")
+    assert status == 0 and "more words of the validation" not in output
+
+
 def test_a_folder_of_a_run_or_a_bundle_is_a_source_too(data, showtell: Run) -> None:
     bundle = data.parent / "my bundle"
     bundle.mkdir()
