@@ -138,7 +138,7 @@ class OnnxCaptioner:
         captions: list[list[Caption]] = []
         for start in range(0, len(several), BATCH_SIZE):
             pixels = [self.pixels(image) for image in several[start : start + BATCH_SIZE]]
-            captions += self.caption_pixels(np.stack(pixels), decoding, details=details)
+            captions += self.caption_batch(np.stack(pixels), decoding, details=details)
         return captions if details else [found[0].text for found in captions]
 
     def pixels(self, image: ImageInput) -> NDArray[np.uint8]:
@@ -149,7 +149,7 @@ class OnnxCaptioner:
         """
         return self.transform(read_image(image, self.transform, self.max_pixels))
 
-    def caption_pixels(
+    def caption_batch(
         self, pixels: NDArray[np.uint8], options: DecodingOptions, *, details: bool = False
     ) -> list[list[Caption]]:
         """Caption a batch of transformed images.
@@ -173,9 +173,9 @@ class OnnxCaptioner:
         found = beam_search(self.decoder, state, len(pixels), limited)
         found = [hypotheses[: options.n_best] for hypotheses in found]
         if not details:
-            return [[self._describe(hypothesis) for hypothesis in of_image] for of_image in found]
+            return [[self._caption(hypothesis) for hypothesis in of_image] for of_image in found]
         return [
-            [self._describe(caption, *scores) for caption, scores in zip(*of_image, strict=True)]
+            [self._caption(caption, *scores) for caption, scores in zip(*of_image, strict=True)]
             for of_image in zip(found, explain(self.decoder, state, found), strict=True)
         ]
 
@@ -184,7 +184,7 @@ class OnnxCaptioner:
         names = self.decoder.state_names
         return dict(zip(names, self.encoder.run(names, {"pixels": pixels}), strict=True))
 
-    def _describe(
+    def _caption(
         self, hypothesis: Hypothesis, log_probs: Floats | None = None, maps: Floats | None = None
     ) -> Caption:
         """Return a hypothesis in words."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ NUM_SINGLE = 20  # images that are also captioned one at a time
 OPTIONS = DecodingOptions(beam=5)
 
 Pixels = NDArray[np.uint8]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def measure(config: BenchConfig) -> Measurement:
@@ -49,10 +51,10 @@ def measure(config: BenchConfig) -> Measurement:
         graphs = export(captioner, Path(folder))
 
     def with_torch(pixels: Pixels) -> list[list[Caption]]:
-        return captioner.caption_pixels(list(pixels[:, None]), OPTIONS)
+        return captioner.caption_batch(torch.from_numpy(pixels), OPTIONS)
 
     def with_onnx(pixels: Pixels) -> list[list[Caption]]:
-        return graphs.caption_pixels(pixels, OPTIONS)
+        return graphs.caption_batch(pixels, OPTIONS)
 
     batches = read_val_images(config, captioner)
     seconds = {"torch": 0.0, "onnx": 0.0}
@@ -71,7 +73,7 @@ def measure(config: BenchConfig) -> Measurement:
             break
     first, singles = batches[0], [image[None] for image in batches[0][:NUM_SINGLE]]
     encoding = {
-        "torch": timed(captioner.encode, list(first[:, None]), 1)[1],
+        "torch": timed(captioner.encode, torch.from_numpy(first), 1)[1],
         "onnx": timed(graphs.encode, first)[1],
     }
     rates = {name: num_images / value for name, value in seconds.items()}
@@ -124,10 +126,10 @@ def read_val_images(config: BenchConfig, captioner: Captioner) -> Sequence[Pixel
     return [np.ascontiguousarray(batch.pixels.numpy()) for batch in batches]
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+def timed(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> tuple[T, float]:
     """Return the result of a call, and how many seconds it took."""
     started = time.perf_counter()
-    result = function(*arguments)
+    result = function(*arguments, **options)
     return result, time.perf_counter() - started
 
 
