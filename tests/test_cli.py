@@ -22,6 +22,7 @@ from showtell.features.config import FeaturesConfig
 from showtell.model.config import (
     CompareConfig,
     EvalConfig,
+    RunsConfig,
     StatusConfig,
     TrainConfig,
     VerifyConfig,
@@ -60,6 +61,7 @@ CONFIGS = {
     "pull": PullConfig,
     "serve": ServeConfig,
     "report": ReportConfig,
+    "runs": RunsConfig,
     "compare": CompareConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
@@ -443,7 +445,8 @@ def test_failed_command_prints_no_json(run_showtell, tmp_path) -> None:
 
 def test_json_of_status_lists_the_stages(showtell_json, tmp_path) -> None:
     assert showtell_json("status", "--data", tmp_path) == (0, [])
-    manifest = Manifest("prepare", 1, {}, {}, {}, {"num_images": 3}, seconds=1.5)
+    config = PrepareConfig(dataset="own").as_json()
+    manifest = Manifest("prepare", 1, config, {}, {}, {"num_images": 3}, seconds=1.5)
     manifest.write(tmp_path / "own" / "captions")
     _, stages = showtell_json("status", "--data", tmp_path)
     assert stages[0] == {
@@ -617,7 +620,7 @@ def test_package_offers_the_captioner() -> None:
     assert package.load is load.load and package.Captioner is captioner.Captioner
     with pytest.raises(AttributeError, match="nosuch"):
         package.nosuch  # noqa: B018
-    assert all(getattr(package, name) for name in package.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
 
 
 def test_main_is_the_console_script() -> None:
