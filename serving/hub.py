@@ -74,6 +74,7 @@ def files_for(repo: str, bundle: Path, manifest: Manifest) -> dict[str, Path | b
         outputs=manifest.outputs | {CARD_NAME: len(card)},
         checksums=manifest.checksums | {CARD_NAME: checksum(card)},
         command=command_of("pull", PullConfig(repo=repo)),
+        folder="",
     )
     files: dict[str, Path | bytes] = {name: bundle / name for name in manifest.outputs}
     return files | {CARD_NAME: card, MANIFEST_NAME: manifest.to_bytes()}
@@ -103,10 +104,11 @@ def pull(config: PullConfig) -> Manifest:
         print_note(f"pull: {out} is up to date.")
         return manifest
     with locked(out):
-        for name in [*changed, MANIFEST_NAME]:
+        for name in changed:
             write_bytes(out / name, (source / name).read_bytes())
         for name in previous.outputs.keys() - manifest.outputs.keys() if previous else ():
             (out / name).unlink(missing_ok=True)
+        manifest.write(out)
     rows = [(name, format_bytes(size)) for name, size in manifest.outputs.items()]
     print_table("pull", [*rows, ("path", str(out))])
     print_note(f"Caption images with 'showtell caption IMAGE --model {out}'.")

@@ -83,7 +83,10 @@ def bundle(exported, tmp_path) -> Path:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    """Name → content of the files of a bundle; the manifest without the name of its folder."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+    manifest = replace(Manifest.load(folder), folder="")
+    return files | {"manifest.json": manifest.to_bytes()}
 
 
 def test_pull_writes_the_files_that_push_uploaded(hub, bundle, showtell) -> None:
