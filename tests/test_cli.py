@@ -446,7 +446,10 @@ def test_failed_command_prints_no_json(run_showtell, tmp_path) -> None:
 def test_json_of_status_lists_the_stages(showtell_json, tmp_path) -> None:
     assert showtell_json("status", "--data", tmp_path) == (0, [])
     config = PrepareConfig(dataset="own").as_json()
-    manifest = Manifest("prepare", 1, config, {}, {}, {"num_images": 3}, seconds=1.5)
+    details = {"source": "photos"}
+    manifest = Manifest(
+        "prepare", 1, config, {}, {}, {"num_images": 3}, seconds=1.5, details=details
+    )
     manifest.write(tmp_path / "own" / "captions")
     _, stages = showtell_json("status", "--data", tmp_path)
     assert stages[0] == {
