@@ -65,9 +65,9 @@ def assert_every_command_prints_json(showtell_json, data: Path, weights: Path) -
     assert status == 1
     assert [entry["path"] for entry in captioned] == [str(picture), str(missing)]
     assert [set(found) for found in captioned[0]["captions"]] == 2 * [
-        {"caption", "log_prob", "score"}
+        {"caption", "log_prob", "score", "word_probs"}
     ]
-    assert captioned[1]["captions"] == [] and "cannot be read" in captioned[1]["error"]
+    assert captioned[1]["captions"] == [] and "does not exist" in captioned[1]["error"]
 
     status, stages = showtell_json("status", *common)
     assert (status, stages[0]["stage"], stages[0]["state"]) == (0, "download", "done")

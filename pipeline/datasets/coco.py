@@ -5,7 +5,7 @@ from typing import Any
 
 from ..stage.errors import DatasetError, MissingArtifactError
 from .image_files import ZipImages
-from .listing import Listing, explain_source
+from .listing import Listing
 from .text_files import (
     decode_utf8,
     parse_caption,
@@ -28,7 +28,7 @@ class CocoReader:
     `train{year}/` and `val{year}/`, or in zip archives of these names.
     """
 
-    def __init__(self, source: Path, year: int, data: Path) -> None:
+    def __init__(self, source: Path, year: int) -> None:
         self.source, self.year = source, year
         self.archive = source / f"annotations_trainval{year}.zip"
         files = {split: source / self._member(split) for split in ("train", "val")}
@@ -37,8 +37,7 @@ class CocoReader:
             self.inputs = [self.archive]
         if not self.inputs:
             raise MissingArtifactError(
-                f"{source} holds neither {self._member('train')} nor {self.archive.name}. "
-                + explain_source(f"coco{year}", data)
+                f"{source} holds neither {self._member('train')} nor {self.archive.name}."
             )
 
     def _member(self, split: str) -> str:

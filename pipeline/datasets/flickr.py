@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..stage.errors import DatasetError, MissingArtifactError
 from .image_files import ImageFiles
-from .listing import Listing, RandomSplit, explain_source
+from .listing import Listing, RandomSplit
 from .text_files import (
     Position,
     parse_caption,
@@ -73,13 +73,12 @@ class FlickrReader:
     A split without a list is empty. If there are no lists at all, the splits are random.
     """
 
-    def __init__(self, source: Path, dataset: str, data: Path) -> None:
+    def __init__(self, source: Path, dataset: str) -> None:
         self.source, self.dataset = source, dataset
         captions_file = _find_file(source, CAPTION_FILES)
         if captions_file is None:
             raise MissingArtifactError(
-                f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:5])}. "
-                + explain_source(dataset, data)
+                f"{source} holds no captions: expected one of {', '.join(CAPTION_FILES[:5])}."
             )
         self.captions_file = captions_file
         lists = {split: _find_file(source, names) for split, names in SPLIT_LISTS.items()}

@@ -62,12 +62,14 @@ def find_reader(config: PrepareConfig) -> DatasetReader:
     else:
         if config.dataset in KNOWN_NAMES or config.source is not None:
             _require_folder(source, config)
-        make_reader = READERS.get(config.dataset)
-        reader = (
-            make_reader(source, data=config.data)
-            if make_reader
-            else TableReader(_find_table(source, config))
-        )
+        if config.dataset in READERS:
+            try:
+                reader = READERS[config.dataset](source)
+            except MissingArtifactError as error:
+                advice = explain_source(config.dataset, config.data)
+                raise MissingArtifactError(f"{error} {advice}") from None
+        else:
+            reader = TableReader(_find_table(source, config))
     _require_folder(source, config)
     return reader
 

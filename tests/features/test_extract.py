@@ -492,6 +492,7 @@ def test_interrupted_recomputation_keeps_the_finished_features(tmp_path, network
     assert again.num_images == 6  # the two staged shards were kept
     assert {path.name for path in features_dir(config).iterdir()} == {
         "manifest.json",
+        ".manifest.json",
         ".lock",
         *before,
     }
@@ -851,6 +852,7 @@ def test_interrupted_grids_keep_the_finished_features(tmp_path, network, monkeyp
     assert again.num_images == {5: 14, 8: 6}[stop_at] * 2
     assert {path.name for path in features_dir(config).iterdir()} == {
         "manifest.json",
+        ".manifest.json",
         ".lock",
         *manifest.outputs,
     }

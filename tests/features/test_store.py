@@ -409,7 +409,10 @@ def test_damaged_image_list_is_not_taken_for_another_one(tmp_path):
     path = captions_dir / "images.parquet"
     content = path.read_bytes()
     outputs, checksums = {path.name: len(content)}, checksums_of(captions_dir, [path.name])
-    Manifest("prepare", 1, {}, {}, outputs, checksums=checksums).write(captions_dir)
+    config = {"vocab": "words"}
+    details = {"source": "photos"}
+    manifest = Manifest("prepare", 1, config, {}, outputs, checksums=checksums, details=details)
+    manifest.write(captions_dir)
     assert FeatureStore.load(directory)
     for position in range(0, len(content), 37):
         path.write_bytes(flip(content, position))

@@ -162,7 +162,7 @@ def test_result_of_training_does_not_depend_on_where_and_how_it_runs() -> None:
 def test_result_of_eval_does_not_depend_on_where_and_how_it_runs() -> None:
     ignored = set(EvalConfig().as_json()) - set(EvalConfig().result_options())
     assert ignored == {
-        *("dataset", "preset", "device", "num_samples", "batch_size"),
+        *("dataset", "preset", "device", "num_samples", "batch_size", "report"),
         *("spice", "clip"),  # their content is an input of the manifest
     }
 

@@ -44,8 +44,7 @@ def set_score(data: Path, run: str, evaluation: str, cider: float) -> None:
     write_json(folder / "metrics.json", metrics)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["outputs"]["metrics.json"] = (folder / "metrics.json").stat().st_size
-    for name in ("checksum", "command_checksum"):
-        del manifest[name]
+    del manifest["checksum"]
     manifest["checksums"] = {}
     write_json(folder / "manifest.json", manifest)
 

@@ -271,7 +271,7 @@ def test_address_keeps_the_view_and_the_theme_changes(open_page, soft_report) ->
     assert page.input_value("#sort") == "best"
     assert page.locator("#detail .under").inner_text().startswith(image.file_name)
     page.keyboard.press("Escape")
-    assert page.url.endswith("#sort=best")
+    page.wait_for_url("**/*#sort=best")
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
