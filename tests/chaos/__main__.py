@@ -54,7 +54,7 @@ def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]
     if "flipped bit" in options.faults:
         files = faults.QUICK_READERS if options.quick else faults.READERS
         tasks += [(stages, "flips", (name, count, False)) for name in files]
-        files = faults.READERS_OF_STOPPED[:2] if options.quick else faults.READERS_OF_STOPPED
+        files = faults.READERS_OF_STOPPED[:1] if options.quick else faults.READERS_OF_STOPPED
         tasks += [(stages, "flips", (name, count, True)) for name in files]
     return tasks
 

@@ -205,9 +205,7 @@ READERS = {
 QUICK_READERS = (
     "scenes/captions/captions.parquet",
     "scenes/features/resnet18-random-32/part-00000.h5",
-    "runs/r/config.json",
     "runs/r/best.safetensors",
-    "runs/r/eval/test-beam3/scores.npz",
 )
 # Files of a stopped run that `train --resume` reads.
 READERS_OF_STOPPED = tuple(

@@ -135,6 +135,7 @@ def import_everything() -> None:
     import showtell.features.extract
     import showtell.model.compare
     import showtell.model.evaluate
+    import showtell.model.runs.curves
     import showtell.model.train
     import showtell.model.verify
     import showtell.pipeline.download as download
