@@ -50,7 +50,7 @@ from .training.resume import (
 )
 from .training.scst import SelfCriticalLoss
 from .training.source import inherit_options
-from .training.summary import ADVICE, show_summary
+from .training.summary import ADVICE, show_summary, try_to_draw_curves
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
@@ -366,8 +366,10 @@ class Trainer:
         )
 
     def _finish(self) -> Manifest:
-        """Write the manifest and print a summary."""
+        """Draw the curves, write the manifest and print a summary."""
         progress, data = self.progress, self.data
+        # Before the manifest: if drawing is killed, `--resume` draws again.
+        curves = try_to_draw_curves(self.run_dir, self.monitor, progress.best_epoch)
         # Without the last checkpoint: a finished run does not need it.
         outputs = [CONFIG_NAME, VOCAB_NAME, BEST_NAME, LOG_NAME]
         num_parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
@@ -389,5 +391,5 @@ class Trainer:
             seconds=round(progress.seconds, 3),
             details={self.monitor: progress.best_score, "run": asdict(self.run_config)},
         ).write(self.run_dir)
-        show_summary(manifest, self.run_dir, self.monitor)
+        show_summary(manifest, self.run_dir, self.monitor, curves)
         return manifest

@@ -1,4 +1,4 @@
-"""The end of a training: a table, and a drawing of its curves."""
+"""The end of a training: a drawing of its curves, and a table."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ from ...pipeline.stage.manifest import Manifest
 ADVICE = "A smaller --batch-size or more --epochs would let the decoder learn more."
 
 
-def show_summary(manifest: Manifest, run_dir: Path, monitor: str) -> None:
-    """Print what a finished training has done, and draw its curves.
+def show_summary(manifest: Manifest, run_dir: Path, monitor: str, curves: Path | None) -> None:
+    """Print what a finished training has done.
 
     Args:
         manifest: of the run.
         run_dir: folder of the run.
         monitor: the score that selected the best epoch.
+        curves: path of the drawing, if there is one.
     """
     counts, best_score = manifest.counts, manifest.details[monitor]
     captions_per_second = counts["num_epochs"] * counts["num_captions"] / manifest.seconds
@@ -28,14 +29,14 @@ def show_summary(manifest: Manifest, run_dir: Path, monitor: str) -> None:
         ("size", format_bytes(sum(manifest.outputs.values()))),
         ("path", str(run_dir)),
     ]
-    if path := _draw_curves(run_dir, monitor, counts["best_epoch"]):
-        rows.append(("curves", str(path)))
+    if curves is not None:
+        rows.append(("curves", str(curves)))
     print_table("train", rows)
     if best_score == 0:
         print_warning(f"no val caption has a {monitor} above 0. {ADVICE}")
 
 
-def _draw_curves(run_dir: Path, monitor: str, best_epoch: int) -> Path | None:
+def try_to_draw_curves(run_dir: Path, monitor: str, best_epoch: int) -> Path | None:
     """Draw the curves; return the path of the file, or None after a warning if that fails."""
     try:
         # Imported at the end, so that no training waits for matplotlib.
