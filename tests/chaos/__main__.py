@@ -48,8 +48,8 @@ def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]
     for kind, name in OF_STAGES.items():
         if kind in options.faults:
             chosen = ("prepare", "train") if options.quick else (*STAGES, RESUMED)
-            # A second process does the same at most changes: every other one is enough.
-            stride = 2 * every if kind == "two at once" else every
+            # Kills strike everywhere; the others do much the same at neighbouring changes.
+            stride = every * {"full disk": 2, "two at once": 4}.get(kind, 1)
             tasks += [(stages, name, (stage, stride)) for stage in chosen]
     if "flipped bit" in options.faults:
         files = faults.QUICK_READERS if options.quick else faults.READERS
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4))
     parser.add_argument("--every", type=int, default=1, help="strike only at every N-th change")
-    parser.add_argument("--flips", type=int, default=10, help="bits per file and reading command")
+    parser.add_argument("--flips", type=int, default=5, help="bits per file and reading command")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
