@@ -286,8 +286,29 @@ def test_parquet_of_repeated_rows_is_refused_before_it_is_decoded(tmp_path, monk
     rows = pa.table({"file_name": ["a.jpg"] * 200_000, "caption": ["A dog."] * 200_000})
     pq.write_table(rows, path)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
-    with pytest.raises(DatasetError, match="expands to 200,000 values, more than 100,000 from"):
+    with pytest.raises(DatasetError, match="expands to 200,000 rows, more than 100,000 from"):
         TableReader(path).read()
+
+
+def test_damaged_parquet_metadata_does_not_end_the_process(tmp_path):
+    # pyarrow would, for some of these bits, if the metadata of a column were looked at.
+    path = tmp_path / "captions.parquet"
+    captions = [[f"A dog {number}.", "A cat."] for number in range(20)]
+    names = [f"{number}.jpg" for number in range(20)]
+    pq.write_table(pa.table({"file_name": names, "caption": captions}), path)
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    num_refused = 0
+    for position in range(footer, footer + 100):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                TableReader(path).read()
+            except DatasetError:
+                num_refused += 1
+    assert num_refused > 200
 
 
 def test_parquet_with_a_huge_repeated_caption_is_refused(tmp_path, monkeypatch):
