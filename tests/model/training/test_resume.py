@@ -129,9 +129,9 @@ STATES = (
     (LAST_NAME, "refers to --resume", "resuming"),
     (BEST_NAME, "refers to --resume", "resuming"),
     (LAST_NAME, "refers to --resume", "resuming"),
+    (CURVES_NAME, "refers to --resume", "resuming"),
     (COPY_NAME, "refers to --resume", "resuming"),
     (MANIFEST_NAME, "up to date", "is finished"),
-    (CURVES_NAME, "up to date", "is finished"),
 )
 
 
