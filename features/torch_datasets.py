@@ -3,6 +3,7 @@
 N images, D feature width, P grid cells, T tokens, B batch size.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -50,7 +51,7 @@ class ListedReferences(NamedTuple):
     references: list[list[str]]
 
 
-class FeatureDataset(Dataset[tuple[Tensor, Target]], Generic[Target]):
+class FeatureDataset(Dataset[tuple[Tensor, Target]], ABC, Generic[Target]):
     """The features of a split, each with a target. Images without features are left out.
 
     A `DataLoader` may use it in several worker processes, with any start method: pooled features
@@ -114,13 +115,13 @@ class FeatureDataset(Dataset[tuple[Tensor, Target]], Generic[Target]):
         features = self.store.gather_grid(rows) if self.grid else self.store.features[rows]
         return list(zip(features.float(), map(self._target, items), strict=True))
 
+    @abstractmethod
     def _read_targets(self, captions_dir: Path, image_ids: Ints) -> Ints:
         """Read the targets of some images, and return the image of each item."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _target(self, index: int) -> Target:
         """Return the target of an item."""
-        raise NotImplementedError
 
 
 class CaptionDataset(FeatureDataset[Tensor]):

@@ -17,16 +17,15 @@ from ..model.decoders.base import Decoder
 from ..model.decoders.ensemble import join_decoders
 from ..model.decoders.precision import Precision
 from ..model.generation.consensus import Consensus
-from ..model.generation.explain import TokenScores, explain
+from ..model.generation.explain import explain
 from ..model.generation.generate import CaptionModel, decode
-from ..model.generation.hypothesis import Hypothesis
 from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.runs.run import RunConfig, load_run_features
 from ..pipeline.text.vocab import Vocab
 from .images import ImageInput, ImageInputs, is_image, read_image
 from .neighbors import load_neighbors
-from .results import Caption, Token
+from .results import Caption
 
 BATCH_SIZE = 32  # images in memory at once
 
@@ -171,12 +170,15 @@ class Captioner:
             found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)
         found = [hypotheses[: options.n_best] for hypotheses in found]
         if not details:
-            return [[self._caption(hypothesis) for hypothesis in of_image] for of_image in found]
+            return [[Caption.of(each, self.vocab) for each in of_image] for of_image in found]
         captions = [[hypothesis.token_ids for hypothesis in of_image] for of_image in found]
         with self.precision.autocast(), torch.no_grad():
             scores = explain(model, model.init_state(inputs), captions)
         return [
-            [self._caption(*pair) for pair in zip(*of_image, strict=True)]
+            [
+                Caption.of(hypothesis, self.vocab, score.log_probs, score.attention)
+                for hypothesis, score in zip(*of_image, strict=True)
+            ]
             for of_image in zip(found, scores, strict=True)
         ]
 
@@ -192,16 +194,6 @@ class Captioner:
         # Half precision, like the cached features that the decoder was trained on.
         views: tuple[torch.Tensor, ...] = features.half().unflatten(0, (-1, num_views)).unbind(1)
         return views
-
-    def _caption(self, hypothesis: Hypothesis, scores: TokenScores | None = None) -> Caption:
-        """Return a hypothesis in words."""
-        tokens: tuple[Token, ...] = ()
-        if scores is not None:
-            texts = [*(self.vocab.words[token_id] for token_id in hypothesis.token_ids), ""]
-            maps = [None] * len(texts) if scores.attention is None else list(scores.attention)
-            tokens = tuple(map(Token, texts, scores.log_probs.tolist(), maps))
-        text = self.vocab.decode(hypothesis.token_ids)
-        return Caption(text, hypothesis.log_prob, hypothesis.score, tokens)
 
     def consensus(self, options: DecodingOptions) -> Consensus | None:
         """Return the training images that re-rank captions; None without `options.consensus`.

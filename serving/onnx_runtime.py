@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
-from ..model.generation.hypothesis import Hypothesis
 from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_NAME
 from ..pipeline.stage.artifacts import damaged, repair_command, require_stage
@@ -23,7 +22,7 @@ from ..pipeline.stage.options import options_of
 from ..pipeline.text.vocab import Vocab
 from .images import ImageInput, ImageInputs, is_image, read_image
 from .numpy_decoding import Floats, Ints, State, beam_search, explain, take
-from .results import Caption, Token
+from .results import Caption
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -173,9 +172,12 @@ class OnnxCaptioner:
         found = beam_search(self.decoder, state, len(pixels), limited)
         found = [hypotheses[: options.n_best] for hypotheses in found]
         if not details:
-            return [[self._caption(hypothesis) for hypothesis in of_image] for of_image in found]
+            return [[Caption.of(each, self.vocab) for each in of_image] for of_image in found]
         return [
-            [self._caption(caption, *scores) for caption, scores in zip(*of_image, strict=True)]
+            [
+                Caption.of(hypothesis, self.vocab, *scores)
+                for hypothesis, scores in zip(*of_image, strict=True)
+            ]
             for of_image in zip(found, explain(self.decoder, state, found), strict=True)
         ]
 
@@ -183,18 +185,6 @@ class OnnxCaptioner:
         """Return the decoder's state before the first token, for (N, 3, S, S) pixels."""
         names = self.decoder.state_names
         return dict(zip(names, self.encoder.run(names, {"pixels": pixels}), strict=True))
-
-    def _caption(
-        self, hypothesis: Hypothesis, log_probs: Floats | None = None, maps: Floats | None = None
-    ) -> Caption:
-        """Return a hypothesis in words."""
-        tokens: tuple[Token, ...] = ()
-        if log_probs is not None:
-            texts = [*(self.vocab.words[token_id] for token_id in hypothesis.token_ids), ""]
-            attention = [None] * len(texts) if maps is None else list(maps)
-            tokens = tuple(map(Token, texts, log_probs.tolist(), attention))
-        text = self.vocab.decode(hypothesis.token_ids)
-        return Caption(text, hypothesis.log_prob, hypothesis.score, tokens)
 
 
 @dataclass

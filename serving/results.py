@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.generation.hypothesis import Hypothesis
+from ..pipeline.text.vocab import Vocab
+
 
 @dataclass(frozen=True)
 class Token:
@@ -38,6 +41,30 @@ class Caption:
     log_prob: float
     score: float
     tokens: tuple[Token, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        hypothesis: Hypothesis,
+        vocab: Vocab,
+        log_probs: NDArray[np.float32] | None = None,
+        attention: NDArray[np.float32] | None = None,
+    ) -> "Caption":
+        """Return a hypothesis in words.
+
+        Args:
+            hypothesis: of T tokens.
+            vocab: the vocabulary of its tokens.
+            log_probs: (T + 1,) of its tokens and EOS; None leaves out the tokens.
+            attention: (T + 1, P), the weights of the grid cells; None without attention.
+        """
+        tokens: tuple[Token, ...] = ()
+        if log_probs is not None:
+            texts = [*(vocab.words[token_id] for token_id in hypothesis.token_ids), ""]
+            maps = [None] * len(texts) if attention is None else list(attention)
+            tokens = tuple(map(Token, texts, log_probs.tolist(), maps))
+        text = vocab.decode(hypothesis.token_ids)
+        return cls(text, hypothesis.log_prob, hypothesis.score, tokens)
 
     def __str__(self) -> str:
         return self.text
