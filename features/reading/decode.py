@@ -73,7 +73,7 @@ def open_image(
 
 
 def open_header(content: bytes) -> Image.Image:
-    """Return an image of which only the header is read. Raises whatever Pillow does."""
+    """Read the header of an image, without its pixels. Raises any exception of Pillow."""
     try:
         require_small_tables(content)
         image = Image.open(CountedReads(content), formats=names_to_open())

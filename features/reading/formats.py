@@ -67,7 +67,7 @@ def require_small_tables(content: bytes) -> None:
 
     Raises:
         UnreadableImageError: a tag has more than `MAX_TABLE_BYTES`.
-        Exception: whatever Pillow raises for a damaged TIFF.
+        Exception: any exception of Pillow, for a damaged TIFF.
     """
     if not content.startswith((b"II", b"MM")):
         return

@@ -43,6 +43,6 @@ def try_to_draw_curves(run_dir: Path, monitor: str, best_epoch: int) -> Path | N
         from ..runs.curves import draw_curves
 
         return draw_curves(run_dir, monitor, best_epoch)
-    except Exception as error:  # whatever happens here, the training has succeeded
+    except Exception as error:  # the training has succeeded, so a drawing must not fail it
         print_warning(f"the curves of {run_dir} could not be drawn: {error}")
         return None
