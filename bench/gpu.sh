@@ -132,7 +132,8 @@ def missing(names):
     return [name for name in names.split() if importlib.util.find_spec(name) is None]
 
 needed = missing(
-    "torch torchvision numpy PIL h5py pyarrow safetensors filelock httpx tensorboardX typer rich pytest"
+    "torch torchvision numpy PIL h5py pyarrow safetensors filelock xxhash httpx tensorboardX tokenizers"
+    " jinja2 matplotlib typer rich pytest"
 )
 if missing("pycocoevalcap"):
     print("pycocoevalcap is missing: the test of 'showtell eval' is skipped.")
