@@ -103,6 +103,7 @@ def _option_of(field: "Field[Any]") -> inspect.Parameter:
         typer.Argument(help=spec.help, metavar=metavar)
         if spec.positional
         else typer.Option(
+            _names_of(field),
             help=spec.help,
             metavar=metavar,
             envvar=spec.envvar,
@@ -114,6 +115,13 @@ def _option_of(field: "Field[Any]") -> inspect.Parameter:
     return inspect.Parameter(
         field.name, KEYWORD_ONLY, default=default, annotation=Annotated[field.type, info]
     )
+
+
+def _names_of(field: "Field[Any]") -> str:
+    """Return the names of an option, as Typer declares them."""
+    # Without a name, Typer below 0.29 calls an option by its metavar if that is its name in capitals.
+    name = field.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if field.type is bool else f"--{name}"
 
 
 def _completion_of(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
