@@ -118,9 +118,9 @@ def test_stopped_training_resumes_to_the_same_weights(scenes, monkeypatch, preci
     train(replace(config, run="whole"))
     save, num_saved = Trainer._save_checkpoint, 0
 
-    def save_and_stop(trainer):
+    def save_and_stop(trainer, log):
         nonlocal num_saved
-        save(trainer)
+        save(trainer, log)
         num_saved += 1
         if num_saved == 15:
             raise KeyboardInterrupt
