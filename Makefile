@@ -73,6 +73,8 @@ demo: install
 	  --hidden-size 256 --embed-size 256 --batch-size 64 --epochs 24 \
 	  --dropout 0.3 --label-smoothing 0.05 --learning-rate 0.003
 	$(SHOWTELL) eval --run demo --beam 3
+	@echo "To caption a photograph with the built-in model, which was trained on Flickr8k:"
+	@echo "  $(BIN)/showtell caption PHOTO --model flickr8k"
 
 bench: install
 	$(SHOWTELL) bench $(ARGS)

@@ -119,7 +119,7 @@ def _option_of(field: "Field[Any]") -> inspect.Parameter:
 
 def _names_of(field: "Field[Any]") -> str:
     """Return the names of an option, as Typer declares them."""
-    # Without a name, Typer below 0.29 calls an option by its metavar if that is its name in capitals.
+    # Without a name, Typer 0.27 calls an option by its metavar if that is its name in capitals.
     name = field.name.replace("_", "-")
     return f"--{name}/--no-{name}" if field.type is bool else f"--{name}"
 

@@ -142,7 +142,17 @@ class ExportConfig(StageConfig):
         group="Decoding",
     )
     license: str = option(
-        "other", "License to name in the model card.", group="Model card", metavar="NAME"
+        "other",
+        "License to name in the model card: an identifier of the Hugging Face Hub, such as mit, or "
+        "a name of several words.",
+        group="Model card",
+        metavar="NAME",
+    )
+    about: str | None = option(
+        None,
+        "A paragraph about the model for the model card.",
+        group="Model card",
+        metavar="TEXT",
     )
 
     def __post_init__(self) -> None:

@@ -90,8 +90,8 @@ def test_wheel_built_from_the_sdist_holds_every_module_and_nothing_else(
     sources: set[str], sdist: Path, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(build("wheel", sdist, tmp_path / "wheel")) as archive:
-        contents = {name: archive.read(name).decode() for name in archive.namelist()}
-    # All of serving/ is needed at run time: also templates, and the page of the server.
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    # All of serving/ is needed at run time: also templates, the page, and the built-in model.
     modules = {
         f"showtell/{name}"
         for name in sources
@@ -99,7 +99,9 @@ def test_wheel_built_from_the_sdist_holds_every_module_and_nothing_else(
     }
     assert {name for name in contents if ".dist-info/" not in name} == modules
     info = {
-        name.partition("/")[2]: text for name, text in contents.items() if ".dist-info/" in name
+        name.partition("/")[2]: content.decode()
+        for name, content in contents.items()
+        if ".dist-info/" in name
     }
     assert "showtell = showtell.__main__:main" in info["entry_points.txt"]
     assert f"\nVersion: {showtell.__version__}\n" in info["METADATA"]

@@ -39,17 +39,20 @@ OF_STAGES = {
 }
 KINDS = (*OF_STAGES, "flipped bit", "control")
 
+# Kind of fault → strike at every N-th change, unless `--every` says otherwise. Kills strike
+# everywhere. The others do much the same at neighbouring changes, and must fit into half an hour.
+STRIDES = {"full disk": 6, "two at once": 12}
+
 
 def plan(options: argparse.Namespace) -> list[tuple[tuple[str, ...], str, tuple]]:
     """Return (stages of the project, function, arguments) of each task."""
     stages = QUICK_STAGES if options.quick else tuple(STAGES)
-    every, count = (40, 1) if options.quick else (options.every, options.flips)
+    every, count = (60, 1) if options.quick else (options.every, options.flips)
     tasks: list[tuple[tuple[str, ...], str, tuple]] = []
     for kind, name in OF_STAGES.items():
         if kind in options.faults:
             chosen = ("prepare", "train") if options.quick else (*STAGES, RESUMED)
-            # Kills strike everywhere; the others do much the same at neighbouring changes.
-            stride = every * {"full disk": 2, "two at once": 4}.get(kind, 1)
+            stride = every or STRIDES.get(kind, 1)
             tasks += [(stages, name, (stage, stride)) for stage in chosen]
     if "flipped bit" in options.faults:
         files = faults.QUICK_READERS if options.quick else faults.READERS
@@ -112,8 +115,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4))
-    parser.add_argument("--every", type=int, default=1, help="strike only at every N-th change")
-    parser.add_argument("--flips", type=int, default=5, help="bits per file and reading command")
+    parser.add_argument("--every", type=int, help="strike only at every N-th change")
+    parser.add_argument("--flips", type=int, default=2, help="bits per file and reading command")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()

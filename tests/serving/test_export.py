@@ -212,6 +212,14 @@ def test_model_card_has_scores_and_options(export_run, data, scorers) -> None:
     assert len(rows) == 1 and rows[0].count("|") == 4 + len(metrics["intervals"])
 
 
+def test_model_card_has_the_license_and_the_paragraph_of_the_user(export_run) -> None:
+    folder = export_run(license="Research use only", about="Knows *three* colors.")
+    card = (folder / "README.md").read_text("utf-8")
+    assert "license: other\nlicense_name: research-use-only\n" in card.split("---")[1]
+    assert "\n\nKnows *three* colors.\n\n## Use" in card
+    assert "License: Research use only." in card
+
+
 def test_unknown_run_is_refused(data, tmp_path) -> None:
     with pytest.raises(MissingArtifactError, match="no run 'nosuch'"):
         export(ExportConfig(data=data, run="nosuch", output=tmp_path / "x"))

@@ -45,7 +45,7 @@ def test_unknown_run_is_refused(data, tmp_path) -> None:
     with pytest.raises(MissingArtifactError, match=r"no run 'x' with weights \(found: r\)"):
         load("x", data=data)
     with pytest.raises(MissingArtifactError, match="found none"):
-        load(data=tmp_path)
+        load("x", data=tmp_path)
 
 
 def change_backbone(run_dir: Path, **values: object) -> None:
