@@ -1,6 +1,7 @@
 """Images from any source: files and folders, bytes, Pillow images, arrays and tensors."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -27,6 +28,10 @@ ImageInputs: TypeAlias = "ImageInput | Sequence[ImageInput]"
 
 # Folders that operating systems create for thumbnails, metadata and deleted files.
 GENERATED_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
+# Photographs in formats that showtell cannot read.
+UNREAD_SUFFIXES = {
+    *(".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+}
 CHANNELS = (1, 3, 4)
 
 
@@ -128,7 +133,7 @@ def walk_images(root: Path, *, recursive: bool = True) -> Iterator[Path]:
 
     Linked folders come last, so that an image found twice gets the path without links.
     """
-    waiting, visited = [root], set[Path]()
+    waiting, visited, unread = [root], set[Path](), Counter[str]()
     while waiting:
         for name, subfolders, files in os.walk(waiting.pop(0), onerror=warn_of_folder):
             folder = Path(name)
@@ -140,6 +145,13 @@ def walk_images(root: Path, *, recursive: bool = True) -> Iterator[Path]:
             waiting += [folder / name for name in subfolders if (folder / name).is_symlink()]
             paths = (folder / name for name in files if is_image_name(name))
             yield from (path for path in paths if path.is_file())
+            suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
+            unread.update(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+    for suffix, count in unread.items():
+        print_warning(
+            f"{root} has {count:,} {suffix} files, which showtell cannot read: they are skipped. "
+            "Convert them to .jpg first."
+        )
 
 
 def warn_of_folder(error: OSError) -> None:

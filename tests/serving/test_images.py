@@ -25,6 +25,16 @@ def test_find_images_keeps_the_order_of_arguments(folder) -> None:
     ]
 
 
+def test_photographs_that_cannot_be_read_are_counted(folder, capsys) -> None:
+    before = list(find_images([folder]))
+    for name in ("IMG_1.HEIC", "a/IMG_2.heic", "x.nef", ".y.heic"):
+        (folder / name).touch()
+    assert list(find_images([folder])) == before
+    warnings = " ".join(capsys.readouterr().err.split())
+    assert "has 2 .heic files, which showtell cannot read" in warnings
+    assert "has 1 .nef files" in warnings
+
+
 def test_find_images_leaves_out_hidden_and_generated_files(folder) -> None:
     before = list(find_images([folder]))
     for name in (".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", "a/.cache"):
