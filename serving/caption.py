@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..features.device import keep_freed_memory
 from ..features.extract import pillow_warnings_ignored
 from ..model.generation.options import DecodingOptions
 from ..model.runs.find import BUILT_IN, choose_run, find_model
@@ -69,6 +70,7 @@ def caption(config: CaptionConfig) -> int:
 
 def load_captioner(config: CaptionConfig, folder: Path) -> Captioner:
     """Load the model in a folder with the options of a config. Raises the errors of `load`."""
+    keep_freed_memory()
     return load(
         folder,
         data=config.data,

@@ -2,11 +2,13 @@
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from ...features.device import keep_freed_memory
 from ...model.generation.options import DecodingOptions
 from ...model.runs.hub import PREFIX as HUB_PREFIX
 from ...pipeline.stage.console import is_quiet, print_json, print_note, print_result
@@ -32,6 +34,7 @@ def serve(config: ServeConfig) -> None:
     from .service import CaptionService
 
     listener = bind(config.host, config.port)  # before the model is loaded, which takes seconds
+    keep_freed_memory()
     captioner = load(
         config.model,
         data=config.data,
@@ -40,7 +43,10 @@ def serve(config: ServeConfig) -> None:
         max_pixels=config.max_pixels,
     )
     defaults = captioner.decoding_options(**chosen_decoding(config))
-    warm_up(captioner, defaults)
+    # In another thread: OpenMP gives each thread that computes as many helpers as there are cores, and
+    # their waiting becomes slow once there are more helpers than cores.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(warm_up, captioner, defaults).result()
     service = CaptionService(captioner, config, defaults, Metrics())
     model = describe(captioner)
     if config.model is not None and config.model.startswith(HUB_PREFIX):
