@@ -43,8 +43,8 @@ def serve(config: ServeConfig) -> None:
         max_pixels=config.max_pixels,
     )
     defaults = captioner.decoding_options(**chosen_decoding(config))
-    # In another thread: OpenMP gives each thread that computes as many helpers as there are cores, and
-    # their waiting becomes slow once there are more helpers than cores.
+    # In another thread: OpenMP gives each thread that computes as many helpers as there are cores,
+    # and their waiting becomes slow once there are more helpers than cores.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(warm_up, captioner, defaults).result()
     service = CaptionService(captioner, config, defaults, Metrics())
