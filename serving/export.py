@@ -75,6 +75,15 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     """Write all files of a bundle; the manifest is written last."""
     out = config.output
     run, vocab, decoder = load_run(run_dir, torch.device("cpu"))
+    manifest = Manifest(
+        stage="export",
+        version=VERSION,
+        config=config.result_options(),
+        inputs=inputs,
+        outputs={},
+        command=command_for(config),
+    )
+    manifest.write_copy(out)  # an interrupted export can then continue
     tensors = decoder.state_dict()
     if config.half:
         # Vectors stay in float32: they are small, and the means of features need the precision.
@@ -101,15 +110,10 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
         (out / CONSENSUS_NAME).unlink(missing_ok=True)
     card = model_card(out.resolve().name, run, find_scores(run_dir), config)
     write_bytes(out / CARD_NAME, card.encode())
-    command = shlex.split(command_of("export", config))
-    return Manifest(
-        stage="export",
-        version=VERSION,
-        config=config.result_options(),
-        inputs=inputs,
+    return replace(
+        manifest,
         outputs={name: (out / name).stat().st_size for name in names},
         checksums=checksums_of(out, names),
-        command=shlex.join([*command[:2], out.resolve().name, *command[3:]]),
         counts={
             "num_parameters": sum(parameter.numel() for parameter in decoder.parameters()),
             "vocab_size": len(vocab),
@@ -119,6 +123,12 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
             "decoding": {"beam": config.beam, "length_penalty": config.length_penalty},
         },
     ).write(out)
+
+
+def command_for(config: ExportConfig) -> str:
+    """Return the command that writes a bundle, without the folders of this machine."""
+    command = shlex.split(command_of("export", config))
+    return shlex.join([*command[:2], config.output.resolve().name, *command[3:]])
 
 
 def write_graphs(

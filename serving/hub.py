@@ -104,6 +104,7 @@ def pull(config: PullConfig) -> Manifest:
         print_note(f"pull: {out} is up to date.")
         return manifest
     with locked(out):
+        manifest.write_copy(out)  # an interrupted download can then continue
         for name in changed:
             write_bytes(out / name, (source / name).read_bytes())
         for name in previous.outputs.keys() - manifest.outputs.keys() if previous else ():

@@ -181,7 +181,7 @@ def _rewrite_command(path: Path) -> str:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Return whether a folder holds a bundle, written by `showtell export`."""
+    """Return whether a folder is read as a bundle. `require_bundle_folder` guards writing."""
     manifest = Manifest.read(folder)
     return (folder / BUNDLE_FILE).exists() or (manifest is not None and manifest.stage == "export")
 
@@ -189,10 +189,13 @@ def is_bundle(folder: Path) -> bool:
 def require_bundle_folder(folder: Path) -> None:
     """Check that a bundle may be written to a folder: it is new, empty, or holds a bundle.
 
+    Other programs also write `config.json`, `model.safetensors` and `README.md`. Therefore only a
+    manifest, or the copy that `export` and `pull` write first, shows that the folder is ours.
+
     Raises:
         ConfigError: it holds something else.
     """
-    if not folder.exists() or is_bundle(folder):
+    if not folder.exists() or any(found.stage == "export" for found in _manifests(folder)):
         return
     if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not a bundle. Give a new or empty folder.")

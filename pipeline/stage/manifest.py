@@ -66,10 +66,16 @@ class Manifest:
 
     def write(self, directory: Path) -> Self:
         """Write the copy, then `manifest.json`; return `self`. A stage calls this last."""
-        content = replace(self, folder=directory.absolute().name).to_bytes()
-        write_bytes(directory / COPY_NAME, content)
-        write_bytes(directory / MANIFEST_NAME, content)
+        self.write_copy(directory)
+        write_bytes(directory / MANIFEST_NAME, self._content_in(directory))
         return self
+
+    def write_copy(self, directory: Path) -> None:
+        """Write only the copy: an unfinished folder then names the command that continues it."""
+        write_bytes(directory / COPY_NAME, self._content_in(directory))
+
+    def _content_in(self, directory: Path) -> bytes:
+        return replace(self, folder=directory.absolute().name).to_bytes()
 
     def to_bytes(self) -> bytes:
         """Return the content of `manifest.json`."""

@@ -1,6 +1,8 @@
 """A data folder with a small trained run, and a few images."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,27 @@ def folder(image_paths, tmp_path) -> Path:
         Image.open(path).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_foreign_model() -> Callable[[Path], dict[str, bytes]]:
+    """Write a folder as other programs save models; return name → content of its files."""
+
+    def write(folder: Path) -> dict[str, bytes]:
+        folder.mkdir()
+        config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}
+        contents = {
+            "config.json": json.dumps(config).encode(),
+            "model.safetensors": (2).to_bytes(8, "little") + b"{}",
+            "vocab.json": b'{"[PAD]": 0}',
+            "README.md": b"# My BERT",
+            "manifest.json": b'{"name": "my page", "stage": "export"}',
+        }
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        return contents
+
+    return write
 
 
 @pytest.fixture

@@ -119,12 +119,35 @@ def test_export_again_is_up_to_date(export_run, capsys) -> None:
     assert (bundle / MODEL_NAME).stat().st_mtime_ns != before[MODEL_NAME]
 
 
-def test_other_files_are_never_overwritten(export_run, tmp_path) -> None:
+def test_other_files_are_never_overwritten(export_run, write_foreign_model, tmp_path) -> None:
+    contents = write_foreign_model(tmp_path / "bundle")
+    with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
+        export_run()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    assert files == contents
+    shutil.rmtree(tmp_path / "bundle")
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
         export_run()
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "config.json", "model.safetensors", "README.md"])
+def test_stopped_export_continues(export_run, tmp_path, monkeypatch, name: str) -> None:
+    def stop_before(self: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    replace_file = Path.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop_before)
+        with pytest.raises(KeyboardInterrupt):
+            export_run()
+    assert not (tmp_path / "bundle" / name).exists()
+    bundle = export_run()
+    assert sorted(path.name for path in bundle.iterdir() if path.name[0] != ".") == FILES
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])

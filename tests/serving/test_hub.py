@@ -185,8 +185,13 @@ def test_pull_again_is_up_to_date(hub, bundle, capsys) -> None:
     assert len(hub.requests) == 1
 
 
-def test_other_files_are_never_overwritten(hub, bundle) -> None:
+def test_other_files_are_never_overwritten(hub, bundle, write_foreign_model) -> None:
     push(PushConfig(bundle=bundle, repo=REPO))
+    contents = write_foreign_model(Path("flickr8k-gru"))
+    with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
+        pull(PullConfig(repo=REPO))
+    assert {path.name: path.read_bytes() for path in Path("flickr8k-gru").iterdir()} == contents
+    shutil.rmtree("flickr8k-gru")
     Path("flickr8k-gru").mkdir()
     (Path("flickr8k-gru") / "README.md").write_text("precious")
     with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
@@ -205,6 +210,20 @@ def test_interrupted_pull_resumes(hub, bundle) -> None:
     pull(PullConfig(repo=REPO, output="pulled"))
     assert content_of(Path("pulled")) == hub.files(REPO)
     assert not any("config.json" in request for request in hub.requests)
+
+
+def test_stopped_pull_continues(hub, bundle, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    push(PushConfig(bundle=bundle, repo=REPO))
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pull(PullConfig(repo=REPO, output="pulled"))
+    assert (Path("pulled") / MODEL_NAME).exists()
+    pull(PullConfig(repo=REPO, output="pulled"))
+    assert content_of(Path("pulled")) == hub.files(REPO)
 
 
 def test_broken_connection_continues_in_the_middle_of_a_file(hub, bundle, monkeypatch) -> None:
