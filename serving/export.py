@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..features.store import FeatureStore
 from ..model.decoders.base import Decoder
 from ..model.runs.find import find_run
 from ..model.runs.layout import (
@@ -36,7 +37,7 @@ from ..pipeline.stage.manifest import Manifest
 from .config import ExportConfig
 from .load import load_encoder
 from .model_card import find_scores, model_card
-from .neighbors import pack_neighbors
+from .neighbors import hash_neighbors, pack_neighbors
 
 VERSION = 1
 
@@ -60,6 +61,8 @@ def export(config: ExportConfig) -> Manifest:
         "config": hash_file(run_dir / CONFIG_NAME),
         "scores": hash_json([asdict(score) for score in find_scores(run_dir)]),
     }
+    if config.consensus:
+        inputs |= hash_neighbors(*training_data(config, RunConfig.read(run_dir)))
     manifest = Manifest.read(out)
     if manifest is not None and manifest.matches(out, VERSION, config.result_options(), inputs):
         print_note(f"export: {out} is up to date.")
@@ -103,8 +106,7 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     run.write(out)
     write_tensors(out / MODEL_NAME, tensors)
     if config.consensus:
-        captions_dir = config.data / run.dataset / "captions"
-        pack_neighbors(out, captions_dir, load_run_features(config.data, run))
+        pack_neighbors(out, *training_data(config, run))
         names.append(CONSENSUS_NAME)
     else:
         (out / CONSENSUS_NAME).unlink(missing_ok=True)
@@ -125,9 +127,20 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     ).write(out)
 
 
+def training_data(config: ExportConfig, run: RunConfig) -> tuple[Path, FeatureStore]:
+    """Return the captions folder and the features that a run was trained on.
+
+    Raises:
+        MissingArtifactError: the features are missing.
+        MismatchError: another network computed them, or another transform.
+    """
+    return config.data / run.dataset / "captions", load_run_features(config.data, run)
+
+
 def command_for(config: ExportConfig) -> str:
     """Return the command that writes a bundle, without the folders of this machine."""
-    command = shlex.split(command_of("export", config))
+    weights = config.weights and Path(config.weights).name
+    command = shlex.split(command_of("export", replace(config, weights=weights)))
     return shlex.join([*command[:2], config.output.resolve().name, *command[3:]])
 
 

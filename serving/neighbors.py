@@ -19,9 +19,10 @@ from ..model.generation.consensus import Consensus, mean_features, training_imag
 from ..model.runs.layout import CONSENSUS_NAME
 from ..model.runs.tensors import read_tensors, write_tensors
 from ..pipeline.captions import read_references
-from ..pipeline.layout import CAPTIONS_PARQUET
-from ..pipeline.stage.artifacts import reading
+from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
+from ..pipeline.stage.artifacts import reading, require_stage
 from ..pipeline.stage.errors import MismatchError
+from ..pipeline.stage.files import hash_file
 
 MAX_INT8 = 127
 
@@ -51,6 +52,18 @@ def pack_neighbors(folder: Path, captions_dir: Path, store: FeatureStore) -> Non
         "num_views": torch.tensor([store.num_views]),
     }
     write_tensors(folder / CONSENSUS_NAME, tensors)
+
+
+def hash_neighbors(captions_dir: Path, store: FeatureStore) -> dict[str, str]:
+    """Return the fingerprints of everything that `pack_neighbors` reads. Arguments as there.
+
+    Raises:
+        MissingArtifactError: the captions are missing.
+        DamagedFileError: they are damaged.
+    """
+    require_stage(captions_dir)
+    hashes = {name: hash_file(captions_dir / name) for name in (IMAGES_PARQUET, CAPTIONS_PARQUET)}
+    return hashes | {"features": store.sha256}
 
 
 def load_neighbors(

@@ -10,9 +10,11 @@ from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
 from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.evaluate import evaluate
-from showtell.model.runs.layout import BEST_NAME, MODEL_NAME
+from showtell.model.runs.layout import BEST_NAME, CONSENSUS_NAME, MODEL_NAME
 from showtell.model.runs.tensors import read_tensors
 from showtell.model.train import train
+from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.prepare import prepare
 from showtell.pipeline.stage.errors import (
     ConfigError,
     DamagedFileError,
@@ -22,7 +24,7 @@ from showtell.pipeline.stage.errors import (
 from showtell.serving import load as load_module
 from showtell.serving.captioner import Captioner
 from showtell.serving.config import ExportConfig
-from showtell.serving.export import export
+from showtell.serving.export import command_for, export
 from showtell.serving.neighbors import quantize
 
 FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "vocab.json"]
@@ -108,6 +110,12 @@ def test_bundle_names_no_folder_of_this_machine(export_run, data, tmp_path) -> N
     assert config["backbone"]["weights"] == "random.pth"
 
 
+@pytest.mark.parametrize("weights", ["/home/me/x.pth", "../me/x.pth"])
+def test_recorded_command_names_no_folder_of_this_machine(tmp_path, weights: str) -> None:
+    config = ExportConfig(run="r", output=tmp_path / "my model", onnx=True, weights=weights)
+    assert command_for(config) == "export r 'my model' --onnx --weights x.pth"
+
+
 def test_export_again_is_up_to_date(export_run, capsys) -> None:
     bundle = export_run()
     before = {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()}
@@ -117,6 +125,28 @@ def test_export_again_is_up_to_date(export_run, capsys) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
     export_run(half=True)
     assert (bundle / MODEL_NAME).stat().st_mtime_ns != before[MODEL_NAME]
+
+
+@pytest.mark.parametrize("changed", ["captions", "features"])
+def test_consensus_is_packed_again_after_a_change(
+    data, prepared_scenes, random_weights, tmp_path, capsys, changed: str
+) -> None:
+    copy, out = Path(shutil.copytree(data, tmp_path / "data")), tmp_path / "bundle"
+    config = ExportConfig(data=copy, run="r", output=out, consensus=True)
+    export(config)
+    packed, _ = read_tensors(out / CONSENSUS_NAME)
+    if changed == "captions":
+        table = copy / "scenes/raw/captions.csv"
+        table.write_text(table.read_text("utf-8").replace(" a ", " the "), "utf-8")
+        prepare(PrepareConfig(data=copy, dataset="scenes", min_count=1))
+    else:
+        options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+        extract(FeaturesConfig(data=copy, dataset="scenes", precision="fp32", views=2, **options))
+    capsys.readouterr()
+    export(config)
+    assert "up to date" not in capsys.readouterr().out
+    found, _ = read_tensors(out / CONSENSUS_NAME)
+    assert any(not torch.equal(found[name], packed[name]) for name in packed)
 
 
 def test_other_files_are_never_overwritten(export_run, write_foreign_model, tmp_path) -> None:
@@ -252,4 +282,4 @@ def test_features_are_needed_for_consensus(data, tmp_path) -> None:
     copy = Path(shutil.copytree(data / "runs", tmp_path / "data/runs")).parent
     with pytest.raises(MissingArtifactError, match="features"):
         export(ExportConfig(data=copy, run="r", output=tmp_path / "x", consensus=True))
-    assert np.all([not path.name.startswith("manifest") for path in (tmp_path / "x").iterdir()])
+    assert not (tmp_path / "x").exists()
