@@ -55,7 +55,7 @@ def export(config: ExportConfig) -> Manifest:
         StorageError: the bundle cannot be written.
     """
     run_dir, out = find_run(config.data, config.run), config.output
-    require_bundle_folder(out)
+    require_bundle_folder(out, "export", config.run)
     inputs = {
         "weights": hash_file(weights_path(run_dir)),
         "config": hash_file(run_dir / CONFIG_NAME),

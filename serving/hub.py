@@ -96,7 +96,7 @@ def pull(config: PullConfig) -> Manifest:
         StorageError: the folder cannot be written.
     """
     out = config.output or Path(config.repo.partition("/")[2])
-    require_bundle_folder(out)
+    require_bundle_folder(out, "pull", config.repo)
     source = fetch_bundle(config.repo, config.revision)
     manifest, previous = Manifest.load(source), Manifest.read(out)
     changed = [name for name, _ in manifest.find_problems(out)]

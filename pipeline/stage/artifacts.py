@@ -186,17 +186,31 @@ def is_bundle(folder: Path) -> bool:
     return (folder / BUNDLE_FILE).exists() or (manifest is not None and manifest.stage == "export")
 
 
-def require_bundle_folder(folder: Path) -> None:
-    """Check that a bundle may be written to a folder: it is new, empty, or holds a bundle.
+def require_bundle_folder(folder: Path, command: str, source: str) -> None:
+    """Check that a bundle may be written to a folder: new, empty, or with a bundle of its source.
 
     Other programs also write `config.json`, `model.safetensors` and `README.md`. Therefore only a
     manifest, or the copy that `export` and `pull` write first, shows that the folder is ours.
 
+    Args:
+        folder: of the bundle.
+        command: that writes it, `export` or `pull`.
+        source: what it is made from, a run or a repository.
+
     Raises:
         ConfigError: it holds something else.
     """
-    if not folder.exists() or any(found.stage == "export" for found in _manifests(folder)):
+    if not folder.exists():
         return
+    for manifest in _manifests(folder):
+        if manifest.stage == "export":
+            known = shlex.split(manifest.command)[:2]
+            if known in ([], [command, source]):  # earlier versions recorded no command
+                return
+            raise ConfigError(
+                f"{folder} holds another bundle, made by 'showtell {shlex.join(known)}'. Delete "
+                "the folder, or give another OUT."
+            )
     if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not a bundle. Give a new or empty folder.")
 

@@ -163,6 +163,22 @@ def test_other_files_are_never_overwritten(export_run, write_foreign_model, tmp_
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["thesis.tex"]
 
 
+def test_bundle_of_another_run_is_never_overwritten(export_run, data, tmp_path) -> None:
+    copy = Path(shutil.copytree(data / "runs/r", tmp_path / "data/runs/other")).parents[1]
+    bundle = export_run()
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    config = ExportConfig(data=copy, run="other", output=bundle)
+    expected = r"holds another bundle, made by 'showtell export r'\. Delete the folder, or give"
+    for name in ("manifest.json", ".manifest.json"):  # the second time, it is unfinished
+        with pytest.raises(ConfigError, match=expected):
+            export(config)
+        assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+        (bundle / name).unlink()
+        del before[name]
+    with pytest.raises(ConfigError, match="is not a bundle"):
+        export(config)
+
+
 @pytest.mark.parametrize("name", ["vocab.json", "config.json", "model.safetensors", "README.md"])
 def test_stopped_export_continues(export_run, tmp_path, monkeypatch, name: str) -> None:
     def stop_before(self: Path, target: Path) -> Path:

@@ -212,6 +212,23 @@ def test_interrupted_pull_resumes(hub, bundle) -> None:
     assert not any("config.json" in request for request in hub.requests)
 
 
+def test_bundle_of_another_source_is_never_overwritten(hub, bundle, showtell) -> None:
+    for repo in (REPO, "other/flickr8k-gru"):
+        push(PushConfig(bundle=bundle, repo=repo))
+    shutil.copytree(bundle, "flickr8k-gru")
+    (Path("flickr8k-gru") / "notes.txt").write_text("precious")
+    before = content_of(Path("flickr8k-gru"))
+    status, output = showtell("pull", REPO)
+    assert status == 1 and "holds another bundle, made by 'showtell export r'" in output
+    assert content_of(Path("flickr8k-gru")) == before
+    shutil.rmtree("flickr8k-gru")
+    pull(PullConfig(repo=REPO))
+    status, output = showtell("pull", "other/flickr8k-gru")
+    assert status == 1 and f"made by 'showtell pull {REPO}'. Delete the folder, or give" in output
+    assert content_of(Path("flickr8k-gru")) == hub.files(REPO)
+    assert showtell("pull", REPO)[0] == 0
+
+
 def test_stopped_pull_continues(hub, bundle, monkeypatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
