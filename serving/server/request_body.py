@@ -16,6 +16,7 @@ from .limits import RequestError
 
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
 MAX_FIELDS, MAX_FIELD_BYTES = 64, 10_000  # of a form, besides its files
+MAX_VALUES = 100_000  # of a JSON document; each takes up to 100 bytes of memory, however short
 EXAMPLE = "Example: curl -F images=@photo.jpg URL"
 
 
@@ -42,7 +43,7 @@ async def read_body(request: Request, max_images: int) -> RequestBody:
     if kind == FORM_TYPE:
         body = read_form(await parse_form(request, max_images))
     elif kind == JSON_TYPE:
-        body = await asyncio.to_thread(read_json, await request.body())
+        body = await asyncio.to_thread(read_json, await request.body(), max_images)
     else:
         raise RequestError(
             415,
@@ -96,12 +97,14 @@ def read_form(items: list[tuple[str, UploadFile | str]]) -> RequestBody:
     return RequestBody(images, options)
 
 
-def read_json(content: bytes) -> RequestBody:
+def read_json(content: bytes, max_images: int) -> RequestBody:
     """Return the images and the options of a JSON document.
 
     Raises:
-        RequestError: it is not JSON of the expected form.
+        RequestError: it is not JSON of the expected form, or has too many images.
     """
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise RequestError(422, "invalid_json", f"The body has more than {MAX_VALUES:,} values.")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -113,6 +116,8 @@ def read_json(content: bytes) -> RequestBody:
             "invalid_json",
             'The body must be a JSON object with a list of base64 texts: {"images": ["…"]}.',
         )
+    if len(images) > max_images:  # before the first one is decoded
+        raise too_many_images(max_images)
     options = {name: value for name, value in document.items() if name != "images"}
     files = [decode_base64(text, index) for index, text in enumerate(images)]
     return RequestBody(files, options)
