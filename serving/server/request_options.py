@@ -43,11 +43,29 @@ def read_options(
             )
     try:
         values = {name: read_value(REQUEST_OPTIONS[name], given[name]) for name in given}
-        options = replace(defaults, **values)
+        options = replace(defaults, **unused_defaults(defaults, values), **values)
     except ConfigError as error:
         raise invalid_option(as_field_names(str(error))) from None
     check_limits(options, defaults, max_beam)
     return options
+
+
+def unused_defaults(defaults: DecodingOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new values for the server's options that a request leaves without effect.
+
+    `sample=false`, for example, also turns off the `--temperature` of the server. An option that
+    the request itself gives is not changed, so that an error names it if it has no effect.
+    """
+    values = {name: given.get(name, getattr(defaults, name)) for name in REQUEST_OPTIONS}
+    unused = ["top_p", "temperature"] if not values["sample"] else ["beam_groups"]
+    if values["beam_groups"] == 1 or "beam_groups" in unused:
+        unused.append("diversity")
+    if not values["consensus"]:
+        unused.append("consensus_precision")
+    reset = {name: getattr(DecodingOptions, name) for name in unused}
+    if defaults.sample and not values["sample"]:
+        reset["n_best"] = min(defaults.n_best, values["beam"])
+    return {name: value for name, value in reset.items() if name not in given}
 
 
 def read_value(field: "Field[Any]", value: Any) -> Any:

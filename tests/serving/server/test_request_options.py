@@ -55,6 +55,41 @@ def test_consensus_can_be_turned_off_but_not_changed() -> None:
     assert read_options(defaults, {"beam": 40}, 20).beam == 40  # up to the server's own
 
 
+CONSENSUS = {"beam": 50, "consensus": 1000}
+SAMPLE = {"sample": True, "n_best": 5}
+GROUPS = {"beam": 4, "beam_groups": 2}
+
+
+@pytest.mark.parametrize(
+    "server, given, expected",
+    [
+        (CONSENSUS | {"consensus_precision": 0.5}, {"consensus": 0}, {"beam": 50}),
+        (SAMPLE | {"temperature": 0.7}, {"sample": False}, {"n_best": 3}),
+        (SAMPLE | {"top_p": 0.9}, {"sample": "0", "n_best": 1}, {}),
+        (SAMPLE | {"top_p": 0.9}, {"top_p": 0.5}, SAMPLE | {"top_p": 0.5}),
+        (GROUPS | {"diversity": 0.9}, {"beam_groups": 1}, {"beam": 4}),
+        (GROUPS | {"diversity": 0.9}, {"sample": True}, {"beam": 4, "sample": True}),
+        (GROUPS | {"diversity": 0.9}, {"beam": 6}, GROUPS | {"beam": 6, "diversity": 0.9}),
+    ],
+)
+def test_switch_turns_off_the_server_s_options_that_depend_on_it(server, given, expected) -> None:
+    defaults = DecodingOptions(**server)
+    assert read_options(defaults, given, 20) == DecodingOptions(**expected)
+
+
+@pytest.mark.parametrize(
+    "server, given, message",
+    [
+        (SAMPLE, {"sample": False, "temperature": 0.5}, "temperature only applies with sample."),
+        (GROUPS, {"sample": True, "beam_groups": 2}, "sample and beam_groups exclude each other"),
+    ],
+)
+def test_useless_option_of_a_request_is_named(server, given, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_options(DecodingOptions(**server), given, 20)
+    assert message in caught.value.message
+
+
 def test_schema_has_the_defaults_of_the_server() -> None:
     schema = schema_of(DEFAULTS)
     assert schema["beam"]["default"] == 5 and schema["beam"]["type"] == "integer"
