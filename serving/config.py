@@ -164,6 +164,19 @@ class ExportConfig(StageConfig):
         return {k: v for k, v in super().result_options().items() if k != "output"}
 
 
+def host_of(address: str) -> str | None:
+    """Return the host in NAME, NAME:PORT, ADDRESS or [ADDRESS]:PORT in lower case, else None."""
+    is_bare = address.count(":") > 1 and not address.startswith("[")  # an IPv6 address
+    text = f"[{address}]" if is_bare else address
+    found = re.fullmatch(r"([\w.-]+|\[[\da-f:.]+\])(:\d+)?", text.lower(), re.ASCII)
+    return found[1].strip("[]") if found else None
+
+
+def check_host(address: str) -> str | None:
+    """Return None if `--allow-host` names a host, else the rule that it breaks."""
+    return None if host_of(address) else "be a host name, such as captions.example.org"
+
+
 def is_loopback(host: str) -> bool:
     """Return whether an address can only be reached from this machine."""
     from ipaddress import ip_address  # here, because `showtell --help` need not wait for it
@@ -214,7 +227,9 @@ class ServeConfig(DecodingOptions, StageConfig):
     allow_anyone: bool = option(False, "Allow a public --host without a token.", group="Server")
     allow_host: list[str] | None = option(
         None,
-        "Further name by which clients address the server, such as that of a proxy.",
+        "Further name by which clients address the server, such as that of a proxy. Requests to "
+        "other names are then refused.",
+        check=check_host,
         group="Server",
         metavar="NAME",
     )
@@ -264,6 +279,8 @@ class ServeConfig(DecodingOptions, StageConfig):
             self.max_images <= self.max_queue,
             f"--max-images {self.max_images} is above --max-queue {self.max_queue}.",
         )
+        hosts = self.allow_host and [host_of(address) for address in self.allow_host]
+        object.__setattr__(self, "allow_host", hosts)
         token = self.token or ""
         is_valid = token.isascii() and token.isprintable() and " " not in token and len(token) >= 8
         require(

@@ -26,7 +26,7 @@ class Access:
     Args:
         app: what answers all others.
         host: the address that the server listens on.
-        allowed_hosts: further names by which it may be addressed.
+        allowed_hosts: further names by which it may be addressed, in lower case, without ports.
         token: the secret that clients must send; None for none.
     """
 
@@ -34,9 +34,10 @@ class Access:
         self, app: App, host: str, allowed_hosts: Collection[str] = (), token: str | None = None
     ) -> None:
         self.app, self.token = app, token
-        # With a token, or on a public address, a page of another site learns nothing by rebinding.
-        checks_host = token is None and is_loopback(host)
-        self.hosts = {*LOOPBACK_NAMES, host, *allowed_hosts} if checks_host else None
+        # A page that rebinds its name lacks the token. A public server without a token does not
+        # know its own names: only --allow-host protects it from such pages.
+        checks_host = bool(allowed_hosts) or (token is None and is_loopback(host))
+        self.hosts = {*LOOPBACK_NAMES, host.lower(), *allowed_hosts} if checks_host else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

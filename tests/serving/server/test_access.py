@@ -1,6 +1,8 @@
 import pytest
 from starlette.datastructures import Headers
 
+from showtell.pipeline.stage.errors import ConfigError
+from showtell.serving.config import ServeConfig
 from showtell.serving.server.access import Access
 
 LOCAL = {"host": "127.0.0.1:8000"}
@@ -33,8 +35,32 @@ def test_local_server_answers_to_its_own_names_only(host: str, code: str | None)
     assert code_of(make(), "GET", "/", host=host) == code
 
 
-def test_further_names_can_be_allowed() -> None:
-    assert code_of(make(allowed_hosts=["captions.example"]), host="captions.example") is None
+@pytest.mark.parametrize(
+    "option, host",
+    [
+        ("captions.example", "captions.example"),
+        ("Captions.Example.org", "captions.example.org:8000"),
+        ("captions.example:8080", "CAPTIONS.example"),
+        ("192.168.0.7", "192.168.0.7:8000"),
+        ("FE80::1", "[fe80::1]:8000"),
+        ("[fe80::1]:80", "[fe80::1]"),
+    ],
+)
+def test_further_names_can_be_allowed(option: str, host: str) -> None:
+    allowed = ServeConfig(allow_host=[option]).allow_host
+    for options in ({}, {"token": "a-secret"}, {"host": "0.0.0.0"}):
+        access = make(allowed_hosts=allowed, **options)
+        assert code_of(access, "GET", "/", host=host) is None
+        assert code_of(access, "GET", "/", host="localhost:8000") is None
+        assert code_of(access, "GET", "/", host="evil.example") == "host_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "name", ["https://captions.example", "captions.example/x", "*.example", "", "a b", "[::1"]
+)
+def test_option_that_names_no_host_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--allow-host must be a host name, such as captions"):
+        ServeConfig(allow_host=[name])
 
 
 def test_public_server_answers_to_any_name() -> None:
