@@ -279,7 +279,7 @@ class ServeConfig(DecodingOptions, StageConfig):
             self.max_images <= self.max_queue,
             f"--max-images {self.max_images} is above --max-queue {self.max_queue}.",
         )
-        hosts = self.allow_host and [host_of(address) for address in self.allow_host]
+        hosts = self.allow_host and [host_of(address) or address for address in self.allow_host]
         object.__setattr__(self, "allow_host", hosts)
         token = self.token or ""
         is_valid = token.isascii() and token.isprintable() and " " not in token and len(token) >= 8
