@@ -42,6 +42,7 @@ class ReportImage:
         caption: the caption of the evaluation.
         cider: CIDEr of the caption.
         log_prob: of the caption, in nats; None if the features are missing.
+        num_tokens: words or pieces of the caption, and its end.
         tokens: its tokens and their probabilities; empty if the features are missing.
         references: as people wrote them.
         ranked: the captions in `nbest.json`, best first.
@@ -56,6 +57,7 @@ class ReportImage:
     caption: str
     cider: float
     log_prob: float | None
+    num_tokens: int
     tokens: list[Token]
     references: list[str]
     ranked: list[RankedCaption]
@@ -67,7 +69,7 @@ class ReportImage:
     @property
     def confidence(self) -> float | None:
         """Log-probability per token, including the end of the caption."""
-        return self.log_prob and self.log_prob / (len(self.caption.split(" ")) + 1)
+        return self.log_prob and self.log_prob / self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def collect(config: ReportConfig) -> Report:
         results=results,
         others=others,
         differences=[{d.name: d for d in results.compare(other)} for other in others],
-        images=_collect_images(config, results, others, tokens, train_captions, runs),
+        images=_collect_images(config, results, others, tokens, train_captions, runs, vocab),
         words=count_words(results.captions, references, train_captions, vocab),
         runs=runs,
         train={name: Manifest.read(run_dir) for name, run_dir in run_dirs.items()},
@@ -169,6 +171,7 @@ def _collect_images(
     tokens: Mapping[int, list[Token]],
     train_captions: set[str],
     runs: Mapping[str, RunConfig],
+    vocab: Vocab,
 ) -> list[ReportImage]:
     """Return the images of the gallery with everything that belongs to each."""
     ids = _spread([*results.captions], config.max_images)
@@ -200,6 +203,7 @@ def _collect_images(
                 caption=caption,
                 cider=cider[image_id],
                 log_prob=log_prob,
+                num_tokens=len(vocab.encode(caption.split())) + 1,
                 tokens=tokens.get(image_id, []),
                 references=references[image_id],
                 ranked=listed,
