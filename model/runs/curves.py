@@ -46,8 +46,12 @@ def draw_curves(run_dir: Path, monitor: str, best_epoch: int) -> Path:
         _plot(training, "Reward", curves, ("reward",))
     else:
         _plot(training, "Training loss", curves, ("loss",))
-    best_score = 100 * curves[f"val_{monitor}"][1][best_epoch - 1]
-    title = f"Validation, scores × 100 (best: epoch {best_epoch}, {monitor} {best_score:.1f})"
+    # The log may lack epochs: a damaged line is dropped when a training continues.
+    scores = dict(zip(curves["epoch"][1], curves[f"val_{monitor}"][1], strict=True))
+    best = f"epoch {best_epoch}"
+    if best_epoch in scores:
+        best += f", {monitor} {100 * scores[best_epoch]:.1f}"
+    title = f"Validation, scores × 100 (best: {best})"
     _plot(validation, title, curves, ("val_CIDEr", "val_Bleu_4"), scale=100)
     validation.axvline(best_epoch, color="gray", linestyle="--", label="best epoch")
     validation.set_ylim(bottom=0)

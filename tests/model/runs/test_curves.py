@@ -60,6 +60,17 @@ def test_values_are_drawn_over_epochs(tmp_path, drawn) -> None:
     assert drawn[0].get_suptitle() == "$r_1$"
 
 
+@pytest.mark.parametrize("lost, best", [(1, "epoch 3, CIDEr 30.0)"), (3, "epoch 3)")])
+def test_score_of_the_best_epoch_is_found_in_a_log_with_gaps(tmp_path, drawn, lost, best) -> None:
+    run_dir = tmp_path / "r"
+    write_log(run_dir, 4)
+    lines = (run_dir / LOG_NAME).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line).get("epoch") != lost]
+    (run_dir / LOG_NAME).write_text("".join(kept))
+    draw_curves(run_dir, "CIDEr", 3)
+    assert drawn[0].axes[1].get_title().endswith(f"(best: {best}")
+
+
 def test_self_critical_training_shows_the_reward(tmp_path, drawn) -> None:
     write_log(tmp_path / "r", 1, reward=0.7)
     draw_curves(tmp_path / "r", "Bleu_4", 1)
