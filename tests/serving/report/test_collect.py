@@ -20,7 +20,7 @@ def test_confidence_is_the_mean_of_words_and_end(soft_report) -> None:
 def test_confidence_is_the_mean_of_pieces_and_end(evaluated_runs, soft_report, monkeypatch) -> None:
     captions = [image.caption for image in soft_report.images]
     words = Counter(word for caption in captions for word in caption.split())
-    vocab = build_piece_vocab(words, train_bpe([" ".join(string.ascii_lowercase)], 26))
+    vocab = build_piece_vocab(words, train_bpe([string.ascii_lowercase], 26))
     # The log-probabilities are those of nbest.json.
     monkeypatch.setattr(Vocab, "read", lambda _: vocab)
     monkeypatch.setattr(collect_module, "score_tokens", lambda *_: {})
