@@ -32,8 +32,10 @@ def remap_words(trained: Decoder, old: Vocab, new: Vocab) -> tuple[dict[str, Ten
     Source: Hewitt 2021, "Initializing new word embeddings for pretrained language models".
     """
     first = len(SPECIALS)
-    old_rows = {text: row for row, text in enumerate(old.texts) if row >= first}
-    known = {row: old_rows[text] for row, text in enumerate(new.texts) if text in old_rows}
+    # Without the special tokens: "<pad>" may also be an ordinary word.
+    old_rows = {text: row for row, text in enumerate(old.texts[first:], first)}
+    new_rows = enumerate(new.texts[first:], first)
+    known = {row: old_rows[text] for row, text in new_rows if text in old_rows}
     kept = {row: row for row in range(first)} | known
     weights = dict(trained.state_dict())
     for name in find_word_tensors(trained.config):

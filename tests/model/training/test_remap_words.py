@@ -80,11 +80,15 @@ def test_a_word_and_a_piece_with_the_same_text_are_the_same(random_decoder: Make
     assert not (moved[5] == trained).all(1).any()
 
 
-def test_text_of_a_special_token_is_an_ordinary_word() -> None:
-    torch.manual_seed(0)
-    old, new = Vocab((*SPECIALS, "a")), Vocab((*SPECIALS, "<pad> ", "a"))
-    from showtell.model.decoders.config import DecoderConfig
-
-    decoder = create_decoder(DecoderConfig(cell="gru", feature_dim=6, vocab_size=len(old)))
-    _, num_known = remap_words(decoder, old, new)
-    assert num_known == 1
+@pytest.mark.parametrize("tokenizer", [None, "{}"])
+def test_text_of_a_special_token_is_an_ordinary_word(random_decoder, tokenizer) -> None:
+    words = ("<pad>", "a") if tokenizer is None else (" <pad>", " a")
+    with_pad, without = Vocab((*SPECIALS, *words), tokenizer=tokenizer), Vocab((*SPECIALS, "a"))
+    for old, new, rows in ((without, with_pad, {5: 4}), (with_pad, with_pad, {4: 4, 5: 5})):
+        decoder = random_decoder(vocab_size=len(old))
+        weights, num_known = remap_words(decoder, old, new)
+        trained, moved = decoder.state_dict()["embedding.weight"], weights["embedding.weight"]
+        assert num_known == len(rows)
+        assert torch.equal(moved[:4], trained[:4])
+        assert all(torch.equal(moved[i], trained[rows[i]]) for i in rows)
+        assert 4 in rows or not (moved[4] == trained[:4]).all(1).any()
