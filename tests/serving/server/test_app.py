@@ -262,12 +262,14 @@ def test_images_with_other_options_do_not_share_a_batch(start) -> None:
     running = start()
     running.captioner.is_free.clear()
     with ThreadPoolExecutor() as pool:
-        pool.submit(running.post, draw(RED))
+        asked = [pool.submit(running.post, draw(RED))]
         wait_until(lambda: running.captioner.batches)
-        for options in ({}, {"beam": 5}, {"sample": "true"}, {"sample": "true"}, {}):
-            pool.submit(running.post, draw(BLUE), **options)
+        several = ({}, {"beam": 5}, {"sample": "true"}, {"sample": "true"}, {})
+        asked += [pool.submit(running.post, draw(BLUE), **options) for options in several]
         wait_until(lambda: len(running.service.queue) == 5)
         running.captioner.is_free.set()
+    captions = [each.result().json()["results"][0]["caption"] for each in asked]
+    assert captions == [caption_of(RED), *[caption_of(BLUE)] * 5]
     # Random numbers are drawn for a batch, so sampled captions do not share one.
     assert sorted(running.captioner.batches) == [1, 1, 1, 1, 2]
 
@@ -289,12 +291,10 @@ def test_answers_are_never_mixed_up(start) -> None:
         if seed % 7 == 0:
             images[0] = images[0][: chance.randrange(len(images[0]))]  # garbage
         n_best = chance.choice([1, 1, 2])
-        response = running.post(*images, n_best=n_best)
-        results = response.json()["results"]
-        assert len(results) == len(images)
-        for color, image, result in zip(colors, images, results, strict=True):
-            assert ("error" in result) or result["caption"] == caption_of(color)
-            assert ("error" not in result) or image is images[0]
+        results = running.post(*images, n_best=n_best).json()["results"]
+        for index, (color, result) in enumerate(zip(colors, results, strict=True)):
+            may_fail = index == 0 and seed % 7 == 0
+            assert result.get("caption") == caption_of(color) or (may_fail and "error" in result)
             assert ("captions" in result) == (n_best > 1 and "error" not in result)
 
     seeds = chance.sample(range(100_000), 250)
