@@ -2,7 +2,8 @@
 
 const MAX_REQUESTS = 8; // at once; the server batches the images of all of them
 const MAX_TRIES = 20; // while the server is full
-const IMAGE_NAME = /\.(jpe?g|jfif|png|webp|gif|avif|bmp|tiff?|jp2)$/i;
+const IMAGE_NAME = /\.(jpe?g|jpe|jfif|png|webp|gif|avif|bmp|tiff?|jp2|j2k)$/i;
+const BROKEN = "The connection broke during the answer. Try again.";
 
 const $ = (selector, parent = document) => parent.querySelector(selector);
 const cards = []; // in the order of the page
@@ -27,8 +28,10 @@ async function start() {
     $("#token").focus();
   } else if (!response?.ok) {
     $("#model").textContent = await reasonOf(response);
+  } else if (!(model = await response.json().catch(() => null))) {
+    $("#work").hidden = true;
+    $("#model").textContent = BROKEN;
   } else {
-    model = await response.json();
     $("#model").textContent = `${model.name} · ${model.encoder}`;
     $("#attention-hint").hidden = !model.has_attention;
     showOptions();
@@ -67,7 +70,9 @@ async function caption(card) {
       const seconds = Number(response.headers.get("Retry-After")) || 1;
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds * (0.75 + Math.random() / 2)));
     } else if (response?.ok) {
-      return showResult(card, (await response.json()).results[0]);
+      const answer = await response.json().catch(() => null);
+      if (abort.signal.aborted) return;
+      return answer ? showResult(card, answer.results[0]) : showError(card, BROKEN);
     } else {
       if (response?.status === 401) start();
       return showError(card, await reasonOf(response));

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from showtell.serving.config import IMAGE_SUFFIXES
+
 from .conftest import caption_of, draw
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -203,6 +205,28 @@ def test_errors_of_the_server_are_shown(start, open_page) -> None:
     time.sleep(0.5)
     page.set_input_files("#files", file_of("a.png", draw(RED)))
     assert "cannot be reached" in captions_of(page, 2)[0]
+
+
+def test_answer_that_breaks_off_is_an_error(running, open_page) -> None:
+    page = open_page(running)
+    answer = {"status": 200, "content_type": "application/json", "body": '{"results": [{"cap'}
+    page.route("**/caption", lambda route: route.fulfill(**answer))
+    page.set_input_files("#files", file_of("a.png", draw(RED)))
+    assert "connection broke" in captions_of(page, 1)[0]
+    page.unroute("**/caption")
+    page.click("#again")
+    assert captions_of(page, 1) == [caption_of(RED)]
+    page.route("**/model", lambda route: route.fulfill(**answer))
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("connection broke")
+    expect(page.locator("#work")).to_be_hidden()
+
+
+def test_page_knows_the_image_files_of_the_command(running) -> None:
+    script = running.client.get("/page.js").text
+    (pattern,) = re.findall(r"IMAGE_NAME = /(.*)/i;", script)
+    assert all(re.search(pattern, f"a{suffix}") for suffix in IMAGE_SUFFIXES)
+    assert not any(re.search(pattern, name) for name in ("a.txt", "a.jp", "jpg"))
 
 
 def test_page_of_another_origin_cannot_use_the_server(running, start, open_page) -> None:
