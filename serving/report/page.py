@@ -18,6 +18,7 @@ from ...model.compare import Difference
 from ...model.config import EvalConfig, TrainConfig
 from ...pipeline.stage.command_line import data_option
 from ...pipeline.stage.console import format_seconds
+from ...pipeline.stage.manifest import MANIFEST_NAME
 from .collect import Report, ReportImage, changed_options
 from .plots import (
     Plot,
@@ -179,7 +180,7 @@ def _rest(names: list[str], first: list[str]) -> list[str]:
 
 def _summary(report: Report) -> str:
     results = report.results
-    time = datetime.fromtimestamp((results.folder / "manifest.json").stat().st_mtime)
+    time = datetime.fromtimestamp((results.folder / MANIFEST_NAME).stat().st_mtime)
     return (
         f"{results.metrics['num_images']:,} {results.split} images of {results.dataset}, evaluated "
         f"on {time:%Y-%m-%d %H:%M}"

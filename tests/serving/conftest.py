@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,6 +15,8 @@ from showtell.model.config import TrainConfig
 from showtell.model.train import train
 from showtell.serving.captioner import Captioner
 from showtell.serving.load import load
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +75,19 @@ def write_foreign_model() -> Callable[[Path], dict[str, bytes]]:
         return contents
 
     return write
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright. It runs an event loop, so each module starts its own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    # Containers often run as root, where Chromium has no sandbox.
+    options = {"executable_path": path, "args": ["--no-sandbox"]}
+    with playwright.sync_playwright() as driver, driver.chromium.launch(**options) as chromium:
+        yield chromium
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,6 @@ from showtell.serving.report.collect import Report
 from showtell.serving.report.page import escape_markdown, render_html, render_markdown
 from showtell.serving.report.tokens import LEVELS
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "</script><script>window.hacked = 1</script><!-- <script> <img src=x onerror=hacked()>"
 
 
@@ -157,19 +154,6 @@ def test_markup_in_captions_stays_text_in_markdown(hostile_report, without_plots
 
 
 # ---- in a browser -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +17,6 @@ expect, Page = playwright.expect, playwright.Page
 
 RED, BLUE = (250, 10, 20), (0, 30, 240)
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium")
-    # Containers often run as root, where Chromium has no sandbox.
-    options = {"executable_path": path, "args": ["--no-sandbox"]}
-    with playwright.sync_playwright() as driver, driver.chromium.launch(**options) as browser:
-        yield browser
 
 
 @pytest.fixture
