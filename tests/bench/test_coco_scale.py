@@ -18,7 +18,7 @@ def test_generated_coco_has_its_statistics_and_passes_all_stages(tmp_path, monke
     monkeypatch.setattr(coco_scale, "FEATURE_DIM", 32)
     monkeypatch.setattr(memory, "FEW", 100)
     monkeypatch.setattr(memory, "MANY", 300)
-    monkeypatch.setattr(memory, "HUGE_MODES", ("L",))
+    monkeypatch.setattr(memory, "HUGE_MODES", ("1",))
     monkeypatch.setattr(memory, "HUGE_SIZES", (64, 9_460))
     config = BenchConfig(data=tmp_path, dataset="coco-scale", coco_scale=True, seconds=0.05)
     for stage in COCO_SCALE_STAGES:

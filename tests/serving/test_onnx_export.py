@@ -24,14 +24,12 @@ from showtell.serving.onnx_export import export_decoder, export_encoder, export_
 NUM_CELLS, FEATURE_DIM, VOCAB_SIZE = 4, 512, 53
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 rounds to 6e-8, several times per step
 
-# Each cell with two kinds of attention, and each attention with two cells: an export takes seconds.
+# Each cell, each attention, each way to show the image, tied and untied: an export takes seconds.
 DECODERS = [
     ("gru", "none", 1, "first-input", True),
     ("gru", "soft", 2, "initial-state", False),
-    ("lstm", "soft", 1, "first-input", False),
     ("lstm", "adaptive", 2, "first-input", True),
-    ("rnn", "none", 3, "first-input", False),
-    ("rnn", "adaptive", 2, "initial-state", False),
+    ("rnn", "soft", 1, "initial-state", False),
 ]
 
 
