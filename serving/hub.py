@@ -15,6 +15,7 @@ from ..pipeline.stage.errors import ConfigError, HubError
 from ..pipeline.stage.files import locked, write_bytes
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .config import PullConfig, PushConfig
+from .onnx_runtime import ONNX_PACKAGES
 
 
 def push(config: PushConfig) -> dict[str, Any]:
@@ -83,8 +84,11 @@ def files_for(repo: str, bundle: Path, manifest: Manifest) -> dict[str, Path | b
 def with_repository(card: str, repo: str) -> str:
     """Return a model card whose commands load the model from a repository of the Hub."""
     card = card.replace("pip install showtell\n", "pip install 'showtell[hub]'\n")
+    packages = f"pip install {' '.join(ONNX_PACKAGES)}"
+    card = re.sub(rf"{packages}\n", f"{packages} huggingface_hub\n", card)
     card = re.sub(r"--model \S+", lambda _: f"--model {PREFIX}{repo}", card)
-    return re.sub(r'showtell\.load\("[^"]*"', lambda _: f'showtell.load("{PREFIX}{repo}"', card)
+    load = r'((?:showtell|OnnxCaptioner)\.load\()"[^"]*"'
+    return re.sub(load, lambda found: f'{found[1]}"{PREFIX}{repo}"', card)
 
 
 def pull(config: PullConfig) -> Manifest:

@@ -12,6 +12,7 @@ from ..model.runs.run import RunConfig
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.options import flag
 from .config import ExportConfig
+from .onnx_runtime import ONNX_PACKAGES
 
 TEMPLATE = "model_card.md.j2"
 
@@ -79,6 +80,7 @@ def model_card(name: str, run: RunConfig, scores: list[Score], config: ExportCon
         scores=scores,
         metrics=list(dict.fromkeys(metric for score in scores for metric in score.scores)),
         config=config,
+        packages=" ".join(ONNX_PACKAGES),
     )
 
 

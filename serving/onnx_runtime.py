@@ -1,4 +1,4 @@
-"""Caption images with onnxruntime and NumPy alone, without torch.
+"""Caption images with onnxruntime and NumPy; torch is not imported.
 
 The graphs come from `showtell export RUN OUT --onnx`; docs/onnx.md describes them. Letters in
 shapes: N images, K beams per image, S side of the image, V vocabulary, P grid cells.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
 from ..model.generation.options import DecodingKeywords, DecodingOptions
+from ..model.runs.find import find_bundle
 from ..model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_NAME
 from ..pipeline.stage.artifacts import damaged, repair_command, require_stage
 from ..pipeline.stage.errors import ConfigError, MissingArtifactError
@@ -27,6 +28,8 @@ from .results import Caption
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+# All that this module needs besides showtell, if it is installed without its dependencies.
+ONNX_PACKAGES = ("onnxruntime", "numpy", "pillow", "rich", "filelock", "xxhash")
 BATCH_SIZE = 32  # images in memory at once
 # Fields of `DecodingOptions`.
 SUPPORTED = (
@@ -75,17 +78,18 @@ class OnnxCaptioner:
         """Load a bundle that was exported with `--onnx`.
 
         Args:
-            bundle: its folder.
+            bundle: its folder, or `hf:user/name` for one on the Hugging Face Hub.
             threads: number of threads; 0 uses all cores.
             providers: onnxruntime's execution providers, the preferred one first.
             max_pixels: image files with more pixels are refused.
 
         Raises:
             MissingArtifactError: there is no such bundle, or it has no graphs.
+            HubError: there is no such bundle on the Hub, or the Hub cannot be reached.
             DamagedFileError: a file of the bundle is damaged.
             ConfigError: onnxruntime is not installed.
         """
-        folder = Path(bundle)
+        folder = find_bundle(bundle) or Path(bundle)
         manifest = require_stage(folder)
         names = ENCODER_ONNX_NAME, DECODER_ONNX_NAME
         if not manifest.outputs.keys() >= {*names}:

@@ -45,9 +45,9 @@ ORDER = {
     ],
     "serving": [
         "config",
-        "images results numpy_decoding neighbors model_card",
+        "images results numpy_decoding neighbors",
         "captioner onnx_runtime onnx_export",
-        "load stream",
+        "load stream model_card",
         "rows sidecar",
         "table",
         "outputs",
@@ -212,6 +212,10 @@ def modules_after(code: str) -> set[str]:
 def test_help_loads_no_torch() -> None:
     loaded = modules_after("import showtell.cli, showtell.model.runs.list_runs")
     assert loaded.isdisjoint({"torch", "torchvision", "pyarrow", "h5py", "tokenizers"})
+
+
+def test_finding_a_bundle_loads_no_torch() -> None:
+    assert "torch" not in modules_after("import showtell.model.runs.find")
 
 
 def test_decoding_processes_load_no_torch() -> None:

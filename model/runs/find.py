@@ -9,7 +9,6 @@ from ...pipeline.stage.console import print_aside
 from ...pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from .hub import PREFIX, address_of, fetch_bundle, split_address
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
-from .repair import find_config
 
 BUILT_IN = Path(__file__).parents[2] / "serving" / "models"  # bundles that come with showtell
 DEFAULT_MODEL = "flickr8k"
@@ -30,6 +29,8 @@ def run_names(data: Path, dataset: str | None = None) -> list[str]:
 
 
 def _dataset_of(run_dir: Path) -> str | None:
+    from .repair import find_config  # needs torch, which is not needed to find a bundle
+
     with suppress(DamagedFileError):
         return find_config(run_dir).dataset
     return None
@@ -99,19 +100,34 @@ def find_model(data: Path, model: str | Path | None) -> Path:
         MissingArtifactError: there is no such model.
         HubError: there is no such bundle on the Hub, or the Hub cannot be reached.
     """
-    if str(model).startswith(PREFIX):
-        return fetch_bundle(*split_address(str(model)))
-    names = run_names(data)
+    names = [] if str(model).startswith(PREFIX) else run_names(data)
     if model is None:
         default = BUILT_IN / DEFAULT_MODEL
         return default if default.exists() and not names else find_run(data, None)
     folder, runs = Path(model).expanduser().absolute(), (data / "runs").absolute()
     if str(model) in names or folder.parent == runs:
         return find_run(data, folder.name)
-    for candidate in (folder, BUILT_IN / model):
+    return find_bundle(model) or find_run(data, str(model))  # raises the reason
+
+
+def find_bundle(model: str | Path) -> Path | None:
+    """Find the folder of a bundle, without torch.
+
+    Args:
+        model: folder, name of a built-in bundle, or `hf:user/name` (`hf:user/name@revision`).
+
+    Returns:
+        None if there is no such folder and no such built-in bundle.
+
+    Raises:
+        HubError: there is no such bundle on the Hub, or the Hub cannot be reached.
+    """
+    if str(model).startswith(PREFIX):
+        return fetch_bundle(*split_address(str(model)))
+    for candidate in (Path(model).expanduser().absolute(), BUILT_IN / model):
         if (candidate / CONFIG_NAME).exists() or is_bundle(candidate):
             return candidate
-    return find_run(data, str(model))  # raises the reason
+    return None
 
 
 def name_of_model(data: Path, folder: Path) -> str:

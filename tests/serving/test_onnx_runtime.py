@@ -1,12 +1,15 @@
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from showtell.model.runs import find
 from showtell.model.runs.layout import DECODER_ONNX_NAME, ENCODER_ONNX_NAME, VOCAB_TXT_NAME
 from showtell.pipeline.stage.errors import (
     ConfigError,
@@ -18,11 +21,12 @@ from showtell.serving import onnx_runtime
 from showtell.serving.captioner import Captioner
 from showtell.serving.config import ExportConfig
 from showtell.serving.export import export
-from showtell.serving.onnx_runtime import OnnxCaptioner
+from showtell.serving.onnx_runtime import ONNX_PACKAGES, OnnxCaptioner
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+HUB = ("user/name", "v2")
 ONNX_FILES = (ENCODER_ONNX_NAME, DECODER_ONNX_NAME, VOCAB_TXT_NAME)
 
 
@@ -81,15 +85,34 @@ def test_images_of_any_kind_get_the_same_caption(onnx_captioner, image_paths) ->
     assert onnx_captioner.caption([]) == []
 
 
-def test_captioning_imports_no_torch(bundle, image_paths) -> None:
+def test_captioning_needs_only_the_listed_packages(bundle, image_paths) -> None:
+    root = Path(onnx_runtime.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["onnx"]]
+    names = {re.match(r"[\w-]+", each)[0].lower() for each in needed}
+    others = names - {*ONNX_PACKAGES}
+    assert {"torch", "torchvision", "onnx", "h5py", "pyarrow"} <= others
     code = (
         "import sys\n"
+        "from importlib.metadata import packages_distributions\n"
+        "for module, packages in packages_distributions().items():\n"
+        f"    if {others!r} & {{package.lower() for package in packages}}:\n"
+        "        sys.modules[module] = None  # importing it fails\n"
         "from showtell.serving.onnx_runtime import OnnxCaptioner\n"
         f"print(OnnxCaptioner.load({str(bundle)!r}).caption({str(image_paths[0])!r}))\n"
-        "assert not {'torch', 'torchvision', 'onnx', 'h5py', 'pyarrow'} & {*sys.modules}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("['"), done.stderr
+    command = f"pip install {' '.join(ONNX_PACKAGES)}\n"
+    assert command in (bundle / "README.md").read_text("utf-8")
+    assert command in (root / "docs/onnx.md").read_text("utf-8")
+
+
+def test_bundle_is_found_by_its_name_and_on_the_hub(bundle, monkeypatch) -> None:
+    monkeypatch.setattr(find, "fetch_bundle", lambda *address: bundle if address == HUB else None)
+    assert OnnxCaptioner.load("hf:user/name@v2", threads=1).vocab.words
+    with pytest.raises(MissingArtifactError, match=r"models/flickr8k has no ONNX graphs"):
+        OnnxCaptioner.load("flickr8k")
 
 
 @pytest.mark.parametrize(
