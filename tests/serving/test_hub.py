@@ -16,16 +16,13 @@ from showtell.model.runs import hub as hub_client
 from showtell.model.runs.find import find_model, name_of_model
 from showtell.model.runs.hub import fetch_bundle
 from showtell.model.runs.layout import CONSENSUS_NAME, MODEL_NAME
-from showtell.model.runs.run import RunConfig
 from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.errors import ConfigError, HubError
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.serving.config import ExportConfig, PullConfig, PushConfig
 from showtell.serving.export import export
-from showtell.serving.hub import pull, push, with_repository
+from showtell.serving.hub import pull, push
 from showtell.serving.load import load
-from showtell.serving.model_card import model_card
-from showtell.serving.onnx_runtime import ONNX_PACKAGES
 
 pytest.importorskip("huggingface_hub")
 
@@ -138,15 +135,6 @@ def test_card_and_manifest_name_the_repository(hub, bundle) -> None:
     assert hub.files("user/other")["README.md"].decode().count("hf:user/other") == 2
 
 
-def test_card_of_onnx_graphs_names_the_repository(data, tmp_path) -> None:
-    config = ExportConfig(data=data, run="r", output=tmp_path / "mine", onnx=True)
-    card = model_card("mine", RunConfig.read(data / "runs/r"), [], config)
-    assert 'OnnxCaptioner.load("mine")' in card
-    card = with_repository(card, REPO)
-    assert f'OnnxCaptioner.load("hf:{REPO}")' in card and "mine" not in card.split("## Use")[1]
-    assert f"pip install {' '.join(ONNX_PACKAGES)} huggingface_hub\n" in card
-
-
 def test_push_again_uploads_what_changed_and_deletes_the_rest(hub, bundle, data) -> None:
     push(PushConfig(bundle=bundle, repo=REPO))
     hub.requests.clear()
@@ -203,12 +191,6 @@ def test_other_files_are_never_overwritten(hub, bundle, write_foreign_model) -> 
     with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
         pull(PullConfig(repo=REPO))
     assert {path.name: path.read_bytes() for path in Path("flickr8k-gru").iterdir()} == contents
-    shutil.rmtree("flickr8k-gru")
-    Path("flickr8k-gru").mkdir()
-    (Path("flickr8k-gru") / "README.md").write_text("precious")
-    with pytest.raises(ConfigError, match=r"is not a bundle\. Give a new or empty folder"):
-        pull(PullConfig(repo=REPO))
-    assert (Path("flickr8k-gru") / "README.md").read_text() == "precious"
 
 
 def test_interrupted_pull_resumes(hub, bundle) -> None:
