@@ -41,10 +41,11 @@ help:
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml setup.py
-	@echo "Installing torch and the other dependencies into $(VENV): about 6 GB with CUDA's libraries."
+	@echo "Installing torch and the other dependencies into $(VENV): about 7 GB with CUDA's libraries."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	@touch $@
+	@echo "Installed. To use the command showtell: source $(VENV)/bin/activate"
 
 download: install
 	$(SHOWTELL) download --dataset $(DATASET) $(ARGS)

@@ -70,7 +70,8 @@ class PrepareConfig(DatasetConfig):
 
     known_words: Path | None = option(
         None,
-        "vocab.json of a model to fine-tune with 'showtell train --init'; keep its words too.",
+        "vocab.json of a model to fine-tune with 'showtell train --init', or the built-in "
+        "flickr8k; keep its words too.",
         group="Vocabulary",
         metavar="FILE",
     )

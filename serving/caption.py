@@ -8,8 +8,9 @@ from typing import Any
 from ..features.device import keep_freed_memory
 from ..features.extract import pillow_warnings_ignored
 from ..model.generation.options import DecodingOptions
-from ..model.runs.find import BUILT_IN, choose_run, find_model
+from ..model.runs.find import choose_run, find_model
 from ..model.runs.layout import weights_path
+from ..pipeline.layout import BUILT_IN
 from ..pipeline.stage.artifacts import is_bundle
 from ..pipeline.stage.console import (
     ProgressLine,

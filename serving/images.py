@@ -149,8 +149,8 @@ def walk_images(root: Path, *, recursive: bool = True) -> Iterator[Path]:
             unread.update(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
     for suffix, count in unread.items():
         print_warning(
-            f"{root} has {count:,} {suffix} files, which showtell cannot read: they are skipped. "
-            "Convert them to .jpg first."
+            f"{root}: {count:,} {suffix} file{'s' * (count != 1)} left out, because showtell "
+            "cannot read the format. Convert to .jpg first."
         )
 
 

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+from ...pipeline.layout import BUILT_IN
 from ...pipeline.stage.artifacts import is_bundle, require_manifest
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_aside
@@ -10,7 +11,6 @@ from ...pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from .hub import PREFIX, address_of, fetch_bundle, split_address
 from .layout import BEST_NAME, CONFIG_NAME, LAST_NAME
 
-BUILT_IN = Path(__file__).parents[2] / "serving" / "models"  # bundles that come with showtell
 DEFAULT_MODEL = "flickr8k"
 
 

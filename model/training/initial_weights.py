@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ...pipeline.layout import BUILT_IN
 from ...pipeline.stage.artifacts import require_manifest
 from ...pipeline.stage.command_line import data_option
 from ...pipeline.stage.console import print_note
@@ -95,8 +96,9 @@ def _advise_known_words(
     lost = used & vocab.ids.keys() - data.vocab.ids.keys()
     command = require_manifest(config.captions_dir).command
     if lost and command:
+        known = folder.name if folder.parent == BUILT_IN else str(folder / VOCAB_NAME)
         print_note(
             f"train: {config.init} knows {len(lost):,} more words of the validation captions, such "
             f"as {min(lost)!r}. To keep the words that it knows, run 'showtell {command} "
-            f"--known-words {shlex.quote(str(folder / VOCAB_NAME))}{data_option(config.data)}'."
+            f"--known-words {shlex.quote(known)}{data_option(config.data)}'."
         )

@@ -153,6 +153,9 @@ def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
 def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read a CSV file, including its header. Blank lines are skipped.
 
+    Fields are separated by commas; by semicolons or tabs if the header has these and no comma, as
+    spreadsheet programs write them in some languages.
+
     Yields:
         The number of the line where the row starts, counting from 1, and the fields of the row:
         always as many as the header has.
@@ -161,7 +164,9 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         DatasetError: the file is not UTF-8, a quote is not closed, or a row has too many or too
             few fields.
     """
-    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
+    text = read_utf8(path)
+    separator = separator_of(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     width, line = 0, 1
     try:
         for row in reader:
@@ -171,7 +176,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             elif row:
                 raise DatasetError(
                     f"{path}, {_lines(line, reader.line_num)}: {len(row)} fields, expected {width} "
-                    "as in the header. Put a field that contains a comma in double quotes."
+                    f"as in the header. Put a field that contains {separator!r} in double quotes."
                 )
             line = reader.line_num + 1
     except csv.Error as error:
@@ -180,6 +185,12 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             f"quotes of the row that starts in line {line}: a quote inside a quoted field is "
             'written "".'
         ) from None
+
+
+def separator_of(text: str) -> str:
+    """Return what separates the fields of a CSV file."""
+    header = text.partition("\n")[0]
+    return next((separator for separator in ",;\t" if separator in header), ",")
 
 
 def read_caption_columns(
@@ -204,6 +215,7 @@ def read_caption_columns(
     if not rows:
         return
     header = [title.strip() for title in rows[0][1]]
+    separator = separator_of(read_utf8(path))
     name_column, caption_column = (
         find_column(header, titles, path) for titles in (names, captions)
     )
@@ -216,7 +228,7 @@ def read_caption_columns(
                 known_names = {other[name_column].strip() for _, other in rows[1:]}
                 known = known_names, set(map(_suffix, known_names)) - {""}
             for number, text in enumerate(caption.splitlines()[1:], line + 1):
-                cells = text.split(",")
+                cells = text.split(separator)
                 if len(cells) >= len(header) and _is_row(cells, name_column, *known):
                     raise DatasetError(
                         f"{path}, line {line}: the caption contains other rows of the table, such "

@@ -95,7 +95,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             f"The server cannot listen on --host {host} --port {port}: {error.strerror}. Another "
-            f"port may be free: 'showtell serve --port {port + 1 if port < 65535 else 8000}'."
+            f"port may be free: add --port {port + 1 if port < 65535 else 8000}."
         ) from None
     return listener
 

@@ -31,8 +31,8 @@ def test_photographs_that_cannot_be_read_are_counted(folder, capsys) -> None:
         (folder / name).touch()
     assert list(find_images([folder])) == before
     warnings = " ".join(capsys.readouterr().err.split())
-    assert "has 2 .heic files, which showtell cannot read" in warnings
-    assert "has 1 .nef files" in warnings
+    assert "2 .heic files left out" in warnings
+    assert "1 .nef file left out" in warnings
 
 
 def test_find_images_leaves_out_hidden_and_generated_files(folder) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from showtell.features.encoders import hub
 from showtell.features.encoders.caffe import CACHE_NAME
-from showtell.model.runs.find import BUILT_IN, DEFAULT_MODEL, find_model
+from showtell.model.runs.find import DEFAULT_MODEL, find_model
 from showtell.model.runs.run import load_run
 from showtell.model.verify import bundle_checks
+from showtell.pipeline.layout import BUILT_IN
 from showtell.serving.load import load
 
 FOLDER = BUILT_IN / DEFAULT_MODEL

@@ -67,6 +67,8 @@ def found(records):
         ("t.csv", as_csv(ROWS)),
         ("t.csv", "\ufeff" + as_csv(ROWS).replace("\n", "\r\n")),
         ("t.CSV", as_csv([(*r, "7") for r in ROWS], "file_name,caption,split,score") + "\n\n"),
+        ("t.csv", "\ufeff" + as_csv(ROWS).replace('","', '";"').replace(",", ";", 2)),
+        ("t.csv", as_csv(ROWS).replace('","', '"\t"').replace(",", "\t", 2)),
         ("t.jsonl", as_jsonl(ROWS) + "\n"),
         ("t.jsonl", "\ufeff" + as_jsonl(ROWS).replace("\n", "\r\n")),
         ("t.parquet", ROWS),
