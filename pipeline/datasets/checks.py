@@ -107,10 +107,16 @@ class ListingChecker:
         if missing:
             near = similar[missing[0]] or files.find_near(missing[0])
             hint = f" Similar to {missing[0]}: {_first(near)}." if near else ""
+            # If nearly all were found, the folder is the right one.
+            advice = (
+                "Add these files, or remove their captions."
+                if 10 * len(missing) <= len(names)
+                else explain_source(self.config.dataset, self.config.data)
+            )
             raise DatasetError(
                 f"{len(missing):,} of {len(names):,} images with captions were not found "
                 f"({_first(missing)}), neither in {self.source} nor in a zip archive named after "
-                f"their folder.{hint} {explain_source(self.config.dataset, self.config.data)}"
+                f"their folder.{hint} {advice}"
             )
         if actual:
             self._rename(actual)

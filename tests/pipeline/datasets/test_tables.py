@@ -61,6 +61,17 @@ def found(records):
     return [(r.image_id, r.file_name, r.split, r.captions) for r in records]
 
 
+def test_few_missing_images_are_not_blamed_on_the_folder(tmp_path):
+    names = [f"{number}.png" for number in range(10)]
+    table = as_csv([(name, "A cat.", "train") for name in names])
+    config = write_table(tmp_path, "t.csv", table, images=names[1:])
+    with pytest.raises(
+        DatasetError, match=r"1 of 10 images .* Add these files, or remove"
+    ) as caught:
+        load_dataset(config)
+    assert "--source" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
