@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .layout import find_known_words
 from .stage.options import DatasetConfig, expand_home, option
 
 
@@ -83,6 +84,8 @@ class PrepareConfig(DatasetConfig):
         is_words, is_file = self.vocab == "words", self.tokenizer is not None
         self.require_unused("min_count", "known_words", unless=is_words, needs="--vocab words")
         self.require_unused("vocab_size", unless=not is_file, needs="--vocab words or bpe")
+        if self.known_words is not None:  # recorded as a path, so that it works from any folder
+            object.__setattr__(self, "known_words", find_known_words(self.known_words))
 
     @property
     def tokenizer(self) -> Path | None:

@@ -10,3 +10,9 @@ VOCAB_JSON = "vocab.json"
 IMAGES_INPUT = f"captions/{IMAGES_PARQUET}"
 
 BUILT_IN = Path(__file__).parents[1] / "serving" / "models"  # bundles that come with showtell
+
+
+def find_known_words(path: Path) -> Path:
+    """Return the vocab.json that `--known-words` names: a file, or a built-in model."""
+    built_in = BUILT_IN / path / VOCAB_JSON
+    return built_in if not path.is_file() and built_in.is_file() else path

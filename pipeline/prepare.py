@@ -29,7 +29,7 @@ from .datasets.image_files import ImageFiles
 from .datasets.records import SPLITS, Dataset, ImageRecord
 from .datasets.registry import find_reader, load_dataset, source_dir
 from .datasets.text_files import reporting_errors
-from .layout import BUILT_IN, CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
+from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from .stage.artifacts import damaged
 from .stage.checksums import checksum_of_file, checksums_of
 from .stage.command_line import command_of
@@ -144,8 +144,7 @@ def hash_inputs(config: PrepareConfig) -> dict[str, str]:
         DamagedFileError: `download` wrote one of them, and it has changed since.
         StorageError: one of them cannot be read.
     """
-    known_words = find_known_words(config.known_words) if config.known_words else None
-    files = [path for path in (config.tokenizer, known_words) if path is not None]
+    files = [path for path in (config.tokenizer, config.known_words) if path is not None]
     source = source_dir(config)
     downloaded = Manifest.read(source)
     hashes = {}
@@ -232,20 +231,13 @@ def _read_known_words(config: PrepareConfig) -> Vocab | None:
     """Read the vocabulary of `--known-words`, if it is given."""
     if config.known_words is None:
         return None
-    path = find_known_words(config.known_words)
-    require_file(path, "--known-words", "the vocab.json of a run or a bundle")
-    known = Vocab.read(path)
+    require_file(config.known_words, "--known-words", "the vocab.json of a run or a bundle")
+    known = Vocab.read(config.known_words)
     if known.unit != "words":
         raise ConfigError(
             f"--known-words {config.known_words} has subword pieces, expected words. Leave it out."
         )
     return known
-
-
-def find_known_words(path: Path) -> Path:
-    """Return the vocab.json that `--known-words` names: a file, or a built-in model."""
-    built_in = BUILT_IN / path / VOCAB_JSON
-    return built_in if not path.exists() and built_in.exists() else path
 
 
 def _drop_captions_without_words(

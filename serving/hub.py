@@ -102,7 +102,9 @@ def pull(config: PullConfig) -> Manifest:
     out = config.output or Path(config.repo.partition("/")[2])
     require_bundle_folder(out, "pull", config.repo)
     source = fetch_bundle(config.repo, config.revision)
-    manifest, previous = Manifest.load(source), Manifest.read(out)
+    # The repository's own manifest may name another one, if it was renamed or uploaded otherwise.
+    command = command_of("pull", PullConfig(repo=config.repo))
+    manifest, previous = replace(Manifest.load(source), command=command), Manifest.read(out)
     changed = [name for name, _ in manifest.find_problems(out)]
     if previous == manifest and not changed:
         print_note(f"pull: {out} is up to date.")

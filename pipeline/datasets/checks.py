@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import PrepareConfig
 from ..stage.errors import DatasetError
 from .image_files import ImageFiles
-from .listing import Listing, RandomSplit, explain_source
+from .listing import DOWNLOADED, Listing, RandomSplit, explain_source
 from .records import SPLITS, Dataset, ImageRecord, Split
 
 VAL_FRACTION = 0.1  # of train, when the source has no val split
@@ -110,7 +110,7 @@ class ListingChecker:
             # If nearly all were found, the folder is the right one.
             advice = (
                 "Add these files, or remove their captions."
-                if 10 * len(missing) <= len(names)
+                if 10 * len(missing) <= len(names) and self.config.dataset not in DOWNLOADED
                 else explain_source(self.config.dataset, self.config.data)
             )
             raise DatasetError(

@@ -67,9 +67,12 @@ class DatasetReader(Protocol):
         ...
 
 
+DOWNLOADED = ("coco2014", "coco2017", "scenes")  # datasets of `showtell download`
+
+
 def explain_source(dataset: str, data: Path) -> str:
     """Return a sentence on how to provide the missing files of a dataset in the data folder."""
-    if dataset in ("coco2014", "coco2017", "scenes"):
+    if dataset in DOWNLOADED:
         command = command_line(data, "download", "--dataset", dataset)
         return f"Run '{command}', or give --source DIR."
     return "Give the folder that holds it with --source DIR."

@@ -202,6 +202,8 @@ def require_bundle_folder(folder: Path, command: str, source: str) -> None:
     """
     if not folder.exists():
         return
+    if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):
+        return
     for manifest in _manifests(folder):
         if manifest.stage == "export":
             known = shlex.split(manifest.command)[:2]
@@ -211,8 +213,7 @@ def require_bundle_folder(folder: Path, command: str, source: str) -> None:
                 f"{folder} holds another bundle, made by 'showtell {shlex.join(known)}'. Delete "
                 "the folder, or give another OUT."
             )
-    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is not a bundle. Give a new or empty folder.")
+    raise ConfigError(f"{folder} exists and is not a bundle. Give a new or empty folder.")
 
 
 def _passes_unread(path: Path) -> bool:

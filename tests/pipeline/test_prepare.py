@@ -14,7 +14,7 @@ from showtell.pipeline.captions import read_captions, read_images, read_referenc
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.download import download
-from showtell.pipeline.prepare import find_known_words, prepare, up_to_date
+from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage import files as files_module
 from showtell.pipeline.stage import manifest as manifest_module
 from showtell.pipeline.stage.artifacts import repair_command
@@ -169,13 +169,16 @@ def test_words_of_a_model_are_kept(tmp_path):
 
 
 def test_known_words_of_a_built_in_model_are_found_by_its_name(tmp_path, monkeypatch):
-    assert (find_known_words(Path("flickr8k"))).name == "vocab.json"
-    assert len(Vocab.read(find_known_words(Path("flickr8k")))) > 2000
-    (tmp_path / "flickr8k").touch()
     monkeypatch.chdir(tmp_path)
-    assert find_known_words(Path("flickr8k")) == Path(
-        "flickr8k"
-    )  # a file of the user's comes first
+    (tmp_path / "flickr8k").mkdir()  # such as the photographs of that dataset
+    config = make_config(tmp_path, known_words=Path("flickr8k"))
+    manifest = prepare(config)
+    assert len(Vocab.read(config.captions_dir / "vocab.json")) > 2000
+    recorded = shlex.split(manifest.command)
+    assert Path(recorded[recorded.index("--known-words") + 1]).is_file()
+    (tmp_path / "flickr8k").rmdir()
+    (tmp_path / "flickr8k").touch()  # a file of the user's comes first
+    assert make_config(tmp_path, known_words=Path("flickr8k")).known_words == Path("flickr8k")
 
 
 def test_known_words_must_be_a_vocabulary_of_words(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,6 +71,8 @@ def test_few_missing_images_are_not_blamed_on_the_folder(tmp_path):
     ) as caught:
         load_dataset(config)
     assert "--source" not in str(caught.value)
+    with pytest.raises(DatasetError, match="Run 'showtell download --dataset scenes'"):
+        load_dataset(replace(config, dataset="scenes"))
 
 
 @pytest.mark.parametrize(

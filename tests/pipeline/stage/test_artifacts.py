@@ -15,11 +15,13 @@ from showtell.pipeline.stage.artifacts import (
     read_output,
     reading,
     repair_command,
+    require_bundle_folder,
     require_stage,
 )
 from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.command_line import command_line, command_of
 from showtell.pipeline.stage.errors import (
+    ConfigError,
     DamagedFileError,
     MissingArtifactError,
     ShowTellError,
@@ -316,3 +318,11 @@ def test_command_with_a_path_that_is_not_unicode_is_recorded(stage) -> None:
     manifest.write(stage)
     assert Manifest.load(stage) == manifest
     assert "/d\udce9" in repair_command(stage / "out.bin")
+
+
+def test_folder_with_hidden_files_only_counts_as_empty(tmp_path) -> None:
+    Manifest("export", 1, {}, {}, {}, command="export other OUT").write_copy(tmp_path)
+    require_bundle_folder(tmp_path, "export", "run")  # an export that failed at once leaves this
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError, match="holds another bundle, made by 'showtell export other'"):
+        require_bundle_folder(tmp_path, "export", "run")

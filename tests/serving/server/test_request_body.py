@@ -20,7 +20,7 @@ def test_images_are_counted_before_the_first_is_decoded(num_images: int) -> None
 @pytest.mark.parametrize("item", [b'""', b"[]", b"{}", b"0"])
 def test_document_of_very_many_values_is_refused_unread(within_limits, item: bytes) -> None:
     content = b'{"images": [%b]}' % b",".join([item] * 8_000_000)
-    with pytest.raises(RequestError) as caught, within_limits():
+    with within_limits(), pytest.raises(RequestError) as caught:
         read_json(content, 64)
     assert (caught.value.status, caught.value.code) == (422, "invalid_json")
     assert f"more than {MAX_VALUES:,} values" in caught.value.message
