@@ -120,6 +120,8 @@ def main() -> None:
     number, *names = sys.argv[1:] or ["100"]
     names = names or list(COMMANDS)
     num_bad = 0
+    # A job in the background of a script ignores Ctrl-C, and so would the commands that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         for index in range(int(number)):
