@@ -86,7 +86,7 @@ def test_port_in_use_is_reported_before_the_model_is_loaded(showtell, tmp_path) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, output = showtell("serve", "--data", tmp_path, "--port", port)
-    assert status == 1 and f"--port {port}" in output and "showtell serve --port" in output
+    assert status == 1 and f"--port {port}" in output and f"add --port {port + 1}." in output
 
 
 def test_unknown_address_is_reported(showtell, tmp_path) -> None:
