@@ -215,18 +215,19 @@ def read_caption_columns(
     if not rows:
         return
     header = [title.strip() for title in rows[0][1]]
-    separator = separator_of(read_utf8(path))
     name_column, caption_column = (
         find_column(header, titles, path) for titles in (names, captions)
     )
     split_column = next((header.index(title) for title in splits if title in header), None)
     known: tuple[set[str], set[str]] | None = None
+    separator = ","
     for line, row in rows[1:]:
         name, caption = row[name_column], row[caption_column]
         if len(caption.splitlines()) > 1:
             if known is None:
                 known_names = {other[name_column].strip() for _, other in rows[1:]}
                 known = known_names, set(map(_suffix, known_names)) - {""}
+                separator = separator_of(read_utf8(path))
             for number, text in enumerate(caption.splitlines()[1:], line + 1):
                 cells = text.split(separator)
                 if len(cells) >= len(header) and _is_row(cells, name_column, *known):
