@@ -1,0 +1,63 @@
+"""Score captions as pycocoevalcap does: BLEU-1 to 4, METEOR, ROUGE_L and CIDEr.
+
+`score_captions` takes captions as people write them; `caption_scorer.py` takes tokenized ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from ...pipeline.stage.errors import DatasetError
+from ...pipeline.text.tokenizer import tokenize
+from .caption_scorer import CaptionScorer, require_references, require_same_images
+from .image_scores import ImageScores
+from .meteor import Meteor, read_meteor_counts
+
+
+@dataclass(frozen=True)
+class ScoredCaptions:
+    """The scores of N captions. All mappings have the images in the order of the references.
+
+    Attributes:
+        images: the scores of each image; `images.of_all()` returns those of all together.
+        references: image_id → tokenized references, as words joined by single spaces.
+        hypotheses: image_id → tokenized caption, as words joined by single spaces.
+    """
+
+    images: ImageScores
+    references: dict[int, list[str]]
+    hypotheses: dict[int, str]
+
+
+def score_captions(
+    references: Mapping[int, Sequence[str]],
+    hypotheses: Mapping[int, str],
+    tokenize: Callable[[str], list[str]] = tokenize,
+) -> ScoredCaptions:
+    """Score one caption for each image of the references.
+
+    Args:
+        references: image_id → at least one caption, as people wrote it.
+        hypotheses: image_id → caption, for exactly the images of the references; any order.
+        tokenize: splits a caption into words; the default is the PTB tokenizer.
+
+    Raises:
+        MismatchError: an image has no caption, or a caption has no references.
+        DatasetError: there is no image, an image has no reference, or no reference has a word.
+        ScorerError: METEOR cannot be computed.
+    """
+    require_references(references)
+    require_same_images(references, hypotheses)
+    tokenized = {
+        image_id: [" ".join(tokenize(text)) for text in texts]
+        for image_id, texts in references.items()
+    }
+    captions = {image_id: " ".join(tokenize(hypotheses[image_id])) for image_id in references}
+    if not any(chain.from_iterable(tokenized.values())):
+        raise DatasetError("The references contain no words after tokenization.")
+    scores = CaptionScorer(tokenized).score_each(captions)
+    with Meteor() as meteor:
+        lines = meteor.count([*tokenized.values()], [*captions.values()])
+    means = {"ROUGE_L": scores.rouge_l, "CIDEr": scores.cider}
+    images = ImageScores(scores.image_ids, scores.bleu, read_meteor_counts(lines), means)
+    return ScoredCaptions(images, tokenized, captions)
