@@ -1,6 +1,7 @@
 """Image captioning on cached features, after Show and Tell (Vinyals et al. 2015).
 
-`showtell.load(run).caption([...])` captions images. The command line, `showtell`, runs the stages.
+`showtell.load(run).caption([...])` captions images; `showtell.score(candidates, references)` scores
+captions. The command line, `showtell`, runs the stages.
 """
 
 from importlib import import_module
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from .features.store import FeatureStore
     from .features.torch_datasets import CaptionDataset, ReferenceDataset
     from .model.metrics.caption_scorer import CaptionScorer
+    from .model.score import Scores, score
     from .pipeline.text.vocab import BOS, EOS, PAD, UNK, Vocab
     from .serving.captioner import Captioner
     from .serving.load import load
@@ -30,9 +32,11 @@ _MODULES = {
     "Captioner": ".serving.captioner",
     "FeatureStore": ".features.store",
     "ReferenceDataset": ".features.torch_datasets",
+    "Scores": ".model.score",
     "Token": ".serving.results",
     "Vocab": ".pipeline.text.vocab",
     "load": ".serving.load",
+    "score": ".model.score",
 }
 
 __all__ = [
@@ -46,10 +50,12 @@ __all__ = [
     "Captioner",
     "FeatureStore",
     "ReferenceDataset",
+    "Scores",
     "Token",
     "Vocab",
     "__version__",
     "load",
+    "score",
 ]
 
 

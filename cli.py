@@ -23,6 +23,7 @@ from .model.config import (
     TrainConfig,
     VerifyConfig,
 )
+from .model.scoring.config import ScoreConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError
@@ -256,6 +257,28 @@ def compare(config: CompareConfig) -> None:
     from .model.compare import compare
 
     compare(config)
+
+
+@tool(
+    "score",
+    ScoreConfig,
+    examples=(
+        "results.json captions_val2014.json",
+        "captions.csv references.csv --per-image scores.parquet",
+        "candidates.txt references0.txt references1.txt --json",
+        "a.json references.json --compare b.json",
+    ),
+)
+def score(config: ScoreConfig) -> None:
+    """Score captions of any program against references, as pycocoevalcap does.
+
+    Formats: COCO's JSON files, {id: caption} or {id: [captions]} in JSON,
+    JSON Lines, CSV, Parquet, or plain text with one caption a line.
+    Images are matched by id, by file name or by line.
+    """
+    from .model.score import score_files
+
+    score_files(config)
 
 
 @tool(

@@ -58,7 +58,16 @@ def compare(config: CompareConfig) -> list[Difference]:
     a, b = (ImageScores.read(folder / SCORES_NAME) for folder in folders)
     _require_same_images(folders, a, b)
     differences = find_differences(a, b, config.draws, config.seed)
-    _show(folders, len(a), differences, config.draws)
+    show_differences(folders, len(a), differences, config.draws)
+    print_json(
+        {
+            "eval_a": folders[0],
+            "eval_b": folders[1],
+            "num_images": len(a),
+            "num_draws": config.draws,
+            "scores": differences,
+        }
+    )
     return differences
 
 
@@ -164,10 +173,10 @@ def _require_same_images(folders: list[Path], a: ImageScores, b: ImageScores) ->
         )
 
 
-def _show(
-    folders: list[Path], num_images: int, differences: list[Difference], num_draws: int
+def show_differences(
+    paths: list[Path], num_images: int, differences: list[Difference], num_draws: int
 ) -> None:
-    """Print the differences as a table, or as JSON."""
+    """Print the differences of A and B as a table."""
     rows = [
         (
             difference.name,
@@ -179,17 +188,8 @@ def _show(
         )
         for difference in differences
     ]
-    for letter, folder in zip("AB", folders, strict=True):
-        print_result(f"{letter}: {folder}")
+    for letter, path in zip("AB", paths, strict=True):
+        print_result(f"{letter}: {path}")
     title = f"compare: {num_images:,} images, {num_draws:,} draws"
     print_table(title, rows, ("score", "A", "B", "B - A", "95 %", "p"))
     print_note(EXPLANATION)
-    print_json(
-        {
-            "eval_a": folders[0],
-            "eval_b": folders[1],
-            "num_images": num_images,
-            "num_draws": num_draws,
-            "scores": differences,
-        }
-    )

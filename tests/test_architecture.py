@@ -36,12 +36,12 @@ ORDER = {
     "model": [
         "presets kernels",
         "metrics decoders",
-        "generation",
+        "generation scoring",
         "config",
         "runs",
         "training evaluation",
         "train evaluate compare",
-        "verify",
+        "verify score",
     ],
     "serving": [
         "config",
@@ -80,6 +80,7 @@ HOMES = {
         "pipeline/prepare.py",
         "pipeline/datasets/tables.py",
         "pipeline/text/columns.py",
+        "model/scoring/per_image.py",
         "serving/table.py",
     },
     "pycocoevalcap": {"model/metrics/*"},
@@ -216,6 +217,10 @@ def test_help_loads_no_torch() -> None:
 
 def test_finding_a_bundle_loads_no_torch() -> None:
     assert "torch" not in modules_after("import showtell.model.runs.find")
+
+
+def test_scoring_loads_no_torch() -> None:
+    assert "torch" not in modules_after("import showtell; showtell.score")
 
 
 def test_decoding_processes_load_no_torch() -> None:

@@ -78,6 +78,7 @@ class ClipScore(Metric):
             MissingArtifactError: transformers cannot load the model.
             DatasetError: an image is missing or corrupt.
         """
+        assert captions.captions_dir is not None
         model, processor = load_clip(self.folder)
         options = {
             "return_tensors": "pt",

@@ -81,6 +81,11 @@ class ImageScores:
         scores = self.of_draws(np.ones((1, len(self))))
         return {name: float(values[0]) for name, values in scores.items()}
 
+    def of_each(self) -> dict[str, Floats]:
+        """Return the scores of each image alone: name → (N,) float64."""
+        scores = dict(zip(BLEU_NAMES, self.bleu.of_each().T, strict=True))
+        return scores | {"METEOR": meteor_of_counts(self.meteor)} | self.means
+
     def write(self, path: Path) -> None:
         """Write `scores.npz` atomically."""
         counts = {f"bleu_{name}": getattr(self.bleu, name) for name in BLEU_FIELDS}

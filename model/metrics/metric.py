@@ -25,12 +25,13 @@ class CaptionSet:
         tokenized_hypotheses: image_id → generated caption, as PTB words joined by single spaces.
         tokenized_references: image_id → reference captions, as PTB words joined by single spaces.
         captions_dir: output folder of `showtell prepare`; its manifest names the images' folder.
+            None if the captions belong to no prepared dataset.
     """
 
     hypotheses: dict[int, str]
     tokenized_hypotheses: dict[int, str]
     tokenized_references: dict[int, list[str]]
-    captions_dir: Path
+    captions_dir: Path | None = None
 
 
 class Metric(ABC):

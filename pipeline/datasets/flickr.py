@@ -193,7 +193,7 @@ def _read_rows(path: Path, position: Position) -> Iterator[tuple[str, str]]:
     has_header = "\t" not in first_line
     for number, text_of_line in _lines(text)[has_header:]:
         position.text = f"line {number}"
-        yield _split_pipe_line(text_of_line) if has_header else _split_token_line(text_of_line)
+        yield _split_pipe_line(text_of_line) if has_header else split_token_line(text_of_line)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -202,7 +202,12 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line.strip()]
 
 
-def _split_token_line(line: str) -> tuple[str, str]:
+def split_token_line(line: str) -> tuple[str, str]:
+    """Return the file name and the caption of a line of `Flickr8k.token.txt`.
+
+    Raises:
+        ValueError: it is not such a line.
+    """
     label, tab, caption = line.partition("\t")
     name, mark, index = label.rpartition("#")
     if not (tab and mark and name and index.strip().isdigit()):

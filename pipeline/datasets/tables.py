@@ -130,16 +130,35 @@ def _read_jsonl_rows(path: Path, position: Position) -> Iterator[Row]:
 
 
 def _read_parquet_rows(path: Path, position: Position) -> Iterator[Row]:
+    def choose(header: list[str]) -> list[str]:
+        for column in COLUMNS[:2]:
+            find_column(header, (column,), path)
+        return [column for column in COLUMNS if column in header]
+
+    for row in read_parquet_columns(path, position, choose):
+        yield row[0], row[1], row[2] if len(row) == 3 else None
+
+
+def read_parquet_columns(
+    path: Path, position: Position, choose: Callable[[list[str]], list[str]]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of some columns of a Parquet file, row by row.
+
+    Args:
+        path: of the file.
+        position: updated to the row that is read.
+        choose: returns the names of the columns to read, given those of the file.
+
+    Raises:
+        DatasetError: the file is damaged, or expands to far more than its size.
+    """
     # Not by its path: pyarrow would treat a name such as "s3:x" as a URL.
     with (
         reporting_errors(path, pa.ArrowException, expected=DAMAGED_PARQUET),
         path.open("rb") as content,
         pq.ParquetFile(content) as file,
     ):
-        header = file.schema_arrow.names
-        for column in COLUMNS[:2]:
-            find_column(header, (column,), path)
-        wanted = [column for column in COLUMNS if column in header]
+        wanted = choose(file.schema_arrow.names)
         size = path.stat().st_size
         _require_honest_size(file.metadata, size)
         numbers, num_bytes = itertools.count(1), 0
@@ -149,7 +168,7 @@ def _read_parquet_rows(path: Path, position: Position) -> Iterator[Row]:
             columns = [batch.column(name).to_pylist() for name in wanted]
             for row in zip(*columns, strict=True):
                 position.text = f"row {next(numbers)}"
-                yield row[0], row[1], row[2] if len(row) == 3 else None
+                yield row
 
 
 def _require_honest_size(metadata: pq.FileMetaData, size: int) -> None:

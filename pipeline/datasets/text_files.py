@@ -9,6 +9,7 @@ import io
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,22 +122,31 @@ def decode_utf8(content: bytes, path: Path) -> str:
         ) from None
 
 
-def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
+def parse_json(text: str, path: Path, *, first_line: int = 1, unique_keys: bool = False) -> Any:
     """Parse JSON.
 
     Args:
         text: of the file, or of some of its lines.
         path: of the file, for the error message.
         first_line: number of the first line of `text` in the file.
+        unique_keys: whether a key may occur only once in an object. Otherwise the last one counts.
 
     Raises:
-        DatasetError: the text is not JSON, is nested too deeply, or contains numbers of thousands
-            of digits.
+        DatasetError: the text is not JSON, is nested too deeply, contains numbers of thousands of
+            digits, or a key twice.
     """
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+            raise DatasetError(f"{path}: key {reprlib.repr(key)} occurs {count} times. Keep one.")
+        return found
+
     with reporting_errors(path) as position:
         position.text = "" if first_line == 1 else f"line {first_line}"
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=to_dict if unique_keys else None)
         except json.JSONDecodeError as error:
             line, column, reason = error.lineno, error.colno, error.msg
         except ValueError:

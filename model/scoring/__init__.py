@@ -1,0 +1,1 @@
+"""Parts of `showtell score`: options, pairs of candidates and references, tables of results."""

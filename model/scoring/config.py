@@ -1,0 +1,47 @@
+"""Options of `showtell score`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...pipeline.stage.options import StageConfig, argument, option
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+
+def check_table(path: Path) -> str | None:
+    """Return None if `--per-image` names a table, else the rule that it breaks."""
+    return None if path.suffix.lower() in TABLE_SUFFIXES else "end in .csv or .parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(StageConfig):
+    """Options of `showtell score`."""
+
+    candidates: Path = argument(
+        "Captions to score, one for each image: .json, .jsonl, .csv, .parquet or plain text.",
+        metavar="CANDIDATES",
+    )
+    references: list[Path] = argument(
+        "Captions by people: one file, or several whose captions are added up. Images without a "
+        "candidate are left out.",
+        metavar="REFERENCES",
+    )
+    compare: Path | None = option(
+        None,
+        "Second file of candidates. Test whether its scores differ significantly from those of "
+        "CANDIDATES.",
+        group="Input",
+        metavar="FILE",
+    )
+    spice: bool = option(
+        False,
+        "Also compute SPICE; needs Java 8 to 14 and Stanford's parser.",
+        group="Scoring",
+    )
+    per_image: Path | None = option(
+        None,
+        "Write the scores of each image to this table: .csv or .parquet.",
+        check=check_table,
+        group="Output",
+        metavar="FILE",
+    )
