@@ -64,6 +64,11 @@ class Scores:
         scores = (dict(zip(columns, row, strict=True)) for row in rows)
         return dict(zip(self.pairs.ids, scores, strict=True))
 
+    @property
+    def references(self) -> dict[int | str, tuple[str, ...]]:
+        """References of each image that was scored, by its id."""
+        return dict(zip(self.pairs.ids, self.pairs.references, strict=True))
+
     def compare(
         self,
         other: "Scores",

@@ -84,7 +84,7 @@ def _match_ids(candidates: Captions, references: Captions) -> dict[str, str]:
     if missing and not matches:
         raise MismatchError(
             f"{candidates.source} and {references.source} have no image in common: their ids are "
-            f"such as {_show(own)} and {_show([*names, *known])}. Name the same images in both."
+            f"such as {_show(own)} and {_show(known)}. Name the same images in both."
         )
     if missing:
         raise MismatchError(

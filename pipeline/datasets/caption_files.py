@@ -26,6 +26,8 @@ from ..stage.errors import DatasetError, MismatchError, MissingArtifactError
 from .flickr import split_token_line
 from .tables import read_parquet_columns
 from .text_files import (
+    MAX_PATH_BYTES,
+    NOT_IN_NAMES,
     Position,
     find_column,
     parse_caption,
@@ -155,9 +157,14 @@ def _parse_id(value: object) -> str:
     """Return an id as text: 7, 7.0 and "7" are the same id.
 
     Raises:
-        ValueError: it is neither an integer nor text, or is empty.
+        ValueError: it is neither an integer nor text, or is empty, too long or not printable.
     """
     if isinstance(value, str) and value.strip():
+        if NOT_IN_NAMES.search(value.strip()) or len(value) > MAX_PATH_BYTES:
+            raise ValueError(
+                f"the id is {reprlib.repr(value)}, expected at most {MAX_PATH_BYTES} printable "
+                "characters"
+            )
         return value.strip()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -243,13 +250,14 @@ def _read_parquet(captions: Captions, path: Path, position: Position) -> Iterato
 
 
 def _read_text(captions: Captions, path: Path, position: Position) -> Iterator[Entry]:
-    lines = read_utf8(path).removesuffix("\n").split("\n")
+    text = read_utf8(path)
+    lines = text.removesuffix("\n").split("\n")
     titles = {title.strip() for title in re.split("[,;\t]", lines[0])}
     if titles & {*ID_NAMES} and titles & {*CAPTION_NAMES}:
         yield from _read_csv(captions, path, position)
         return
     captions.has_ids = TOKEN_LINE.match(lines[0]) is not None
-    for number, line in enumerate(lines if lines != [""] else [], 1):
+    for number, line in enumerate(lines if text else [], 1):
         position.text = f"line {number}"
         if captions.has_ids:
             yield split_token_line(line.rstrip("\r"))

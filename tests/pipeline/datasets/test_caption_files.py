@@ -90,6 +90,8 @@ def test_plain_text_is_numbered_by_lines(tmp_path: Path) -> None:
     captions = read_captions(path, "references")
     assert captions.texts == {"1": ["a dog", "the dog"], "2": [""], "3": ["a cat"]}
     assert not captions.has_ids
+    path.write_text("\n")
+    assert read_captions(path, "candidates").texts == {"1": [""]}
     values = [["a dog", "the dog"], "", ("a cat",)]
     assert read_captions(values, "references").texts == captions.texts
 
@@ -121,6 +123,8 @@ def test_ids_of_any_type_are_the_same() -> None:
         ('[{"image_id": true, "caption": "a"}]', "the id is True, expected an integer or text"),
         ('[{"image_id": "", "caption": "a"}]', "the id is '', expected an integer or text"),
         ('[{"image_id": 7.5, "caption": "a"}]', "the id is 7.5, expected an integer or text"),
+        (r'{"a\nb": "a"}', r"the id is 'a\nb', expected at most 1024 printable characters"),
+        (r'{"\ud800": "a"}', r"the id is '\ud800', expected at most 1024 printable characters"),
         ('[{"caption": "a"}]', "entry 1: it has neither image_id, file_name"),
         ('[{"image_id": 7, "text": "a"}]', "its keys are 'image_id', 'text'"),
         ('[{"image_id": 7, "caption": "a"}, "b"]', "entry 2: it is 'b', expected an object"),

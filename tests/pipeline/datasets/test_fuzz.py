@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from showtell.pipeline.datasets.caption_files import read_captions
 from showtell.pipeline.prepare import prepare
 from showtell.pipeline.stage.errors import ShowTellError
 
@@ -67,6 +68,13 @@ def replace_value(content: bytes, position: float, hostile: str) -> bytes:
     return json.dumps(document).replace('"HOLE"', hostile).encode() + newline + rest
 
 
+def is_plain(error: ShowTellError) -> bool:
+    """Whether an error is one short line that can be printed."""
+    message = str(error)
+    message.encode()
+    return "\n" not in message and len(message) < 2000
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_mutated_annotations_are_prepared_or_one_error(
     tmp_path: Path, write_source: WriteSource, within_limits, kind: str
@@ -95,8 +103,38 @@ def test_mutated_annotations_are_prepared_or_one_error(
             try:
                 prepare(config)
             except ShowTellError as error:
-                message = str(error)
-                assert "\n" not in message and len(message) < 2000, message
-                message.encode()
+                assert is_plain(error), error
+
+    check()
+
+
+@pytest.mark.parametrize("kind", sorted({*FORMATS} - {"karpathy", "flickr-pipes"}))
+def test_mutated_captions_are_read_or_one_error(
+    tmp_path: Path, write_source: WriteSource, within_limits, kind: str
+) -> None:
+    path = write_source(kind, tmp_path).file
+    original = path.read_bytes()
+    assert len(read_captions(path, "candidates").texts) == 4
+
+    @given(st.none() | json_edits, st.lists(edits, max_size=4))
+    @settings(
+        max_examples=int(NUM_EXAMPLES or 240) // len(FORMATS),
+        derandomize=NUM_EXAMPLES is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(value: tuple[float, str] | None, changes: list[tuple[str, float, Any]]) -> None:
+        content = original
+        if value is not None and kind in ("coco", "jsonl"):
+            content = replace_value(content, *value)
+        for change in changes:
+            content = edit(content, *change)
+        path.write_bytes(content)
+        with within_limits():
+            try:
+                read_captions(path, "candidates")
+            except ShowTellError as error:
+                assert is_plain(error), error
 
     check()
