@@ -9,7 +9,7 @@ Each split and decoding has a folder:
 as `beam5-ngram2`. The files:
 
     metrics.json
-        Bleu_1 … Bleu_4, METEOR, ROUGE_L    float, 0 to 1
+        Bleu_1 … Bleu_4, METEOR, ROUGE_L    float, 0 to 1; METEOR for English captions
         CIDEr                               float, 0 to 10
         SPICE, CLIPScore                    float, if they were asked for
         intervals                           each score → [low, high], its 95 % confidence interval
@@ -50,6 +50,7 @@ from ..pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from ..pipeline.stage.files import locked, write_json
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
+from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from ..pipeline.text.vocab import Vocab
 from .config import EvalConfig
 from .decoders.precision import Precision
@@ -61,6 +62,7 @@ from .metrics.image_scores import SCORES_NAME, ImageScores
 from .metrics.metric import CaptionSet
 from .metrics.official import OfficialScorer
 from .metrics.registry import score_metrics
+from .metrics.scorer import ScoredCaptions, score_captions
 from .runs.layout import METRICS_NAME
 
 CAPTIONS_NAME, NBEST_NAME = "captions.json", "nbest.json"
@@ -109,25 +111,33 @@ def _caption_and_score(evaluation: Evaluation) -> Manifest:
     precision = Precision(evaluation.config.precision, device)
     image_ids = select_images(evaluation)
     captions_path = evaluation.captions_dir / CAPTIONS_PARQUET
-    scorer = OfficialScorer(read_references(captions_path, "caption", image_ids))
+    references = read_references(captions_path, "caption", image_ids)
+    is_english = evaluation.tokenizer == DEFAULT_TOKENIZER
+    scorer = OfficialScorer(references) if is_english else None
     with ExitStack() as stack:
-        if device.type != "cpu":
+        if scorer is not None and device.type != "cpu":
             stack.enter_context(scorer)  # Java starts while the GPU decodes
         with watch.part("decode"):
             vocab, found = decode_split(evaluation, image_ids, precision)
         # Written before scoring, so that the captions survive if Java fails.
         hypotheses = _write_captions(evaluation, vocab, found)
-        if device.type == "cpu":
+        if scorer is not None and device.type == "cpu":
             stack.enter_context(scorer)  # not earlier: Java would take the decoder's cores
         with watch.part("score"):
-            official = scorer.score(hypotheses)
+            scores: dict[str, float] = {}
+            if scorer is not None:
+                official = scorer.score(hypotheses)
+                scores = official.scores
+                scored = ScoredCaptions(official.images, official.references, official.hypotheses)
+            else:
+                scored = score_captions(references, hypotheses, evaluation.tokenizer)
             captions = CaptionSet(
-                hypotheses, official.hypotheses, official.references, evaluation.captions_dir
+                hypotheses, scored.hypotheses, scored.references, evaluation.captions_dir
             )
             optional = score_metrics(evaluation.metrics, captions)
-    images = official.images.with_means(optional)
+    images = scored.images.with_means(optional)
     images.write(evaluation.folder / SCORES_NAME)
-    _write_metrics(evaluation, images, official.scores, watch)
+    _write_metrics(evaluation, images, scores, watch)
     return _write_manifest(evaluation, len(images), optional, watch.seconds)
 
 
@@ -135,7 +145,7 @@ def _write_captions(
     evaluation: Evaluation, vocab: Vocab, found: dict[int, list[Hypothesis]]
 ) -> dict[int, str]:
     """Write `captions.json` and `nbest.json`; return image_id → best caption."""
-    best = {image_id: vocab.decode(listed[0].token_ids) for image_id, listed in found.items()}
+    best = {image_id: vocab.to_text(listed[0].token_ids) for image_id, listed in found.items()}
     results = [{"image_id": image_id, "caption": caption} for image_id, caption in best.items()]
     write_json(evaluation.folder / CAPTIONS_NAME, results)
     if evaluation.config.n_best > 1:
@@ -143,7 +153,11 @@ def _write_captions(
             {
                 "image_id": image_id,
                 "captions": [
-                    {"caption": vocab.decode(h.token_ids), "log_prob": h.log_prob, "score": h.score}
+                    {
+                        "caption": vocab.to_text(h.token_ids),
+                        "log_prob": h.log_prob,
+                        "score": h.score,
+                    }
                     for h in hypotheses
                 ],
             }
@@ -211,6 +225,11 @@ def _show_scores(evaluation: Evaluation) -> None:
     run = folder.parents[1].name
     print_table(f"eval {run} {folder.name}", rows)
     print_json({"run": run, "evaluation": folder.name, "path": folder, **metrics})
+    if "METEOR" not in metrics:
+        print_note(
+            "METEOR is left out: it knows only English, and the captions were prepared with "
+            f"--tokenizer {evaluation.tokenizer}."
+        )
     if evaluation.split == "val":
         print_note("The val images also selected the best epoch; report scores on a test split.")
 

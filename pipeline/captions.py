@@ -9,7 +9,7 @@ captions.parquet, one row per caption, M rows:
     caption_id  int64        0 … M - 1
     image_id    int64
     caption     string       as written
-    words       string       its PTB tokens, joined by single spaces. A token can contain a no-break
+    words       string       its words, joined by single spaces. A word can contain a no-break
                              space, so split at " " only, not at any white space.
     token_ids   list<int32>  (number of tokens,) ids in vocab.json, without BOS and EOS
 """
@@ -153,7 +153,7 @@ def read_references(
 
     Args:
         path: of captions.parquet.
-        column: "caption" for the text as written, "words" for PTB tokens joined by spaces.
+        column: "caption" for the text as written, "words" for its words joined by spaces.
         image_ids: (n,) int64.
 
     Returns:

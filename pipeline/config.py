@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import find_known_words
-from .stage.options import DatasetConfig, expand_home, option
+from .stage.options import DatasetConfig, expand_home, option, require
+from .text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,13 @@ class PrepareConfig(DatasetConfig):
         metavar="FILE",
     )
     seed: int = option(0, "Seed for drawing the splits that the dataset lacks.", group="Input")
+    tokenizer: str = option(
+        DEFAULT_TOKENIZER,
+        "How captions become words: ptb (English, as published scores do), unicode (words of other "
+        "languages), characters (Chinese, Japanese, Thai).",
+        choices=tuple(UNITS),
+        group="Vocabulary",
+    )
     vocab: str = option(
         "words",
         "Type of tokens: words, bpe (subwords learned from the train split), or the path of a "
@@ -81,13 +89,18 @@ class PrepareConfig(DatasetConfig):
         super().__post_init__()
         self.require_not_both("min_count", "vocab_size")
         self.require_not_both("karpathy", "table")
-        is_words, is_file = self.vocab == "words", self.tokenizer is not None
+        is_words, is_file = self.vocab == "words", self.vocab_file is not None
+        require(
+            is_words or UNITS[self.tokenizer] == "words",
+            f"--vocab {self.vocab} splits words, but --tokenizer {self.tokenizer} has none. Leave "
+            "out --vocab.",
+        )
         self.require_unused("min_count", "known_words", unless=is_words, needs="--vocab words")
         self.require_unused("vocab_size", unless=not is_file, needs="--vocab words or bpe")
         if self.known_words is not None:  # recorded as a path, so that it works from any folder
             object.__setattr__(self, "known_words", find_known_words(self.known_words))
 
     @property
-    def tokenizer(self) -> Path | None:
+    def vocab_file(self) -> Path | None:
         """The path of the `tokenizer.json` given by `--vocab`, or None."""
         return None if self.vocab in ("words", "bpe") else expand_home(Path(self.vocab))

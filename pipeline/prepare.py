@@ -42,6 +42,7 @@ from .stage.stopwatch import Stopwatch
 from .text.columns import TokenizedCaptions, tokenize_all
 from .text.scripts import unspaced_words_warnings
 from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
+from .text.tokenizer import DEFAULT_TOKENIZER, UNITS
 from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
 
 VERSION = 1
@@ -90,7 +91,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     """
     # Check the options before `locked` creates the folder: an error should leave no folder.
     find_reader(config)
-    tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
+    tokenizer = None if config.vocab_file is None else read_tokenizer(config.vocab_file)
     _read_known_words(config)
     directory = config.captions_dir
     # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
@@ -144,7 +145,7 @@ def hash_inputs(config: PrepareConfig) -> dict[str, str]:
         DamagedFileError: `download` wrote one of them, and it has changed since.
         StorageError: one of them cannot be read.
     """
-    files = [path for path in (config.tokenizer, config.known_words) if path is not None]
+    files = [path for path in (config.vocab_file, config.known_words) if path is not None]
     source = source_dir(config)
     downloaded = Manifest.read(source)
     hashes = {}
@@ -175,8 +176,10 @@ def _config_json(config: PrepareConfig) -> dict[str, Any]:
         values[name] = None if path is None else str(path.resolve())
     if config.known_words is None:
         del values["known_words"]  # so that datasets from before this option stay up to date
-    if config.tokenizer is not None:
-        values["vocab"] = str(config.tokenizer.resolve())
+    if config.tokenizer == DEFAULT_TOKENIZER:
+        del values["tokenizer"]  # likewise
+    if config.vocab_file is not None:
+        values["vocab"] = str(config.vocab_file.resolve())
     if config.vocab == "words" and config.min_count is None and config.vocab_size is None:
         values["min_count"] = DEFAULT_MIN_COUNT
     if config.vocab == "bpe" and config.vocab_size is None:
@@ -191,7 +194,7 @@ def _encode(
     with stopwatch.part("tokenize"):
         texts = chain.from_iterable(record.captions for record in records)
         captions = pa.array(texts, pa.string())
-        tokenized = tokenize_all(captions)
+        tokenized = tokenize_all(captions, config.tokenizer)
         has_words = tokenized.lengths > 0
         records, left_out = _drop_captions_without_words(records, has_words)
         captions, tokenized = captions.filter(pa.array(has_words)), tokenized.select(has_words)
@@ -202,6 +205,7 @@ def _encode(
     splits = np.repeat([record.split for record in records], per_image)
     with stopwatch.part("vocabulary"):
         vocab = _choose_vocab(config, tokenizer, tokenized.select(splits == "train"))
+        vocab = replace(vocab, word_tokenizer=config.tokenizer)
     with stopwatch.part("encode"):
         tokens, offsets = tokenized.encode([vocab.encode([word]) for word in tokenized.words])
         encoded = EncodedCaptions(
@@ -233,9 +237,14 @@ def _read_known_words(config: PrepareConfig) -> Vocab | None:
         return None
     require_file(config.known_words, "--known-words", "the vocab.json of a run or a bundle")
     known = Vocab.read(config.known_words)
-    if known.unit != "words":
+    if known.unit == "pieces":
         raise ConfigError(
             f"--known-words {config.known_words} has subword pieces, expected words. Leave it out."
+        )
+    if known.word_tokenizer != config.tokenizer:
+        raise ConfigError(
+            f"--known-words {config.known_words} was made with --tokenizer {known.word_tokenizer}, "
+            f"but this is --tokenizer {config.tokenizer}. Leave one of the two options out."
         )
     return known
 
@@ -343,7 +352,9 @@ def _print_summary(manifest: Manifest, directory: Path) -> None:
         )
         for split in oov
     ]
-    unit = "words" if manifest.config["vocab"] == "words" else "pieces"
+    unit = "pieces"
+    if manifest.config["vocab"] == "words":
+        unit = UNITS[manifest.config.get("tokenizer", DEFAULT_TOKENIZER)]
     header = ("split", "images", "captions", unit, "out of vocabulary")
     print_table(f"prepare {manifest.config['dataset']}", rows, header)
     left_out = manifest.details["left_out"].items()

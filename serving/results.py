@@ -31,16 +31,18 @@ class Caption:
     """A caption of an image.
 
     Attributes:
-        text: words joined by spaces.
+        text: as people write it: words joined by spaces, or by nothing in Chinese, Japanese, Thai.
         log_prob: of the whole caption and its end, in nats.
         score: what captions are ranked by, see `Hypothesis.score`.
         tokens: its tokens and the end of the caption; empty unless asked for.
+        words: its words, in Chinese its characters.
     """
 
     text: str
     log_prob: float
     score: float
     tokens: tuple[Token, ...] = ()
+    words: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -63,16 +65,17 @@ class Caption:
             texts = [*(vocab.words[token_id] for token_id in hypothesis.token_ids), ""]
             maps = [None] * len(texts) if attention is None else list(attention)
             tokens = tuple(map(Token, texts, log_probs.tolist(), maps))
-        text = vocab.decode(hypothesis.token_ids)
-        return cls(text, hypothesis.log_prob, hypothesis.score, tokens)
+        words = tuple(filter(None, vocab.decode(hypothesis.token_ids).split(" ")))
+        text = vocab.to_text(hypothesis.token_ids)
+        return cls(text, hypothesis.log_prob, hypothesis.score, tokens, words)
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def word_probs(self) -> list[float]:
-        """The probability of each word of `text` given those before it; needs `tokens`."""
-        words, sums, word = self.text.split(" "), list[float](), ""
+        """The probability of each of `words` given those before it; needs `tokens`."""
+        words, sums, word = self.words or self.text.split(" "), list[float](), ""
         for token in self.tokens[:-1]:
             piece = token.text.removeprefix(" ")
             if not sums or word == words[len(sums) - 1]:

@@ -19,7 +19,8 @@ ORDER = {
     "pipeline": [
         "stage",
         "layout",
-        "text archives config status",
+        "text archives status",
+        "config",
         "datasets",
         "captions",
         "prepare download verify",
@@ -92,6 +93,7 @@ HOMES = {
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},
     "xxhash": {"pipeline/stage/checksums.py"},
     "tensorboardX": {"model/runs/run_log.py"},
+    "regex": {"pipeline/text/unicode_words.py"},
     "tokenizers": {"pipeline/text/subwords.py"},
     "jinja2": {"serving/*"},
     "matplotlib": {"model/runs/curves.py", "serving/report/plots.py"},

@@ -44,6 +44,7 @@ class Evaluation:
         folder: where the results are written.
         inputs: name → fingerprint of the captions, weights and features.
         metric_inputs: name of a metric → the fingerprints of its own inputs.
+        tokenizer: name of the tokenizer of the captions, see `pipeline/text/tokenizer.py`.
     """
 
     config: EvalConfig
@@ -55,6 +56,7 @@ class Evaluation:
     folder: Path
     inputs: dict[str, str]
     metric_inputs: dict[str, dict[str, str]]
+    tokenizer: str
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,9 +88,9 @@ def plan_evaluation(config: EvalConfig) -> Evaluation:
     dataset = members[0].run.dataset
     captions_dir = config.data / dataset / "captions"
     prepared = require_stage(captions_dir)
-    _check_vocab(captions_dir, members[0])
+    vocab = _read_vocab(captions_dir, members[0])
     split, image_ids = _choose_images(captions_dir, config.split)
-    metrics = choose_metrics(spice=config.spice, clip=config.clip)
+    metrics = choose_metrics(vocab.word_tokenizer, spice=config.spice, clip=config.clip)
     run_dir = run_folder(config.data, [member.name for member in members])
     hashes = {name: hash_file(captions_dir / name) for name in prepared.outputs}
     return Evaluation(
@@ -101,11 +103,12 @@ def plan_evaluation(config: EvalConfig) -> Evaluation:
         folder=run_dir / "eval" / f"{split}-{config.decoding_name}",
         inputs=hashes | hash_members(members),
         metric_inputs={metric.name: metric.inputs() for metric in metrics},
+        tokenizer=vocab.word_tokenizer,
     )
 
 
-def _check_vocab(captions_dir: Path, member: Member) -> None:
-    """Check that the dataset's vocabulary is the one that the run was trained with."""
+def _read_vocab(captions_dir: Path, member: Member) -> Vocab:
+    """Read the dataset's vocabulary; check that the run was trained with it."""
     vocab, run = Vocab.read(captions_dir / VOCAB_JSON), member.run
     if vocab.sha256 != run.vocab_sha256:
         command = command_line(captions_dir.parents[1], "prepare", "--dataset", run.dataset)
@@ -115,6 +118,7 @@ def _check_vocab(captions_dir: Path, member: Member) -> None:
             f"{run.vocab_sha256[:12]}. Run '{command}' again with the options used before the "
             "training, or train a new run."
         )
+    return vocab
 
 
 def _choose_images(captions_dir: Path, split: str | None) -> tuple[str, ImageIds]:

@@ -27,8 +27,9 @@ SHORT_NAMES = {
 MAX_BEAM = 10_000
 MAX_TOKENS = 1000
 
-# Default maximum length by the unit of the vocabulary: one word may take several subwords.
-LENGTH_LIMITS = {"words": 20, "pieces": 30}
+# Default maximum length by the unit of the vocabulary: one word may take several subwords or
+# characters.
+LENGTH_LIMITS = {"words": 20, "pieces": 30, "characters": 40}
 
 
 class DecodingKeywords(TypedDict, total=False):
@@ -75,7 +76,7 @@ class DecodingOptions(Options):
     )
     max_length: int | None = option(
         None,
-        "Maximum caption length in tokens. Default: 20 words or 30 subwords.",
+        "Maximum caption length in tokens. Default: 20 words, 30 subwords or 40 characters.",
         at_least=1,
         limit=MAX_TOKENS,
         group="Decoding",
@@ -200,7 +201,7 @@ class DecodingOptions(Options):
         """Return these options with `max_length` filled in.
 
         Args:
-            unit: of the vocabulary, "words" or "pieces" (subwords).
+            unit: of the vocabulary, "words", "pieces" (subwords) or "characters".
 
         Raises:
             ConfigError: `min_length` is above that length.

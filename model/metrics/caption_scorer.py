@@ -53,7 +53,7 @@ class CaptionScorer:
         """Compute the statistics of the references.
 
         Args:
-            references: image_id → at least one caption, as PTB words joined by single spaces.
+            references: image_id → at least one caption, as words joined by single spaces.
                 CIDEr's document frequencies are those of exactly these images.
 
         Raises:

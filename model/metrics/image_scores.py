@@ -7,7 +7,7 @@
     bleu_totals              (N, 4) int64    n-grams in the caption
     bleu_lengths             (N,) int64      words in the caption
     bleu_reference_lengths   (N,) int64      words in the reference of the closest length
-    meteor_counts            (N, 23) float64 see `meteor.read_meteor_counts`
+    meteor_counts            (N, 23) float64 see `meteor.read_meteor_counts`; absent without METEOR
     ROUGE_L, CIDEr, …        (N,) float64    scores that are averaged over images
 """
 
@@ -39,13 +39,13 @@ class ImageScores:
     Attributes:
         image_ids: (N,) int64.
         bleu: BLEU's counts of each caption.
-        meteor: (N, 23) float64, METEOR's counts of each caption.
+        meteor: (N, 23) float64, METEOR's counts of each caption; None in languages it lacks.
         means: name → (N,) float64, the scores that are averaged over images.
     """
 
     image_ids: Ints
     bleu: BleuCounts
-    meteor: Floats
+    meteor: Floats | None
     means: dict[str, Floats]
 
     def __len__(self) -> int:
@@ -59,7 +59,8 @@ class ImageScores:
         """Return the scores of the captions at `rows`."""
         bleu = BleuCounts(*(counts[rows] for counts in vars(self.bleu).values()))
         means = {name: values[rows] for name, values in self.means.items()}
-        return ImageScores(self.image_ids[rows], bleu, self.meteor[rows], means)
+        meteor = None if self.meteor is None else self.meteor[rows]
+        return ImageScores(self.image_ids[rows], bleu, meteor, means)
 
     def of_draws(self, weights: Floats) -> dict[str, Floats]:
         """Score several weighted sets of the images at once.
@@ -72,7 +73,8 @@ class ImageScores:
         """
         bleu = BleuCounts(*(weights @ counts for counts in vars(self.bleu).values()))
         scores = dict(zip(BLEU_NAMES, bleu.of_each().T, strict=True))
-        scores["METEOR"] = meteor_of_counts(weights @ self.meteor)
+        if self.meteor is not None:
+            scores["METEOR"] = meteor_of_counts(weights @ self.meteor)
         sizes = weights.sum(axis=1)
         return scores | {name: weights @ values / sizes for name, values in self.means.items()}
 
@@ -89,7 +91,9 @@ class ImageScores:
     def write(self, path: Path) -> None:
         """Write `scores.npz` atomically."""
         counts = {f"bleu_{name}": getattr(self.bleu, name) for name in BLEU_FIELDS}
-        arrays = {"image_ids": self.image_ids, **counts, "meteor_counts": self.meteor, **self.means}
+        arrays = {"image_ids": self.image_ids, **counts, **self.means}
+        if self.meteor is not None:
+            arrays["meteor_counts"] = self.meteor
         with atomic_path(path) as partial:
             np.savez_compressed(partial, allow_pickle=False, **arrays)
 
@@ -110,9 +114,8 @@ class ImageScores:
             arrays = dict(file)
             image_ids = arrays.pop("image_ids")
             bleu = BleuCounts(*(arrays.pop(f"bleu_{name}") for name in BLEU_FIELDS))
-            meteor = arrays.pop("meteor_counts")
-            if {len(array) for array in (*vars(bleu).values(), meteor, *arrays.values())} - {
-                len(image_ids)
-            }:
+            if any(
+                len(array) != len(image_ids) for array in (*vars(bleu).values(), *arrays.values())
+            ):
                 raise ValueError("its arrays have different lengths")
-            return cls(image_ids, bleu, meteor, arrays)
+            return cls(image_ids, bleu, arrays.pop("meteor_counts", None), arrays)

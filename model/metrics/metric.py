@@ -22,8 +22,8 @@ class CaptionSet:
 
     Attributes:
         hypotheses: image_id → generated caption.
-        tokenized_hypotheses: image_id → generated caption, as PTB words joined by single spaces.
-        tokenized_references: image_id → reference captions, as PTB words joined by single spaces.
+        tokenized_hypotheses: image_id → generated caption, as words joined by single spaces.
+        tokenized_references: image_id → reference captions, as words joined by single spaces.
         captions_dir: output folder of `showtell prepare`; its manifest names the images' folder.
             None if the captions belong to no prepared dataset.
     """

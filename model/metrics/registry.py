@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import ScorerError
+from ...pipeline.stage.options import require
+from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from .clip_score import ClipScore
 from .metric import CaptionSet, Floats, Metric
 from .spice import Spice
@@ -17,15 +19,26 @@ from .spice import Spice
 DEFAULT_METRICS: tuple[Metric, ...] = ()
 
 
-def choose_metrics(*, spice: bool = False, clip: Path | None = None) -> list[Metric]:
+def choose_metrics(
+    tokenizer: str = DEFAULT_TOKENIZER, *, spice: bool = False, clip: Path | None = None
+) -> list[Metric]:
     """Return the metrics to compute: the default ones and those that the user asked for.
 
     Args:
+        tokenizer: name of the tokenizer of the captions.
         spice: whether to compute SPICE.
         clip: folder of a saved CLIP model, which adds CLIPScore.
+
+    Raises:
+        ConfigError: SPICE is wanted for captions in another language than English.
     """
     metrics = [*DEFAULT_METRICS]
     if spice:
+        require(
+            tokenizer == DEFAULT_TOKENIZER,
+            f"--spice parses English, but the captions were prepared with --tokenizer {tokenizer}. "
+            "Leave out --spice.",
+        )
         metrics.append(Spice())
     if clip is not None:
         metrics.append(ClipScore(clip))

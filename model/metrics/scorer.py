@@ -3,12 +3,12 @@
 `score_captions` takes captions as people write them; `caption_scorer.py` takes tokenized ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from ...pipeline.stage.errors import DatasetError
-from ...pipeline.text.tokenizer import tokenize
+from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER, load_tokenizer
 from .caption_scorer import CaptionScorer, require_references, require_same_images
 from .image_scores import ImageScores
 from .meteor import Meteor, read_meteor_counts
@@ -32,14 +32,15 @@ class ScoredCaptions:
 def score_captions(
     references: Mapping[int, Sequence[str]],
     hypotheses: Mapping[int, str],
-    tokenize: Callable[[str], list[str]] = tokenize,
+    tokenizer: str = DEFAULT_TOKENIZER,
 ) -> ScoredCaptions:
     """Score one caption for each image of the references.
 
     Args:
         references: image_id → at least one caption, as people wrote it.
         hypotheses: image_id → caption, for exactly the images of the references; any order.
-        tokenize: splits a caption into words; the default is the PTB tokenizer.
+        tokenizer: name of the tokenizer, see `pipeline/text/tokenizer.py`. METEOR is left out with
+            others than "ptb", because its stemmer, synonyms and paraphrases are English.
 
     Raises:
         MismatchError: an image has no caption, or a caption has no references.
@@ -48,6 +49,7 @@ def score_captions(
     """
     require_references(references)
     require_same_images(references, hypotheses)
+    tokenize = load_tokenizer(tokenizer).tokenize
     tokenized = {
         image_id: [" ".join(tokenize(text)) for text in texts]
         for image_id, texts in references.items()
@@ -56,8 +58,11 @@ def score_captions(
     if not any(chain.from_iterable(tokenized.values())):
         raise DatasetError("The references contain no words after tokenization.")
     scores = CaptionScorer(tokenized).score_each(captions)
-    with Meteor() as meteor:
-        lines = meteor.count([*tokenized.values()], [*captions.values()])
+    counts = None
+    if tokenizer == DEFAULT_TOKENIZER:
+        with Meteor() as meteor:
+            lines = meteor.count([*tokenized.values()], [*captions.values()])
+        counts = read_meteor_counts(lines)
     means = {"ROUGE_L": scores.rouge_l, "CIDEr": scores.cider}
-    images = ImageScores(scores.image_ids, scores.bleu, read_meteor_counts(lines), means)
+    images = ImageScores(scores.image_ids, scores.bleu, counts, means)
     return ScoredCaptions(images, tokenized, captions)

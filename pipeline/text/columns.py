@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..stage.ragged import Int32Array, Ints, select_rows, to_offsets
-from .tokenizer import CROSSES_SPACES, tokenize, tokenize_chunk
+from .tokenizer import DEFAULT_TOKENIZER, load_tokenizer
 
 Mask = npt.NDArray[np.bool_]
 
@@ -72,19 +72,23 @@ class TokenizedCaptions:
         return tokens.flatten().to_numpy(), tokens.offsets.to_numpy()[self.offsets].astype(np.int64)
 
 
-def tokenize_all(captions: pa.Array) -> TokenizedCaptions:
+def tokenize_all(captions: pa.Array, tokenizer: str = DEFAULT_TOKENIZER) -> TokenizedCaptions:
     """Split captions into words, with the same result as `tokenize` for each caption.
 
     Args:
         captions: (M,) string.
+        tokenizer: name in `UNITS`.
     """
+    chosen = load_tokenizer(tokenizer)
     lines = pc.replace_substring(captions, "\n", " ")
-    crosses_spaces = pc.match_substring_regex(lines, CROSSES_SPACES)
+    crosses_spaces = pa.repeat(False, len(captions))
+    if chosen.crosses_spaces is not None:
+        crosses_spaces = pc.match_substring_regex(lines, chosen.crosses_spaces)
     lists = pc.ascii_split_whitespace(pc.if_else(crosses_spaces, "", lines))
     chunk_offsets = to_offsets(pc.list_value_length(lists).to_numpy())
     encoded = pc.list_flatten(lists).dictionary_encode()
     chunks: Int32Array = encoded.indices.to_numpy()
-    words_of_chunk = [tokenize_chunk(chunk) for chunk in encoded.dictionary.to_pylist()]
+    words_of_chunk = [chosen.tokenize_chunk(chunk) for chunk in encoded.dictionary.to_pylist()]
 
     # Captions whose words depend on more than one chunk are tokenized whole, one by one.
     is_whole = crosses_spaces.to_numpy(zero_copy_only=False)
@@ -92,7 +96,7 @@ def tokenize_all(captions: pa.Array) -> TokenizedCaptions:
     ambiguous = np.flatnonzero(is_ambiguous[chunks])
     is_whole[np.searchsorted(chunk_offsets, ambiguous, "right") - 1] = True
     whole = np.flatnonzero(is_whole)
-    words_of_whole = [tokenize(text) for text in captions.take(pa.array(whole)).to_pylist()]
+    words_of_whole = [chosen.tokenize(text) for text in captions.take(pa.array(whole)).to_pylist()]
 
     all_words = [*(words or [] for words in words_of_chunk), *words_of_whole]
     index_of = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(all_words)))}

@@ -25,7 +25,9 @@ from pathlib import Path
 from ..stage.artifacts import read_output, reading
 from ..stage.errors import DatasetError
 from ..stage.files import json_bytes, write_bytes
+from .scripts import join_words
 from .subwords import UNKNOWN, WordSplitter
+from .tokenizer import DEFAULT_TOKENIZER, UNITS, load_tokenizer
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", UNKNOWN)
@@ -42,11 +44,13 @@ class Vocab:
             with a space if it starts a word; a word never does.
         counts: (V,) occurrences in train; 0 for special tokens, and for all by default.
         tokenizer: text of the `tokenizer.json` that splits words into pieces; None for words.
+        word_tokenizer: name in `UNITS` of what splits captions into words.
     """
 
     words: tuple[str, ...]
     counts: tuple[int, ...] = ()
     tokenizer: str | None = None
+    word_tokenizer: str = DEFAULT_TOKENIZER
 
     def __post_init__(self) -> None:
         assert self.words[: len(SPECIALS)] == SPECIALS, self.words[: len(SPECIALS)]
@@ -63,13 +67,18 @@ class Vocab:
 
     @property
     def unit(self) -> str:
-        """The kind of entries: "words" or "pieces"."""
-        return "words" if self.tokenizer is None else "pieces"
+        """The kind of entries: "words", "characters" or "pieces"."""
+        return UNITS[self.word_tokenizer] if self.tokenizer is None else "pieces"
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the words and their order; counts do not matter."""
-        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+        """Hash of the words, their order and how captions are split; counts do not matter."""
+        kind = () if self.word_tokenizer == DEFAULT_TOKENIZER else (self.word_tokenizer,)
+        return hashlib.sha256("\n".join((*kind, *self.words)).encode()).hexdigest()
+
+    def tokenize(self, caption: str) -> list[str]:
+        """Return the words of a caption as people write it."""
+        return load_tokenizer(self.word_tokenizer).tokenize(caption)
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """Return the ids of words or of their pieces, without BOS and EOS; UNK if unknown."""
@@ -78,7 +87,10 @@ class Vocab:
         return list(map(self.ids.get, words, repeat(UNK)))
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the words up to the first EOS, joined by spaces; PAD and BOS are skipped."""
+        """Return the words up to the first EOS, joined by spaces; PAD and BOS are skipped.
+
+        Scores are computed of this form; `to_text` returns what people read.
+        """
         texts = []
         for token_id in token_ids:
             if token_id == EOS:
@@ -86,6 +98,18 @@ class Vocab:
             if token_id not in (PAD, BOS):
                 texts.append(self.texts[token_id])
         return "".join(texts).removeprefix(" ")
+
+    def to_text(self, token_ids: Iterable[int]) -> str:
+        """Return a caption as people write it: for Chinese, without spaces between characters."""
+        words = self.decode(token_ids)
+        return words if self.word_tokenizer == DEFAULT_TOKENIZER else join_words(words)
+
+    def words_of(self, text: str) -> list[str]:
+        """Return the words of a caption that `to_text` returned."""
+        if self.word_tokenizer == DEFAULT_TOKENIZER:
+            return text.split(" ") if text else []
+        first, *others = map(self.tokenize, text.split(UNKNOWN))
+        return [*first, *chain.from_iterable((UNKNOWN, *words) for words in others)]
 
     @cached_property
     def _splitter(self) -> WordSplitter | None:
@@ -118,9 +142,12 @@ class Vocab:
     def to_bytes(self) -> bytes:
         """Return the content of `vocab.json`."""
         pairs = zip(self.words[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True)
-        value = {"format": FORMAT, "version": VERSION, "specials": SPECIALS, self.unit: dict(pairs)}
+        entries = "words" if self.tokenizer is None else "pieces"
+        value = {"format": FORMAT, "version": VERSION, "specials": SPECIALS, entries: dict(pairs)}
         if self.tokenizer is not None:
             value["tokenizer"] = self.tokenizer
+        if self.word_tokenizer != DEFAULT_TOKENIZER:
+            value["word_tokenizer"] = self.word_tokenizer
         return json_bytes(value)
 
     @classmethod
@@ -142,7 +169,12 @@ class Vocab:
             tokenizer = str(value["tokenizer"]) if "pieces" in value else None
             entries = value["words" if tokenizer is None else "pieces"]
             words, counts = tuple(entries), tuple(map(int, entries.values()))
-        return cls(SPECIALS + words, (0,) * len(SPECIALS) + counts, tokenizer)
+            word_tokenizer = value.get("word_tokenizer", DEFAULT_TOKENIZER)
+            if word_tokenizer not in UNITS:
+                raise ValueError(
+                    f"word_tokenizer {word_tokenizer!r}, expected one of {', '.join(UNITS)}"
+                )
+        return cls(SPECIALS + words, (0,) * len(SPECIALS) + counts, tokenizer, word_tokenizer)
 
 
 def build_vocab(

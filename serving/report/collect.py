@@ -42,6 +42,7 @@ class ReportImage:
         caption: the caption of the evaluation.
         cider: CIDEr of the caption.
         log_prob: of the caption, in nats; None if the features are missing.
+        num_words: words of the caption.
         num_tokens: words or pieces of the caption, and its end.
         tokens: its tokens and their probabilities; empty if the features are missing.
         references: as people wrote them.
@@ -57,6 +58,7 @@ class ReportImage:
     caption: str
     cider: float
     log_prob: float | None
+    num_words: int
     num_tokens: int
     tokens: list[Token]
     references: list[str]
@@ -131,7 +133,12 @@ def collect(config: ReportConfig) -> Report:
         others=others,
         differences=[{d.name: d for d in results.compare(other)} for other in others],
         images=_collect_images(config, results, others, tokens, train_captions, runs, vocab),
-        words=count_words(results.captions, references, train_captions, vocab),
+        words=count_words(
+            {i: vocab.words_of(text) for i, text in results.captions.items()},
+            references,
+            train_captions,
+            vocab,
+        ),
         runs=runs,
         train={name: Manifest.read(run_dir) for name, run_dir in run_dirs.items()},
         logs={name: find_curves(run_dir) for name, run_dir in run_dirs.items()},
@@ -189,6 +196,7 @@ def _collect_images(
     images = []
     for image_id, name, thumbnail in zip(ids, names, thumbnails, strict=True):
         caption, listed = results.captions[image_id], ranked.get(image_id, [])
+        words = vocab.words_of(caption)
         log_prob = listed[0].log_prob if listed else None
         if image_id in tokens:
             log_prob = sum(token.log_prob for token in tokens[image_id])
@@ -203,7 +211,8 @@ def _collect_images(
                 caption=caption,
                 cider=cider[image_id],
                 log_prob=log_prob,
-                num_tokens=len(vocab.encode(caption.split())) + 1,
+                num_words=len(words),
+                num_tokens=len(vocab.encode(words)) + 1,
                 tokens=tokens.get(image_id, []),
                 references=references[image_id],
                 ranked=listed,
@@ -211,7 +220,7 @@ def _collect_images(
                     (other.captions[image_id], ciders[image_id]) if image_id in ciders else None
                     for other, ciders in pairs
                 ],
-                is_copied=caption in train_captions,
+                is_copied=" ".join(words) in train_captions,
                 thumbnail=thumbnail,
                 box=box,
             )

@@ -35,7 +35,6 @@ for (const image of images) {
   image.captionWords = words(image.caption);
   image.referenceWords = image.references.map(words).join("");
   image.fileWords = image.file.toLowerCase();
-  image.length = image.caption ? image.caption.split(" ").length : 0;
 }
 
 /** Parse `dog -snow "two men"` into [{text, wanted}, …]. */
@@ -97,8 +96,8 @@ const sortKeys = {
   surprising: (image) => image.confidence ?? Infinity,
   confident: (image) => -(image.confidence ?? -Infinity),
   overconfident: (image) => ciderRank[image.index] - confidenceRank[image.index],
-  longest: (image) => -image.length,
-  shortest: (image) => image.length,
+  longest: (image) => -image.numWords,
+  shortest: (image) => image.numWords,
 };
 data.others.forEach((_, k) => {
   const gain = (image) => (image.others[k] ? image.cider - image.others[k].cider : -Infinity);

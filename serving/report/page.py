@@ -365,6 +365,7 @@ def _image_json(image: ReportImage) -> dict[str, Any]:
         "id": image.image_id,
         "file": image.file_name,
         "caption": image.caption,
+        "numWords": image.num_words,
         "cider": _rounded(image.cider, 4) or 0.0,
         "logProb": round3(image.log_prob),
         "confidence": round3(image.confidence),

@@ -72,7 +72,7 @@ def score_tokens(results: Results, vocab: Vocab, device_name: str) -> dict[int, 
     with ProgressLine("probabilities", len(image_ids), "img") as progress:
         for features in batches:
             ids = image_ids[len(tokens) : len(tokens) + BATCH_SIZE].tolist()
-            captions = [vocab.encode(_words(results.captions[image_id])) for image_id in ids]
+            captions = [vocab.encode(vocab.words_of(results.captions[i])) for i in ids]
             moved = [member.to(precision.device) for member in features]
             with precision.autocast(), torch.no_grad():
                 state = model.init_state(moved[0] if len(moved) == 1 else moved)
@@ -81,10 +81,6 @@ def score_tokens(results: Results, vocab: Vocab, device_name: str) -> dict[int, 
                 tokens[image_id] = _tokens_of(caption, vocab, found)
             progress.advance(len(ids))
     return tokens
-
-
-def _words(caption: str) -> list[str]:
-    return caption.split(" ") if caption else []
 
 
 def _tokens_of(token_ids: Sequence[int], vocab: Vocab, scores: TokenScores) -> list[Token]:

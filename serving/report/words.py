@@ -39,7 +39,7 @@ class WordStatistics:
         num_copied: captions that are also a caption in the train split, word for word.
         num_words_used: different words in the captions.
         vocab_size: entries of the vocabulary, without special tokens.
-        unit: "words" or "pieces", the entries of the vocabulary.
+        unit: "words", "characters" or "pieces", the entries of the vocabulary.
         oov_share: share of the references' words that the vocabulary lacks.
         oov_words: the most frequent of them, with their number.
         missed: words that the captions miss most, rare words before frequent ones.
@@ -71,7 +71,7 @@ class WordStatistics:
 
 
 def count_words(
-    captions: Mapping[int, str],
+    captions: Mapping[int, Sequence[str]],
     references: Mapping[int, Sequence[str]],
     train_captions: Iterable[str],
     vocab: Vocab,
@@ -79,28 +79,27 @@ def count_words(
     """Compute the statistics of captions.
 
     Args:
-        captions: image_id → caption.
+        captions: image_id → words of the caption.
         references: image_id → tokenized references, words joined by single spaces.
         train_captions: all captions of the train split, tokenized in the same way.
         vocab: the vocabulary of the model.
     """
-    words = {image_id: text.split(" ") if text else [] for image_id, text in captions.items()}
     listed = [text.split(" ") for image_id in captions for text in references[image_id]]
     occurrences = Counter(word for reference in listed for word in reference)
     unknown = Counter(
         {word: count for word, count in occurrences.items() if UNK in vocab.encode([word])}
     )
-    distinct = Counter(captions.values())
+    distinct = Counter(" ".join(words) for words in captions.values())
     copied = distinct.keys() & set(train_captions)
-    counts = _count_by_image(words, references)
+    counts = _count_by_image(captions, references)
     known = [count for count in counts if count.word not in unknown]
     return WordStatistics(
-        caption_lengths=Counter(map(len, words.values())),
+        caption_lengths=Counter(map(len, captions.values())),
         reference_lengths=Counter(map(len, listed)),
         num_captions=len(captions),
         num_distinct=len(distinct),
         num_copied=sum(distinct[text] for text in copied),
-        num_words_used=len({word for caption in words.values() for word in caption}),
+        num_words_used=len({word for caption in captions.values() for word in caption}),
         vocab_size=len(vocab.ids),
         unit=vocab.unit,
         oov_share=unknown.total() / max(occurrences.total(), 1),

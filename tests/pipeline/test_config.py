@@ -39,6 +39,11 @@ INVALID: list[tuple[type[StageConfig], dict[str, Any], str]] = [
         {"vocab": "gpt2/tokenizer.json", "vocab_size": 99},
         "--vocab-size only applies with --vocab words or bpe.",
     ),
+    (
+        PrepareConfig,
+        {"vocab": "bpe", "tokenizer": "characters"},
+        "--vocab bpe splits words, but --tokenizer characters has none. Leave out --vocab.",
+    ),
 ]
 
 
@@ -57,6 +62,7 @@ def test_invalid_options_are_refused(config_class, options, message: str) -> Non
         (PrepareConfig, {"vocab_size": 1, "karpathy": Path("k.json")}),
         (PrepareConfig, {"vocab": "bpe", "vocab_size": 1}),
         (PrepareConfig, {"vocab": "gpt2/tokenizer.json"}),
+        (PrepareConfig, {"vocab": "bpe", "tokenizer": "unicode"}),
     ],
 )
 def test_valid_options_are_kept(config_class, options) -> None:
@@ -64,6 +70,6 @@ def test_valid_options_are_kept(config_class, options) -> None:
     assert {name: getattr(config, name) for name in options} == options
 
 
-def test_tokenizer_is_the_file_that_vocab_names() -> None:
-    assert PrepareConfig(vocab="gpt2/tokenizer.json").tokenizer == Path("gpt2/tokenizer.json")
-    assert PrepareConfig().tokenizer is PrepareConfig(vocab="bpe").tokenizer is None
+def test_vocab_file_is_the_file_that_vocab_names() -> None:
+    assert PrepareConfig(vocab="gpt2/tokenizer.json").vocab_file == Path("gpt2/tokenizer.json")
+    assert PrepareConfig().vocab_file is PrepareConfig(vocab="bpe").vocab_file is None

@@ -30,7 +30,7 @@ from showtell.pipeline.stage.errors import (
 from showtell.pipeline.stage.files import hash_file, locked
 from showtell.pipeline.stage.manifest import COPY_NAME, Manifest
 from showtell.pipeline.status import stage_status
-from showtell.pipeline.text.tokenizer import tokenize
+from showtell.pipeline.text.ptb import tokenize
 from showtell.pipeline.text.vocab import SPECIALS, UNK, Vocab
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -430,9 +430,32 @@ def test_prepare_warns_about_captions_without_spaces(tmp_path, capsys):
     config = make_config(tmp_path, min_count=None)
     with pytest.raises(DatasetError, match="occurs at least 5 times"):
         prepare(config)  # most sentences occur once
-    assert "Put spaces between the words" in capsys.readouterr().err.replace("\n", " ")
+    assert "Add --tokenizer characters" in capsys.readouterr().err.replace("\n", " ")
     (warning,) = prepare(make_config(tmp_path, min_count=1)).details["warnings"]
     assert "'一只狗在草地上奔跑' counts as one word" in warning
+
+    config = make_config(tmp_path, tokenizer="characters")
+    manifest = prepare(config)
+    assert manifest.details["warnings"] == [] and manifest.config["tokenizer"] == "characters"
+    assert "--tokenizer characters" in manifest.command
+    (texts,) = read_references(config.captions_dir / "captions.parquet", "words", [1]).values()
+    assert texts == ["一 只 狗 在 草 地 上 奔 跑"]
+    vocab = Vocab.read(config.captions_dir / "vocab.json")
+    assert (vocab.word_tokenizer, len(vocab.ids)) == ("characters", 9)
+    assert up_to_date(config) == manifest
+    assert "9 characters" in capsys.readouterr().out
+
+
+def test_the_default_tokenizer_is_not_recorded(tmp_path):
+    """Datasets prepared before the option existed stay up to date."""
+    assert "tokenizer" not in prepare(make_config(tmp_path)).config
+
+
+def test_known_words_must_be_of_the_same_tokenizer(tmp_path):
+    path = tmp_path / "vocab.json"
+    Vocab((*SPECIALS, "a")).write(path)
+    with pytest.raises(ConfigError, match="made with --tokenizer ptb, but this is --tokenizer uni"):
+        prepare(make_config(tmp_path, known_words=path, tokenizer="unicode"))
 
 
 def test_prepare_fails_while_another_process_writes(tmp_path):

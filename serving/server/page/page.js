@@ -205,9 +205,9 @@ function showResult(card, result) {
   card.element.className = "card";
   const [best, ...others] = result.captions;
   const words = best.tokens.filter((token) => token.text);
-  const isPieces = words.some((token) => token.text.startsWith(" "));
   const line = $(".caption", card.element);
   line.replaceChildren();
+  let rest = best.caption;
   words.forEach((token, index) => {
     const word = document.createElement("span");
     const probability = Math.exp(token.log_prob);
@@ -218,7 +218,8 @@ function showResult(card, result) {
     word.dataset.level = probability < 0.2 ? 0 : probability < 0.5 ? 1 : 2;
     word.setAttribute("aria-label", `${token.text.trim()}, probability ${percent(probability)}`);
     word.attention = token.attention;
-    if (index && (!isPieces || token.text.startsWith(" "))) line.append(" ");
+    if (rest.startsWith(" ")) line.append(" ");
+    rest = rest.trimStart().slice(word.textContent.length);
     line.append(word);
   });
   const mean = Math.exp(best.log_prob / best.tokens.length);

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -43,6 +45,14 @@ def test_scores_survive_a_round_trip_through_the_file(tmp_path) -> None:
     assert again.of_all() == images.of_all()
     assert list(again.of_all())[-1] == "CLIPScore"
     assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
+
+
+def test_meteor_may_be_absent(tmp_path) -> None:
+    images = replace(score_images(), meteor=None)
+    images.write(tmp_path / "scores.npz")
+    again = ImageScores.read(tmp_path / "scores.npz").select(np.array([2, 0]))
+    assert again.meteor is None and "METEOR" not in again.of_all()
+    assert images.of_all() == {k: v for k, v in score_images().of_all().items() if k != "METEOR"}
 
 
 def test_every_damage_is_an_error_with_the_command(tmp_path) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from showtell.pipeline.text.columns import TokenizedCaptions, tokenize_all
-from showtell.pipeline.text.tokenizer import tokenize
+from showtell.pipeline.text.ptb import tokenize
 
 WORDS = ["a", "dog", "Runs", "can't", "B.", "2 1/2", "2", "1/2", "<b>", "naïve", "...", "no.", "!"]
 

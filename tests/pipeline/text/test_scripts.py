@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
+from showtell.pipeline.text.ptb import tokenize
 from showtell.pipeline.text.scripts import unspaced_words_warnings
-from showtell.pipeline.text.tokenizer import tokenize
 
 UNSPACED = {
     "Chinese": [

@@ -23,8 +23,8 @@ from showtell.pipeline.captions import read_captions, read_images, read_referenc
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage.errors import ConfigError, DatasetError, MissingArtifactError
+from showtell.pipeline.text.ptb import tokenize
 from showtell.pipeline.text.subwords import WordSplitter, read_tokenizer, train_bpe
-from showtell.pipeline.text.tokenizer import tokenize
 from showtell.pipeline.text.vocab import EOS, SPECIALS, UNK, Vocab, build_piece_vocab
 
 TEXTS = [
@@ -283,8 +283,8 @@ def test_run_with_pieces_generates_captions_without_markers(
         assert caption == " ".join(caption.split()).lower() != ""
         assert not [mark for mark in MARKERS if mark in caption]
     # Words of several pieces are generated, even without the tokenizer's file.
-    if config.tokenizer is not None:
-        config.tokenizer.unlink()
+    if config.vocab_file is not None:
+        config.vocab_file.unlink()
     _, vocab, _ = load_run(scenes / "runs/r", torch.device("cpu"))
     known = {word for line in scene_lines(scenes) for word in line.split(" ")}
     written = {word for caption in captions for word in caption.split(" ")} & known

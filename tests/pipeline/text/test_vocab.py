@@ -1,6 +1,8 @@
+import hashlib
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +77,41 @@ def test_vocab_sha256_depends_on_words_and_order_not_counts():
     assert a.sha256 == Vocab((*SPECIALS, "a", "b")).sha256
     others = [(*SPECIALS, "b", "a"), (*SPECIALS, "a"), (*SPECIALS, "ab"), (*SPECIALS, "a", "c")]
     assert len({a.sha256, *(Vocab(words).sha256 for words in others)}) == 5
+
+
+def test_vocab_of_characters_writes_text_without_spaces(tmp_path):
+    counts = Counter("一个红色的圆在雪地上一") + Counter(["t", "red", "circle"])
+    vocab = replace(build_vocab(counts, min_count=1), word_tokenizer="characters")
+    ids = vocab.encode(vocab.tokenize("一个红色的T圆，猫在雪地上 red circle。"))
+    assert vocab.decode(ids) == "一 个 红 色 的 t 圆 <unk> 在 雪 地 上 red circle"
+    assert vocab.to_text([*ids, EOS, 5]) == "一个红色的t圆<unk>在雪地上red circle"
+    assert vocab.words_of(vocab.to_text(ids)) == vocab.decode(ids).split(" ")
+    assert vocab.words_of(vocab.to_text([])) == [] and vocab.unit == "characters"
+    vocab.write(tmp_path / "vocab.json")
+    again = Vocab.read(tmp_path / "vocab.json")
+    assert again == vocab and again.sha256 == vocab.sha256
+    assert (
+        json.loads((tmp_path / "vocab.json").read_text("utf-8"))["word_tokenizer"] == "characters"
+    )
+    others = {replace(vocab, word_tokenizer=name).sha256 for name in ("ptb", "unicode")}
+    assert len({vocab.sha256, *others}) == 3
+
+
+def test_vocab_of_english_words_is_written_as_before():
+    vocab = Vocab((*SPECIALS, "a", "dog"), (0, 0, 0, 0, 2, 1))
+    fields = ["format", "version", "specials", "words"]
+    assert [*json.loads(vocab.to_bytes())] == fields
+    assert hashlib.sha256(vocab.to_bytes()).hexdigest().startswith("ee9152cd428c")
+    assert vocab.sha256.startswith("be57531d0a03")
+    assert vocab.to_text([4, UNK, 5]) == vocab.decode([4, UNK, 5]) == "a <unk> dog"
+    assert vocab.words_of("a <unk> dog") == ["a", "<unk>", "dog"] and vocab.words_of("") == []
+
+
+def test_vocab_of_an_unknown_tokenizer_is_refused(tmp_path):
+    vocab = replace(build_vocab(COUNTS, min_count=1), word_tokenizer="klingon")
+    vocab.write(tmp_path / "vocab.json")
+    with pytest.raises(DamagedFileError, match="word_tokenizer 'klingon', expected one of ptb"):
+        Vocab.read(tmp_path / "vocab.json")
 
 
 def test_vocab_without_frequent_words_is_refused():

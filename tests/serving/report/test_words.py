@@ -4,7 +4,7 @@ from showtell.pipeline.text.vocab import SPECIALS, Vocab
 from showtell.serving.report.words import WordCount, count_words
 
 VOCAB = Vocab((*SPECIALS, "a", "dog", "runs", "cat", "sits", "red"))
-CAPTIONS = {1: "a dog runs", 2: "a dog runs", 3: "a red cat"}
+CAPTIONS = {1: ["a", "dog", "runs"], 2: ["a", "dog", "runs"], 3: ["a", "red", "cat"]}
 REFERENCES = {
     1: ["a dog runs", "a dog leaps"],
     2: ["a cat sits", "the cat"],
@@ -30,6 +30,6 @@ def test_words_are_missed_if_two_references_have_them_and_wrong_if_none_has() ->
 
 
 def test_an_empty_caption_has_no_words() -> None:
-    words = count_words({1: ""}, {1: ["a dog"]}, set(), VOCAB)
+    words = count_words({1: []}, {1: ["a dog"]}, set(), VOCAB)
     assert words.caption_lengths == {0: 1}
     assert words.wrong == []

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from showtell.pipeline.text.columns import tokenize_all
-from showtell.pipeline.text.tokenizer import tokenize
+from showtell.pipeline.text.ptb import tokenize
 
 SHARED = Path(__file__).parents[4] / "shared"
 
