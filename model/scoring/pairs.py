@@ -10,6 +10,8 @@ from ...pipeline.stage.errors import DatasetError, MismatchError
 
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # fits into 64 bits
 
+SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # of image files
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -64,7 +66,7 @@ def pair_captions(candidates: Captions, references: Captions) -> Pairs:
 def _match_ids(candidates: Captions, references: Captions) -> dict[str, str]:
     """Return id of a candidate → id of its references.
 
-    Candidates may also be named by the file names of the images, with other folders or without.
+    Candidates may also be named by the file names of the images, without their folder and suffix.
 
     Raises:
         MismatchError: a candidate has no references.
@@ -75,7 +77,7 @@ def _match_ids(candidates: Captions, references: Captions) -> dict[str, str]:
     for own_names, known_names in (
         (own, known),
         (own, names),
-        (_by_base_name(own), _by_base_name(names or known)),
+        (_by_stem(own), _by_stem(names or known)),
     ):
         matches = {key: known_names[name] for name, key in own_names.items() if name in known_names}
         if matches:
@@ -94,9 +96,9 @@ def _match_ids(candidates: Captions, references: Captions) -> dict[str, str]:
     return matches
 
 
-def _by_base_name(names: Mapping[str, str]) -> dict[str, str]:
-    """Return file name without folders → id, or nothing if two are the same."""
-    found = {name.rpartition("/")[2]: key for name, key in names.items()}
+def _by_stem(names: Mapping[str, str]) -> dict[str, str]:
+    """Return file name without folders and suffix → id, or nothing if two are the same."""
+    found = {SUFFIX.sub("", name.rpartition("/")[2]): key for name, key in names.items()}
     return found if len(found) == len(names) else {}
 
 

@@ -3,6 +3,7 @@
 format            content
 .json             COCO results       [{"image_id": 7, "caption": "…"}, …]
                   COCO annotations   {"images": […], "annotations": [{"image_id": 7, …}, …]}
+                  Karpathy's splits  {"images": [{"cocoid": 7, "sentences": […], …}, …], …}
                   captions by id     {"7": "…", …} or {"7": ["…", …], …}
                   captions alone     ["…", …] or [["…", …], …]
 .jsonl            one object a line, as in COCO results; "caption" may be a list
@@ -177,6 +178,8 @@ def _read_value(captions: Captions, value: Any, position: Position) -> Iterator[
     """Yield the entries of a JSON document, or of a Python value of the same layout."""
     if isinstance(value, Mapping) and isinstance(value.get("annotations"), list):
         yield from _read_annotations(captions, dict(value), position)
+    elif isinstance(value, Mapping) and isinstance(value.get("images"), list):
+        yield from _read_karpathy(captions, dict(value), position)
     elif isinstance(value, Mapping):
         yield from value.items()
     else:
@@ -220,6 +223,16 @@ def _read_annotations(
             )
     for annotation in position.each(value, "annotations"):
         yield annotation["image_id"], annotation["caption"]
+
+
+def _read_karpathy(
+    captions: Captions, value: dict[str, Any], position: Position
+) -> Iterator[Entry]:
+    """Yield the entries of a file of Karpathy's splits; the ids are COCO's, or file names."""
+    for image in position.each(value, "images"):
+        key = image.get("cocoid", image["filename"])
+        captions.file_names[parse_name(image["filename"], "filename")] = _parse_id(key)
+        yield key, [sentence["raw"] for sentence in image["sentences"]]
 
 
 def _read_json(captions: Captions, path: Path, position: Position) -> Iterator[Entry]:

@@ -33,6 +33,7 @@ def test_images_are_matched_by_id_and_sorted() -> None:
         ("COCO_9.jpg", "COCO_10.jpg"),
         ("val2014/COCO_9.jpg", "val2014/COCO_10.jpg"),
         ("/a/COCO_9.jpg", "/b/COCO_10.jpg"),
+        ("COCO_9", "COCO_10.PNG"),
     ],
 )
 def test_images_are_matched_by_file_name(names: tuple[str, str]) -> None:

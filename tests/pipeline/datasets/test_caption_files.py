@@ -23,6 +23,18 @@ def as_annotations() -> dict[str, Any]:
 DOCUMENTS = {
     "results": [{"image_id": int(key), "caption": text} for key, text in ROWS],
     "annotations": as_annotations(),
+    "Karpathy's splits": {
+        "dataset": "coco",
+        "images": [
+            {
+                "cocoid": int(key),
+                "filename": f"COCO_{key}.jpg",
+                "split": "test",
+                "sentences": [{"raw": text, "tokens": []} for text in texts],
+            }
+            for key, texts in TEXTS.items()
+        ],
+    },
     "by id": TEXTS,
     "as pycocoevalcap's tokenizer takes them": {
         key: [{"image_id": key, "caption": text} for text in texts] for key, texts in TEXTS.items()
@@ -45,11 +57,10 @@ def test_json_layouts_are_read_alike(name: str, tmp_path: Path) -> None:
         assert captions.texts == TEXTS and captions.has_ids
 
 
-def test_file_names_of_annotations_are_read(tmp_path: Path) -> None:
-    assert read_captions(as_annotations(), "references").file_names == {
-        "COCO_7.jpg": "7",
-        "COCO_12.jpg": "12",
-    }
+@pytest.mark.parametrize("name", ["annotations", "Karpathy's splits"])
+def test_file_names_are_read(name: str) -> None:
+    captions = read_captions(DOCUMENTS[name], "references")
+    assert captions.file_names == {"COCO_7.jpg": "7", "COCO_12.jpg": "12"}
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
