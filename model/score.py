@@ -19,11 +19,14 @@ from ..pipeline.stage.console import (
     print_warning,
 )
 from ..pipeline.stage.errors import MismatchError
+from ..pipeline.stage.options import require_choice
+from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 from .compare import Difference, find_differences, show_differences
 from .config import CompareConfig
 from .metrics import bootstrap
 from .metrics.image_scores import ImageScores
-from .metrics.metric import CaptionSet
+from .metrics.metric import CaptionSet, Metric
+from .metrics.registry import choose_metrics
 from .metrics.scorer import score_captions
 from .scoring.config import ScoreConfig
 from .scoring.pairs import Pairs, pair_captions
@@ -92,7 +95,13 @@ class Scores:
         return find_differences(self.images, other.images, num_draws, seed)
 
 
-def score(candidates: Source, references: Source, *, spice: bool = False) -> Scores:
+def score(
+    candidates: Source,
+    references: Source,
+    *,
+    tokenizer: str = DEFAULT_TOKENIZER,
+    spice: bool = False,
+) -> Scores:
     """Score one caption for each image, as pycocoevalcap does.
 
     Args:
@@ -100,16 +109,21 @@ def score(candidates: Source, references: Source, *, spice: bool = False) -> Sco
             `pipeline/datasets/caption_files.py`.
         references: id → list of captions; or a list of lists, in the order of the candidates; or
             a path, or a list of `Path` objects. Images without a candidate are left out.
+        tokenizer: `ptb` for English, `unicode` for words of other languages, or `characters`.
+            METEOR is left out with the last two: it knows only English.
         spice: also compute SPICE; needs Java 8 to 14 and Stanford's parser.
 
     Raises:
+        ConfigError: there is no such tokenizer, or SPICE is wanted in another language.
         MissingArtifactError: a file does not exist.
         DatasetError: a file has another layout, or an image has several candidates, no reference
             or an empty one.
         MismatchError: a candidate has no references, or the numbers of lines differ.
         ScorerError: a scorer cannot run.
     """
-    return _score(read_captions(candidates, "candidates"), _read_references(references), spice)
+    require_choice("tokenizer", tokenizer, tuple(UNITS))
+    options = tokenizer, choose_metrics(tokenizer, spice=spice)
+    return _score(read_captions(candidates, "candidates"), _read_references(references), *options)
 
 
 def score_files(config: ScoreConfig) -> None:
@@ -117,12 +131,13 @@ def score_files(config: ScoreConfig) -> None:
 
     Raises the errors of `score`.
     """
+    metrics = choose_metrics(config.tokenizer, spice=config.spice)
     references = _read_references(config.references)
     files = [path for path in (config.candidates, config.compare) if path is not None]
     results = []
     for path in files:
         candidates = read_captions(path, "candidates")
-        results.append(_score(candidates, references, config.spice))
+        results.append(_score(candidates, references, config.tokenizer, metrics))
         _print_remarks(candidates, results[-1].pairs)
     first = results[0]
     if config.per_image is not None:
@@ -146,6 +161,8 @@ def score_files(config: ScoreConfig) -> None:
             "num_draws": CompareConfig.draws,
             "scores": differences,
         }
+    if "METEOR" not in first.scores:
+        print_note(f"METEOR knows only English, so --tokenizer {config.tokenizer} leaves it out.")
     print_result(first.signature)
     print_json(document)
 
@@ -158,30 +175,27 @@ def _read_references(references: Source) -> Captions:
     return read_captions(references, "references")
 
 
-def _score(candidates: Captions, references: Captions, spice: bool) -> Scores:
+def _score(
+    candidates: Captions, references: Captions, tokenizer: str, metrics: Sequence[Metric]
+) -> Scores:
     """Score the candidates of a source. Raises the errors of `score`."""
     pairs = pair_captions(candidates, references)
-    metrics = []
-    if spice:
-        from .metrics.spice import Spice
-
-        metrics.append(Spice())
     for metric in metrics:
         metric.inputs()  # fails early if it cannot run
     raw = dict(enumerate(pairs.candidates))
-    scored = score_captions(dict(enumerate(pairs.references)), raw)
+    scored = score_captions(dict(enumerate(pairs.references)), raw, tokenizer)
     captions = CaptionSet(raw, scored.hypotheses, scored.references)
     optional = {metric.name: metric.score(captions) for metric in metrics}
-    return Scores(_signature(pairs), pairs, scored.images.with_means(optional))
+    return Scores(_signature(pairs, tokenizer), pairs, scored.images.with_means(optional))
 
 
-def _signature(pairs: Pairs) -> str:
+def _signature(pairs: Pairs, tokenizer: str) -> str:
     """Return one line with everything that the scores of some captions depend on."""
     numbers = [len(texts) for texts in pairs.references]
     low, high = min(numbers), max(numbers)
     parts = {
         "showtell": __version__,
-        "tok": "ptb",
+        "tok": tokenizer,
         "images": len(pairs),
         "refs": low if low == high else f"{low}-{high}",
     }

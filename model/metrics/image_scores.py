@@ -86,7 +86,9 @@ class ImageScores:
     def of_each(self) -> dict[str, Floats]:
         """Return the scores of each image alone: name → (N,) float64."""
         scores = dict(zip(BLEU_NAMES, self.bleu.of_each().T, strict=True))
-        return scores | {"METEOR": meteor_of_counts(self.meteor)} | self.means
+        if self.meteor is not None:
+            scores["METEOR"] = meteor_of_counts(self.meteor)
+        return scores | self.means
 
     def write(self, path: Path) -> None:
         """Write `scores.npz` atomically."""

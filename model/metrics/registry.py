@@ -1,4 +1,4 @@
-"""The metrics that `showtell eval` computes beside the official ones (`official.py`).
+"""The metrics that `showtell eval` and `score` compute beside the official ones (`official.py`).
 
 A metric that is always computed is a line in `DEFAULT_METRICS`; one that users ask for is a branch
 of `choose_metrics` and an option in `EvalConfig`. The interface is in `metric.py`.
@@ -11,7 +11,6 @@ from ...pipeline.stage.console import print_warning
 from ...pipeline.stage.errors import ScorerError
 from ...pipeline.stage.options import require
 from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
-from .clip_score import ClipScore
 from .metric import CaptionSet, Floats, Metric
 from .spice import Spice
 
@@ -36,11 +35,13 @@ def choose_metrics(
     if spice:
         require(
             tokenizer == DEFAULT_TOKENIZER,
-            f"--spice parses English, but the captions were prepared with --tokenizer {tokenizer}. "
-            "Leave out --spice.",
+            f"--spice parses English, but the words of the captions are those of --tokenizer "
+            f"{tokenizer}. Leave out --spice.",
         )
         metrics.append(Spice())
     if clip is not None:
+        from .clip_score import ClipScore  # here, because it needs torch
+
         metrics.append(ClipScore(clip))
     return metrics
 

@@ -5,10 +5,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from ...pipeline.stage.errors import DatasetError
-from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER, load_tokenizer
+from ...pipeline.text.columns import tokenize_texts
+from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from .caption_scorer import CaptionScorer, require_references, require_same_images
 from .image_scores import ImageScores
 from .meteor import Meteor, read_meteor_counts
@@ -49,12 +50,10 @@ def score_captions(
     """
     require_references(references)
     require_same_images(references, hypotheses)
-    tokenize = load_tokenizer(tokenizer).tokenize
-    tokenized = {
-        image_id: [" ".join(tokenize(text)) for text in texts]
-        for image_id, texts in references.items()
-    }
-    captions = {image_id: " ".join(tokenize(hypotheses[image_id])) for image_id in references}
+    texts = [*chain.from_iterable(references.values()), *(hypotheses[i] for i in references)]
+    words = iter(tokenize_texts(texts, tokenizer))
+    tokenized = {i: list(islice(words, len(captions))) for i, captions in references.items()}
+    captions = dict(zip(references, words, strict=True))
     if not any(chain.from_iterable(tokenized.values())):
         raise DatasetError("The references contain no words after tokenization.")
     scores = CaptionScorer(tokenized).score_each(captions)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...pipeline.stage.options import StageConfig, argument, option
+from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -32,6 +33,13 @@ class ScoreConfig(StageConfig):
         "CANDIDATES.",
         group="Input",
         metavar="FILE",
+    )
+    tokenizer: str = option(
+        DEFAULT_TOKENIZER,
+        "How captions become words: ptb (English, as published scores do), unicode (words of other "
+        "languages), characters (Chinese, Japanese, Thai).",
+        choices=tuple(UNITS),
+        group="Scoring",
     )
     spice: bool = option(
         False,

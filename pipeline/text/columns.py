@@ -114,6 +114,15 @@ def tokenize_all(captions: pa.Array, tokenizer: str = DEFAULT_TOKENIZER) -> Toke
     return TokenizedCaptions(tuple(index_of), indices.flatten().to_numpy(), offsets)
 
 
+def tokenize_texts(captions: Sequence[str], tokenizer: str = DEFAULT_TOKENIZER) -> list[str]:
+    """Return the words of each caption, joined by single spaces.
+
+    For many captions, this is far faster than the tokenizer's own `tokenize`.
+    """
+    texts: list[str] = tokenize_all(pa.array(captions, pa.string()), tokenizer).texts().to_pylist()
+    return texts
+
+
 def _take_rows(rows: Sequence[Sequence[int]], index: npt.NDArray[np.integer[Any]]) -> pa.ListArray:
     """Return the rows at the (n,) positions `index`, as list<int32>."""
     # Arrow's `take` is faster here than offsets and ranges in NumPy.

@@ -17,8 +17,13 @@ from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.scorer import ScoredCaptions
 from showtell.model.score import score
-from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError, ScorerError
-from showtell.pipeline.text.tokenizer import tokenize
+from showtell.pipeline.stage.errors import (
+    ConfigError,
+    MismatchError,
+    MissingArtifactError,
+    ScorerError,
+)
+from showtell.pipeline.text.columns import tokenize_texts
 
 COLORS, NOUNS = ["red", "blue", "green", "big"], ["dog", "cat", "ball", "box", "car"]
 VERBS = ["runs to", "stands near", "is behind", "looks at"]
@@ -30,13 +35,13 @@ def scorer_without_meteor(monkeypatch) -> None:
     """METEOR has tests of its own, and takes longer than all others."""
 
     def score_captions(
-        references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]
+        references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str], tokenizer: str
     ) -> ScoredCaptions:
-        tokenized = {i: [" ".join(tokenize(t)) for t in texts] for i, texts in references.items()}
-        captions = {i: " ".join(tokenize(hypotheses[i])) for i in references}
+        tokenized = {i: tokenize_texts(texts, tokenizer) for i, texts in references.items()}
+        captions = {i: tokenize_texts([hypotheses[i]], tokenizer)[0] for i in references}
         scores = CaptionScorer(tokenized).score_each(captions)
         means = {"ROUGE_L": scores.rouge_l, "CIDEr": scores.cider}
-        meteor = np.ones((len(captions), 23))
+        meteor = np.ones((len(captions), 23)) if tokenizer == "ptb" else None
         images = ImageScores(scores.image_ids, scores.bleu, meteor, means)
         return ScoredCaptions(images, tokenized, captions)
 
@@ -254,6 +259,24 @@ def test_missing_file_is_one_line(showtell, tmp_path) -> None:
     assert status == 1 and output.startswith("error: ") and output.count("\n") == 1
     with pytest.raises(MissingArtifactError):
         score("nothing.json", {7: "a"})
+
+
+def test_tokenizer_of_another_language_leaves_out_meteor(showtell, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("一只狗在跑\n一只猫\n", "utf-8")
+    (tmp_path / "b.txt").write_text("一只狗跑\n猫在睡觉\n", "utf-8")
+    options = ("--tokenizer", "characters")
+    status, output = showtell("score", tmp_path / "a.txt", tmp_path / "b.txt", *options)
+    assert status == 0, output
+    assert "METEOR knows only English, so --tokenizer characters leaves it out." in output
+    assert output.splitlines()[-1].endswith("|tok:characters|images:2|refs:1")
+    result = score(["一只狗在跑"], ["一只狗跑"], tokenizer="characters")
+    spaced = score(["一 只 狗 在 跑"], ["一 只 狗 跑"], tokenizer="unicode")
+    assert result.scores == spaced.scores and "METEOR" not in result.scores
+    assert list(result.per_image[1]) == list(result.scores)
+    with pytest.raises(ConfigError, match="tokenizer must be one of ptb, unicode, characters, got"):
+        score(["a"], ["a"], tokenizer="13a")
+    with pytest.raises(ConfigError, match="--spice parses English"):
+        score(["a"], ["a"], tokenizer="unicode", spice=True)
 
 
 def test_spice_that_cannot_run_is_an_error_before_anything_is_scored(monkeypatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from showtell.pipeline.text.columns import TokenizedCaptions, tokenize_all
+from showtell.pipeline.text.columns import TokenizedCaptions, tokenize_all, tokenize_texts
 from showtell.pipeline.text.ptb import tokenize
 
 WORDS = ["a", "dog", "Runs", "can't", "B.", "2 1/2", "2", "1/2", "<b>", "naïve", "...", "no.", "!"]
@@ -34,6 +34,7 @@ def test_tokenize_all_matches_tokenize(captions, tokenized) -> None:
     assert lists(tokenized) == expected
     assert len(tokenized) == 300 and tokenized.lengths.tolist() == [*map(len, expected)]
     assert tokenized.texts().to_pylist() == [" ".join(words) for words in expected]
+    assert tokenize_texts(captions) == [" ".join(words) for words in expected]
     assert any("\u00a0" in word for word in tokenized.words)  # a space within a word
     assert [] in expected
 
