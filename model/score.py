@@ -19,16 +19,17 @@ from ..pipeline.stage.console import (
     print_warning,
 )
 from ..pipeline.stage.errors import MismatchError
-from ..pipeline.stage.options import require_choice
-from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
+from ..pipeline.stage.files import hash_json
+from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from .compare import Difference, find_differences, show_differences
 from .config import CompareConfig
 from .metrics import bootstrap
 from .metrics.image_scores import ImageScores
-from .metrics.metric import CaptionSet, Metric
+from .metrics.metric import CaptionSet
 from .metrics.registry import choose_metrics
 from .metrics.scorer import score_captions
-from .scoring.config import ScoreConfig
+from .scoring.config import ScoreConfig, ScoringOptions
+from .scoring.images import find_images
 from .scoring.pairs import Pairs, pair_captions
 from .scoring.per_image import write_table
 
@@ -101,6 +102,8 @@ def score(
     *,
     tokenizer: str = DEFAULT_TOKENIZER,
     spice: bool = False,
+    clip: str | Path | None = None,
+    images: str | Path | None = None,
 ) -> Scores:
     """Score one caption for each image, as pycocoevalcap does.
 
@@ -112,18 +115,25 @@ def score(
         tokenizer: `ptb` for English, `unicode` for words of other languages, or `characters`.
             METEOR is left out with the last two: it knows only English.
         spice: also compute SPICE; needs Java 8 to 14 and Stanford's parser.
+        clip: also compute CLIPScore with the CLIP model in this folder.
+        images: folder of the images, for CLIPScore.
 
     Raises:
-        ConfigError: there is no such tokenizer, or SPICE is wanted in another language.
+        ConfigError: there is no such tokenizer, SPICE is wanted in another language, or only one of
+            `clip` and `images` is given.
         MissingArtifactError: a file does not exist.
         DatasetError: a file has another layout, or an image has several candidates, no reference
             or an empty one.
         MismatchError: a candidate has no references, or the numbers of lines differ.
         ScorerError: a scorer cannot run.
     """
-    require_choice("tokenizer", tokenizer, tuple(UNITS))
-    options = tokenizer, choose_metrics(tokenizer, spice=spice)
-    return _score(read_captions(candidates, "candidates"), _read_references(references), *options)
+    options = ScoringOptions(
+        tokenizer=tokenizer,
+        spice=spice,
+        clip=Path(clip) if clip else None,
+        images=Path(images) if images else None,
+    )
+    return _score(read_captions(candidates, "candidates"), _read_references(references), options)
 
 
 def score_files(config: ScoreConfig) -> None:
@@ -131,13 +141,12 @@ def score_files(config: ScoreConfig) -> None:
 
     Raises the errors of `score`.
     """
-    metrics = choose_metrics(config.tokenizer, spice=config.spice)
     references = _read_references(config.references)
     files = [path for path in (config.candidates, config.compare) if path is not None]
     results = []
     for path in files:
         candidates = read_captions(path, "candidates")
-        results.append(_score(candidates, references, config.tokenizer, metrics))
+        results.append(_score(candidates, references, config))
         _print_remarks(candidates, results[-1].pairs)
     first = results[0]
     if config.per_image is not None:
@@ -175,29 +184,30 @@ def _read_references(references: Source) -> Captions:
     return read_captions(references, "references")
 
 
-def _score(
-    candidates: Captions, references: Captions, tokenizer: str, metrics: Sequence[Metric]
-) -> Scores:
+def _score(candidates: Captions, references: Captions, options: ScoringOptions) -> Scores:
     """Score the candidates of a source. Raises the errors of `score`."""
+    metrics = choose_metrics(options.tokenizer, spice=options.spice, clip=options.clip)
+    # Before the long work, because this fails if a metric cannot run.
+    fingerprints = {metric.name: hash_json(metric.inputs())[:8] for metric in metrics}
     pairs = pair_captions(candidates, references)
-    for metric in metrics:
-        metric.inputs()  # fails early if it cannot run
+    images = None if options.images is None else find_images(options.images, pairs)
     raw = dict(enumerate(pairs.candidates))
-    scored = score_captions(dict(enumerate(pairs.references)), raw, tokenizer)
-    captions = CaptionSet(raw, scored.hypotheses, scored.references)
+    scored = score_captions(dict(enumerate(pairs.references)), raw, options.tokenizer)
+    captions = CaptionSet(raw, scored.hypotheses, scored.references, images=images)
     optional = {metric.name: metric.score(captions) for metric in metrics}
-    return Scores(_signature(pairs, tokenizer), pairs, scored.images.with_means(optional))
+    signature = _signature(pairs, {"tok": options.tokenizer} | fingerprints)
+    return Scores(signature, pairs, scored.images.with_means(optional))
 
 
-def _signature(pairs: Pairs, tokenizer: str) -> str:
+def _signature(pairs: Pairs, options: dict[str, str]) -> str:
     """Return one line with everything that the scores of some captions depend on."""
     numbers = [len(texts) for texts in pairs.references]
     low, high = min(numbers), max(numbers)
     parts = {
         "showtell": __version__,
-        "tok": tokenizer,
         "images": len(pairs),
         "refs": low if low == high else f"{low}-{high}",
+        **options,
     }
     return "|".join(f"{name}:{value}" for name, value in parts.items())
 

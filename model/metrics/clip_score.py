@@ -28,7 +28,7 @@ from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
 from ...pipeline.stage.files import hash_file
-from .metric import CaptionSet, Floats, Metric
+from .metric import CaptionSet, Floats, Metric, NamedImages
 
 PROMPT = "A photo depicts "
 SCALE = 2.5  # w in the paper: it spreads the cosines of good captions, about 0.3, over 0 to 1
@@ -78,7 +78,6 @@ class ClipScore(Metric):
             MissingArtifactError: transformers cannot load the model.
             DatasetError: an image is missing or corrupt.
         """
-        assert captions.captions_dir is not None
         model, processor = load_clip(self.folder)
         options = {
             "return_tensors": "pt",
@@ -86,9 +85,10 @@ class ClipScore(Metric):
             "truncation": True,
             "max_length": model.config.text_config.max_position_embeddings,
         }
+        images = captions.images or _find_images(captions)
         image_ids, scores = list(captions.hypotheses), []
         with ProgressLine("CLIPScore", len(image_ids), "img") as line, torch.inference_mode():
-            for batch in _read_in_batches(image_ids, captions.captions_dir):
+            for batch in _read_in_batches(image_ids, images):
                 texts = [PROMPT + captions.hypotheses[image_id] for image_id in batch]
                 found = model(**processor(text=texts, images=list(batch.values()), **options))
                 scores.append(scaled_cosines(found.image_embeds, found.text_embeds))
@@ -137,11 +137,17 @@ def read_image(files: ImageFiles, file_name: str) -> Image.Image:
         ) from None
 
 
-def _read_in_batches(image_ids: list[int], captions_dir: Path) -> Iterator[dict[int, Image.Image]]:
-    """Yield image_id → image of up to `BATCH_SIZE` images at a time."""
-    images = read_images(captions_dir / IMAGES_PARQUET)
+def _find_images(captions: CaptionSet) -> NamedImages:
+    """Return the images of the prepared dataset that the captions belong to."""
+    assert captions.captions_dir is not None
+    images = read_images(captions.captions_dir / IMAGES_PARQUET)
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    files = ImageFiles(Path(require_stage(captions_dir).details["source"]))
+    source = Path(require_stage(captions.captions_dir).details["source"])
+    return NamedImages(ImageFiles(source), names)
+
+
+def _read_in_batches(image_ids: list[int], images: NamedImages) -> Iterator[dict[int, Image.Image]]:
+    """Yield image_id → image of up to `BATCH_SIZE` images at a time."""
     for start in range(0, len(image_ids), BATCH_SIZE):
         batch = image_ids[start : start + BATCH_SIZE]
-        yield {image_id: read_image(files, names[image_id]) for image_id in batch}
+        yield {image_id: read_image(images.files, images.names[image_id]) for image_id in batch}

@@ -6,6 +6,7 @@ differences in it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,22 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.datasets.image_files import ImageFiles
+
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """The files of images.
+
+    Attributes:
+        files: reads an image by its name.
+        names: image_id → name, for at least the images to score.
+    """
+
+    files: ImageFiles
+    names: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,14 @@ class CaptionSet:
         tokenized_references: image_id → reference captions, as words joined by single spaces.
         captions_dir: output folder of `showtell prepare`; its manifest names the images' folder.
             None if the captions belong to no prepared dataset.
+        images: the images, if they are not those of `captions_dir`.
     """
 
     hypotheses: dict[int, str]
     tokenized_hypotheses: dict[int, str]
     tokenized_references: dict[int, list[str]]
     captions_dir: Path | None = None
+    images: NamedImages | None = None
 
 
 class Metric(ABC):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...pipeline.stage.options import StageConfig, argument, option
+from ...pipeline.stage.options import Options, StageConfig, argument, option, require
 from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 TABLE_SUFFIXES = (".csv", ".parquet")
@@ -15,7 +15,45 @@ def check_table(path: Path) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(StageConfig):
+class ScoringOptions(Options):
+    """What to compute."""
+
+    tokenizer: str = option(
+        DEFAULT_TOKENIZER,
+        "How captions become words: ptb (English, as published scores do), unicode (words of other "
+        "languages), characters (Chinese, Japanese, Thai).",
+        choices=tuple(UNITS),
+        group="Scoring",
+    )
+    spice: bool = option(
+        False,
+        "Also compute SPICE; needs Java 8 to 14 and Stanford's parser.",
+        group="Scoring",
+    )
+    clip: Path | None = option(
+        None,
+        "Also compute CLIPScore with the CLIP model saved in this folder by transformers; needs "
+        "--images.",
+        group="Scoring",
+        metavar="DIR",
+    )
+    images: Path | None = option(
+        None,
+        "Folder of the images, for --clip.",
+        group="Scoring",
+        metavar="DIR",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.clip is None) == (self.images is None),
+            "CLIPScore needs both --clip DIR, the model, and --images DIR, the images.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoringOptions, StageConfig):
     """Options of `showtell score`."""
 
     candidates: Path = argument(
@@ -33,18 +71,6 @@ class ScoreConfig(StageConfig):
         "CANDIDATES.",
         group="Input",
         metavar="FILE",
-    )
-    tokenizer: str = option(
-        DEFAULT_TOKENIZER,
-        "How captions become words: ptb (English, as published scores do), unicode (words of other "
-        "languages), characters (Chinese, Japanese, Thai).",
-        choices=tuple(UNITS),
-        group="Scoring",
-    )
-    spice: bool = option(
-        False,
-        "Also compute SPICE; needs Java 8 to 14 and Stanford's parser.",
-        group="Scoring",
     )
     per_image: Path | None = option(
         None,

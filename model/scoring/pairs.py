@@ -21,12 +21,14 @@ class Pairs:
         ids: integers if all ids are integers, else texts.
         candidates: (N,) one caption for each image.
         references: (N,) at least one caption for each image.
+        file_names: (N,) name of each image's file, None if it is unknown.
         num_without_candidate: images with references that are left out.
     """
 
     ids: tuple[int, ...] | tuple[str, ...]
     candidates: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
+    file_names: tuple[str | None, ...]
     num_without_candidate: int
 
     def __len__(self) -> int:
@@ -46,19 +48,23 @@ def pair_captions(candidates: Captions, references: Captions) -> Pairs:
     else:
         _require_same_lines(candidates, references)
         matches = {key: key for key in candidates.texts}
-    found = {}
+    name_of = {key: name for name, key in references.file_names.items()}
+    found, names = {}, {}
     for key, match in matches.items():
         texts = tuple(references.texts[match])
         if not references.has_ids:  # files of references may have lines of different numbers
             texts = tuple(text for text in texts if text.strip())
         _require_valid(key, candidates, texts, references)
         found[key] = candidates.texts[key][0], texts
+        is_name = candidates.has_ids and not INTEGER.fullmatch(key)
+        names[key] = name_of.get(match) or (key if is_name else None)
     is_integer = all(map(INTEGER.fullmatch, found))
     keys = sorted(found, key=int if is_integer else None)
     return Pairs(
         ids=tuple(map(int, keys)) if is_integer else tuple(keys),
         candidates=tuple(found[key][0] for key in keys),
         references=tuple(found[key][1] for key in keys),
+        file_names=tuple(names[key] for key in keys),
         num_without_candidate=len(references.texts) - len(found),
     )
 

@@ -15,6 +15,7 @@ from showtell import __version__
 from showtell.model import score as score_module
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
+from showtell.model.metrics.metric import CaptionSet
 from showtell.model.metrics.scorer import ScoredCaptions
 from showtell.model.score import score
 from showtell.pipeline.stage.errors import (
@@ -132,13 +133,13 @@ def test_table_shows_intervals_and_a_signature(coco, showtell) -> None:
         line.split()[0] for line in lines if line.startswith((" B", " M", " R", " C"))
     ] == SCORES
     assert all(" to " in line for line in lines if line.startswith((" B", " M", " R", " C")))
-    assert lines[-1] == f"showtell:{__version__}|tok:ptb|images:30|refs:5"
+    assert lines[-1] == f"showtell:{__version__}|images:30|refs:5|tok:ptb"
 
 
 def test_json_has_the_signature_and_all_scores(coco, showtell_json) -> None:
     status, document = showtell_json("score", *ARGUMENTS)
     assert status == 0
-    assert document["signature"] == f"showtell:{__version__}|tok:ptb|images:30|refs:5"
+    assert document["signature"] == f"showtell:{__version__}|images:30|refs:5|tok:ptb"
     for name in SCORES:
         low, high = document["intervals"][name]
         assert low <= document[name] <= high
@@ -146,7 +147,7 @@ def test_json_has_the_signature_and_all_scores(coco, showtell_json) -> None:
 
 def test_signature_shows_how_many_references_images_have() -> None:
     result = score({1: "a dog", 2: "a cat"}, {1: ["a dog", "the dog"], 2: ["a cat"]})
-    assert result.signature.endswith("|tok:ptb|images:2|refs:1-2")
+    assert result.signature.endswith("|images:2|refs:1-2|tok:ptb")
 
 
 def write_formats(references: dict[int, list[str]], folder: Path) -> None:
@@ -268,7 +269,7 @@ def test_tokenizer_of_another_language_leaves_out_meteor(showtell, tmp_path) -> 
     status, output = showtell("score", tmp_path / "a.txt", tmp_path / "b.txt", *options)
     assert status == 0, output
     assert "METEOR knows only English, so --tokenizer characters leaves it out." in output
-    assert output.splitlines()[-1].endswith("|tok:characters|images:2|refs:1")
+    assert output.splitlines()[-1].endswith("|images:2|refs:1|tok:characters")
     result = score(["一只狗在跑"], ["一只狗跑"], tokenizer="characters")
     spaced = score(["一 只 狗 在 跑"], ["一 只 狗 跑"], tokenizer="unicode")
     assert result.scores == spaced.scores and "METEOR" not in result.scores
@@ -277,6 +278,29 @@ def test_tokenizer_of_another_language_leaves_out_meteor(showtell, tmp_path) -> 
         score(["a"], ["a"], tokenizer="13a")
     with pytest.raises(ConfigError, match="--spice parses English"):
         score(["a"], ["a"], tokenizer="unicode", spice=True)
+
+
+def test_clip_score_reads_the_images_of_a_folder(coco, showtell_json, monkeypatch) -> None:
+    from showtell.model.metrics.clip_score import ClipScore
+
+    def score_name(self: ClipScore, captions: CaptionSet) -> Any:
+        """Score an image by the number that its file contains."""
+        files, names = captions.images.files, captions.images.names
+        return np.array([float(files.read(names[row])) for row in captions.hypotheses])
+
+    monkeypatch.setattr(ClipScore, "inputs", lambda self: {"clip": "0" * 64})
+    monkeypatch.setattr(ClipScore, "score", score_name)
+    Path("val2014").mkdir()
+    for image_id in coco:
+        Path(f"val2014/COCO_val2014_{image_id:012}.jpg").write_text(str(image_id))
+    options = ("--clip", "model", "--images", "val2014")
+    status, document = showtell_json("score", *ARGUMENTS, *options)
+    result = score(*ARGUMENTS, clip="model", images="val2014")
+    assert status == 0 and document["CLIPScore"] == result.scores["CLIPScore"]
+    assert all(scores["CLIPScore"] == key for key, scores in result.per_image.items())
+    assert result.signature.partition("|CLIPScore:")[2].isalnum()
+    with pytest.raises(ConfigError, match="needs both --clip DIR, the model, and --images DIR"):
+        score(*ARGUMENTS, clip="model")
 
 
 def test_spice_that_cannot_run_is_an_error_before_anything_is_scored(monkeypatch) -> None:

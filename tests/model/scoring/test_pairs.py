@@ -23,7 +23,7 @@ def annotations(names: dict[int, str]) -> dict[str, Any]:
 
 def test_images_are_matched_by_id_and_sorted() -> None:
     pairs = pair({"10": "ten", 9: "nine"}, {9: ["a", "b"], 10: "c", 11: "d", 12: []})
-    assert pairs == Pairs((9, 10), ("nine", "ten"), (("a", "b"), ("c",)), num_without_candidate=2)
+    assert pairs == Pairs((9, 10), ("nine", "ten"), (("a", "b"), ("c",)), (None, None), 2)
     assert pair({"b": "x", "7": "y"}, {7: "a", "b": "b"}).ids == ("7", "b")
 
 
@@ -48,6 +48,13 @@ def test_images_are_matched_by_file_name(names: tuple[str, str]) -> None:
         assert pairs.num_without_candidate == 1
 
 
+def test_file_names_are_kept() -> None:
+    by_id = pair({9: "a dog", 10: "a cat"}, annotations({10: "x/10.jpg", 9: "x/9.jpg"}))
+    assert by_id.file_names == ("x/9.jpg", "x/10.jpg")
+    by_name = pair({"b.jpg": "a dog", "7": "a cat"}, {"b.jpg": "b", "7": "a"})
+    assert by_name.ids == ("7", "b.jpg") and by_name.file_names == (None, "b.jpg")
+
+
 def test_equal_names_in_two_folders_are_not_confused() -> None:
     with pytest.raises(MismatchError, match=r"no image in common.*such as 1\.jpg and a/1\.jpg, b/"):
         pair({"1.jpg": "a dog"}, {"a/1.jpg": "x", "b/1.jpg": "y"})
@@ -57,7 +64,7 @@ def test_equal_names_in_two_folders_are_not_confused() -> None:
 
 def test_lines_are_matched_by_number() -> None:
     pairs = pair(["one", "two"], [["a", ""], ["b", "c"]])
-    assert pairs == Pairs((1, 2), ("one", "two"), (("a",), ("b", "c")), 0)
+    assert pairs == Pairs((1, 2), ("one", "two"), (("a",), ("b", "c")), (None, None), 0)
 
 
 @pytest.mark.parametrize(
