@@ -222,8 +222,8 @@ def _print_remarks(candidates: Captions, pairs: Pairs) -> None:
     empty = [key for key, text in zip(pairs.ids, pairs.candidates, strict=True) if not text.strip()]
     if empty:
         print_warning(
-            f"{candidates.source}: {len(empty):,} candidates are empty and score 0 (image "
-            f"{', '.join(map(str, empty[:3]))}{', …' if len(empty) > 3 else ''})."
+            f"{candidates.source}: {len(empty):,} of {len(pairs):,} candidates are empty and score "
+            f"0: image {', '.join(map(str, empty[:3]))}{', …' if len(empty) > 3 else ''}."
         )
 
 

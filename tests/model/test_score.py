@@ -250,7 +250,7 @@ def test_empty_candidate_is_reported_and_scores_0(showtell, tmp_path) -> None:
     (tmp_path / "b.json").write_text('{"7": "a dog runs", "9": "the cat"}')
     status, output = showtell("score", tmp_path / "a.json", tmp_path / "b.json")
     assert status == 0
-    assert "a.json: 1 candidates are empty and score 0 (image 9)." in output
+    assert "a.json: 1 of 2 candidates are empty and score 0: image 9." in output
     assert score(tmp_path / "a.json", tmp_path / "b.json").per_image[9]["CIDEr"] == 0
 
 

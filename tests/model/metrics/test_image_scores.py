@@ -37,6 +37,13 @@ def test_draws_score_as_sets_with_repeated_images() -> None:
     assert images.of_all() == pytest.approx({k: v[1] for k, v in found.items()})
 
 
+def test_scores_of_each_image_are_those_of_a_set_of_one() -> None:
+    for images in (score_images(), replace(score_images(), meteor=None)):
+        for row in range(3):
+            each = {name: values[row] for name, values in images.of_each().items()}
+            assert each == pytest.approx(images.select(np.array([row])).of_all())
+
+
 def test_scores_survive_a_round_trip_through_the_file(tmp_path) -> None:
     images = score_images().with_means({"CLIPScore": np.array([0.1, 0.2, 0.3])})
     images.write(tmp_path / "scores.npz")
