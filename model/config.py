@@ -298,7 +298,8 @@ class EvalConfig(DecodingOptions, StageConfig):
     )
     clip: Path | None = option(
         None,
-        "Also compute CLIPScore with the CLIP model saved in this folder by transformers.",
+        "Also compute CLIPScore and RefCLIPScore with the CLIP or SigLIP model that transformers "
+        "saved in this folder.",
         group="Scoring",
         affects_result=False,
         envvar="SHOWTELL_CLIP",

@@ -11,8 +11,9 @@ as `beam5-ngram2`. The files:
     metrics.json
         Bleu_1 … Bleu_4, METEOR, ROUGE_L    float, 0 to 1; METEOR for English captions
         CIDEr                               float, 0 to 10
-        SPICE, CLIPScore                    float, if they were asked for
+        SPICE, CLIPScore, RefCLIPScore      float, if they were asked for
         intervals                           each score → [low, high], its 95 % confidence interval
+        words_per_caption, distinct_1, …    statistics of the captions, see `metrics/statistics.py`
         num_images                          int, images captioned and scored
         num_images_without_features         int, images of the split that were left out
         images_per_second, decode_seconds, score_seconds    float
@@ -27,7 +28,8 @@ as `beam5-ngram2`. The files:
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ from ..pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from ..pipeline.stage.files import locked, write_json
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
-from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER
+from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 from ..pipeline.text.vocab import Vocab
 from .config import EvalConfig
 from .decoders.precision import Precision
@@ -63,6 +65,7 @@ from .metrics.metric import CaptionSet
 from .metrics.official import OfficialScorer
 from .metrics.registry import score_metrics
 from .metrics.scorer import ScoredCaptions, score_captions
+from .metrics.statistics import CaptionStatistics, describe_captions
 from .runs.layout import METRICS_NAME
 
 CAPTIONS_NAME, NBEST_NAME = "captions.json", "nbest.json"
@@ -132,12 +135,16 @@ def _caption_and_score(evaluation: Evaluation) -> Manifest:
             else:
                 scored = score_captions(references, hypotheses, evaluation.tokenizer)
             captions = CaptionSet(
-                hypotheses, scored.hypotheses, scored.references, evaluation.captions_dir
+                hypotheses,
+                scored.hypotheses,
+                scored.references,
+                evaluation.captions_dir,
+                references=references,
             )
             optional = score_metrics(evaluation.metrics, captions)
     images = scored.images.with_means(optional)
     images.write(evaluation.folder / SCORES_NAME)
-    _write_metrics(evaluation, images, scores, watch)
+    _write_metrics(evaluation, images, scores, _describe(evaluation, vocab, found), watch)
     return _write_manifest(evaluation, len(images), optional, watch.seconds)
 
 
@@ -167,14 +174,34 @@ def _write_captions(
     return best
 
 
+def _describe(
+    evaluation: Evaluation, vocab: Vocab, found: dict[int, list[Hypothesis]]
+) -> CaptionStatistics:
+    """Compute the statistics of the best captions."""
+    train = read_images(evaluation.captions_dir / IMAGES_PARQUET).select("train")
+    captions_path = evaluation.captions_dir / CAPTIONS_PARQUET
+    references = read_references(captions_path, "words", train)
+    return describe_captions(
+        [hypotheses[0].token_ids for hypotheses in found.values()],
+        vocab,
+        set(chain.from_iterable(references.values())),
+        evaluation.config.for_unit(vocab.unit).length_limit,
+    )
+
+
 def _write_metrics(
-    evaluation: Evaluation, images: ImageScores, official: dict[str, float], watch: Stopwatch
+    evaluation: Evaluation,
+    images: ImageScores,
+    official: dict[str, float],
+    statistics: CaptionStatistics,
+    watch: Stopwatch,
 ) -> None:
     """Write `metrics.json`."""
     decode_seconds = watch.parts["decode"]
     metrics = {
         **(images.of_all() | official),
         "intervals": intervals(images),
+        **asdict(statistics),
         "num_images": len(images),
         "num_images_without_features": len(evaluation.image_ids) - len(images),
         "images_per_second": round(len(images) / decode_seconds, 2),
@@ -216,6 +243,7 @@ def _show_scores(evaluation: Evaluation) -> None:
         if name[0].isupper():  # only the names of scores begin with a capital
             low, high = metrics["intervals"][name]
             rows.append((name, f"{100 * value:.1f}  ({100 * low:.1f} to {100 * high:.1f})"))
+    rows += _statistics_rows(metrics, UNITS[evaluation.tokenizer])
     rows += [
         ("images", f"{metrics['num_images']:,}"),
         ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
@@ -232,6 +260,21 @@ def _show_scores(evaluation: Evaluation) -> None:
         )
     if evaluation.split == "val":
         print_note("The val images also selected the best epoch; report scores on a test split.")
+
+
+def _statistics_rows(metrics: dict[str, Any], unit: str) -> list[tuple[str, str]]:
+    """Return rows with the statistics of captions; none for evaluations of earlier versions."""
+    if "words_per_caption" not in metrics:
+        return []
+    distinct = f"{metrics['distinct_1']:.2%}, {metrics['distinct_2']:.2%}"
+    used = f"{metrics['words_used']:,}; {metrics['vocabulary_used']:.1%} of the vocabulary"
+    return [
+        (f"{unit} per caption", f"{metrics['words_per_caption']:.1f}"),
+        ("distinct-1, distinct-2", distinct),
+        (f"{unit} used", used),
+        ("novel captions", f"{metrics['novel_captions']:.1%}"),
+        ("at the length limit", f"{metrics['captions_at_limit']:.1%}"),
+    ]
 
 
 def _show_samples(evaluation: Evaluation) -> None:

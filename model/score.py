@@ -115,7 +115,7 @@ def score(
         tokenizer: `ptb` for English, `unicode` for words of other languages, or `characters`.
             METEOR is left out with the last two: it knows only English.
         spice: also compute SPICE; needs Java 8 to 14 and Stanford's parser.
-        clip: also compute CLIPScore with the CLIP model in this folder.
+        clip: also compute CLIPScore and RefCLIPScore with the CLIP model in this folder.
         images: folder of the images, for CLIPScore.
 
     Raises:
@@ -192,8 +192,11 @@ def _score(candidates: Captions, references: Captions, options: ScoringOptions) 
     pairs = pair_captions(candidates, references)
     images = None if options.images is None else find_images(options.images, pairs)
     raw = dict(enumerate(pairs.candidates))
-    scored = score_captions(dict(enumerate(pairs.references)), raw, options.tokenizer)
-    captions = CaptionSet(raw, scored.hypotheses, scored.references, images=images)
+    written = dict(enumerate(pairs.references))
+    scored = score_captions(written, raw, options.tokenizer)
+    captions = CaptionSet(
+        raw, scored.hypotheses, scored.references, images=images, references=written
+    )
     optional = {metric.name: metric.score(captions) for metric in metrics}
     signature = _signature(pairs, {"tok": options.tokenizer} | fingerprints)
     return Scores(signature, pairs, scored.images.with_means(optional))

@@ -1,14 +1,18 @@
-"""CLIPScore: the similarity of a caption and its image in CLIP's embedding space.
+"""CLIPScore and RefCLIPScore: similarities of a caption with its image and its references.
 
-It is the only metric that reads the images, and it needs no references. The user provides a CLIP
-model as transformers saves it; the paper uses openai/clip-vit-base-patch32.
+They compare embeddings by CLIP, or by another model with embeddings of images and texts such as
+SigLIP. CLIPScore needs no references. The user provides a model as transformers saves it; the paper
+uses openai/clip-vit-base-patch32. Scores by different models cannot be compared.
 
 Source: Hessel et al. 2021, arXiv:2104.08718.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,7 @@ class ClipScore(Metric):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._embedded: tuple[CaptionSet, Tensor, Tensor] | None = None
 
     def inputs(self) -> dict[str, str]:
         """Return the sha256 of the model's weights.
@@ -67,7 +72,7 @@ class ClipScore(Metric):
         if find_spec("transformers") is None:
             raise ScorerError(
                 "CLIPScore needs transformers, which is not installed. Run "
-                ".venv/bin/pip install -e '.[clip]', or run without --clip."
+                "pip install 'showtell[clip]', or run without --clip."
             )
         return {"clip": hash_file(self.folder / found[0])}
 
@@ -78,22 +83,134 @@ class ClipScore(Metric):
             MissingArtifactError: transformers cannot load the model.
             DatasetError: an image is missing or corrupt.
         """
-        model, processor = load_clip(self.folder)
+        return scaled_cosines(*self.embed(captions))
+
+    def embed(self, captions: CaptionSet) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of the images and of their captions, (N, E) each.
+
+        Those of the last captions are kept. Raises the errors of `score`.
+        """
+        if self._embedded is None or self._embedded[0] is not captions:
+            images = captions.images or _find_images(captions)
+            found = []
+            with ProgressLine(self.name, len(captions.hypotheses), "img") as line:
+                for batch in _read_in_batches(list(captions.hypotheses), images):
+                    found.append(self.model.embed_images(list(batch.values())))
+                    line.advance(len(batch))
+            texts = self.model.embed_texts(list(captions.hypotheses.values()))
+            self._embedded = captions, torch.cat(found), texts
+        return self._embedded[1:]
+
+    @cached_property
+    def model(self) -> "ClipModel":
+        """The model, loaded on first use."""
+        return ClipModel.load(self.folder)
+
+
+class RefClipScore(Metric):
+    """RefCLIPScore of each caption, 0 to 1.43: the harmonic mean of two similarities.
+
+    One is CLIPScore. The other is the largest cosine of the caption and a reference; 0 if all are
+    negative.
+
+    Args:
+        clip_score: computes CLIPScore; its embeddings are used again.
+    """
+
+    name = "RefCLIPScore"
+
+    def __init__(self, clip_score: ClipScore) -> None:
+        self.clip_score = clip_score
+
+    def inputs(self) -> dict[str, str]:
+        """Return those of CLIPScore, so that evaluations of earlier versions stay up to date."""
+        return self.clip_score.inputs()
+
+    def score(self, captions: CaptionSet) -> Floats:
+        """Return RefCLIPScore of each caption, (N,) float64. Raises the errors of `ClipScore`."""
+        images, texts = self.clip_score.embed(captions)
+        counts = torch.tensor([len(captions.references[i]) for i in captions.hypotheses])
+        listed = chain.from_iterable(captions.references[i] for i in captions.hypotheses)
+        references = self.clip_score.model.embed_texts(list(listed))
+        cosines = torch.cosine_similarity(
+            texts.double().repeat_interleave(counts, 0), references.double()
+        )
+        nearest = torch.stack([each.max() for each in cosines.split(counts.tolist())])
+        return harmonic_mean(scaled_cosines(images, texts), nearest.clamp(min=0).numpy())
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A model with embeddings of images and texts in the same space.
+
+    Attributes:
+        model: in eval mode.
+        processor: turns images and texts into its inputs.
+    """
+
+    model: Any
+    processor: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> "ClipModel":
+        """Load a model from a folder.
+
+        Raises:
+            MissingArtifactError: transformers cannot load it, or it does not embed both.
+        """
+        from transformers import AutoModel, AutoProcessor  # an optional dependency
+
+        try:
+            model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+            load_processor: Any = AutoProcessor.from_pretrained
+            processor = load_processor(folder, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise MissingArtifactError(
+                f"--clip {folder} cannot be loaded as a CLIP model ({error}). Download it again."
+            ) from None
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+            raise MissingArtifactError(
+                f"--clip {folder} holds a {type(model).__name__}, which does not embed both images "
+                "and texts. Give the folder of a model such as CLIP or SigLIP."
+            )
+        return cls(model, processor)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the embeddings of images, (N, E)."""
+        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
+        with torch.inference_mode():
+            return _embeddings(self.model.get_image_features(**inputs))
+
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """Return the embeddings of captions, each after `PROMPT`, (N, E)."""
+        is_siglip = self.model.config.model_type.startswith("siglip")
         options = {
-            "return_tensors": "pt",
-            "padding": True,
+            # SigLIP was trained with padding in its attention, CLIP without.
+            "padding": "max_length" if is_siglip else True,
             "truncation": True,
-            "max_length": model.config.text_config.max_position_embeddings,
+            "max_length": self.model.config.text_config.max_position_embeddings,
+            "return_tensors": "pt",
         }
-        images = captions.images or _find_images(captions)
-        image_ids, scores = list(captions.hypotheses), []
-        with ProgressLine("CLIPScore", len(image_ids), "img") as line, torch.inference_mode():
-            for batch in _read_in_batches(image_ids, images):
-                texts = [PROMPT + captions.hypotheses[image_id] for image_id in batch]
-                found = model(**processor(text=texts, images=list(batch.values()), **options))
-                scores.append(scaled_cosines(found.image_embeds, found.text_embeds))
-                line.advance(len(batch))
-        return np.concatenate(scores)
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(captions), BATCH_SIZE):
+                texts = [PROMPT + caption for caption in captions[start : start + BATCH_SIZE]]
+                inputs = self.processor.tokenizer(texts, **options)
+                found.append(_embeddings(self.model.get_text_features(**inputs)))
+        return torch.cat(found)
+
+
+def _embeddings(output: Any) -> Tensor:
+    """Return the embeddings in what a model returned: a tensor before transformers 5."""
+    embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return embeddings
+
+
+def harmonic_mean(first: Floats, second: Floats) -> Floats:
+    """Return the harmonic mean of each pair of numbers from 0; 0 if one of them is 0."""
+    total = first + second
+    means: Floats = 2 * first * second / np.where(total > 0, total, 1)
+    return means
 
 
 def scaled_cosines(images: Tensor, texts: Tensor) -> Floats:
@@ -101,23 +218,6 @@ def scaled_cosines(images: Tensor, texts: Tensor) -> Floats:
     cosines = torch.cosine_similarity(images.double(), texts.double())
     scores: Floats = (SCALE * cosines.clamp(min=0)).numpy()
     return scores
-
-
-def load_clip(folder: Path) -> tuple[Any, Any]:
-    """Load a CLIP model in eval mode, and the processor of its inputs.
-
-    Raises:
-        MissingArtifactError: transformers cannot load the model.
-    """
-    from transformers import CLIPModel, CLIPProcessor  # an optional dependency
-
-    try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True)
-        return model.eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MissingArtifactError(
-            f"--clip {folder} cannot be loaded as a CLIP model ({error}). Download it again."
-        ) from None
 
 
 def read_image(files: ImageFiles, file_name: str) -> Image.Image:

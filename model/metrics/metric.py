@@ -6,8 +6,8 @@ differences in it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +43,7 @@ class CaptionSet:
         captions_dir: output folder of `showtell prepare`; its manifest names the images' folder.
             None if the captions belong to no prepared dataset.
         images: the images, if they are not those of `captions_dir`.
+        references: image_id → reference captions, as people wrote them.
     """
 
     hypotheses: dict[int, str]
@@ -50,6 +51,7 @@ class CaptionSet:
     tokenized_references: dict[int, list[str]]
     captions_dir: Path | None = None
     images: NamedImages | None = None
+    references: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 class Metric(ABC):

@@ -26,7 +26,7 @@ def choose_metrics(
     Args:
         tokenizer: name of the tokenizer of the captions.
         spice: whether to compute SPICE.
-        clip: folder of a saved CLIP model, which adds CLIPScore.
+        clip: folder of a saved CLIP model, which adds CLIPScore and RefCLIPScore.
 
     Raises:
         ConfigError: SPICE is wanted for captions in another language than English.
@@ -40,9 +40,10 @@ def choose_metrics(
         )
         metrics.append(Spice())
     if clip is not None:
-        from .clip_score import ClipScore  # here, because it needs torch
+        from .clip_score import ClipScore, RefClipScore  # here, because they need torch
 
-        metrics.append(ClipScore(clip))
+        clip_score = ClipScore(clip)
+        metrics += [clip_score, RefClipScore(clip_score)]
     return metrics
 
 

@@ -24,7 +24,7 @@ from .status import eval_status, holds_run, run_status
 Row = dict[str, Any]  # column → text or number; None if it is not known
 
 # Scores in the table, if any evaluation has them; --json and --csv list all.
-SHOWN_SCORES = ("Bleu_4", "METEOR", "CIDEr", "SPICE", "CLIPScore")
+SHOWN_SCORES = ("Bleu_4", "METEOR", "CIDEr", "SPICE", "CLIPScore", "RefCLIPScore")
 FIRST_COLUMNS = ("run", "state", "dataset")
 
 

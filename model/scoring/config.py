@@ -32,8 +32,8 @@ class ScoringOptions(Options):
     )
     clip: Path | None = option(
         None,
-        "Also compute CLIPScore with the CLIP model saved in this folder by transformers; needs "
-        "--images.",
+        "Also compute CLIPScore and RefCLIPScore with the CLIP or SigLIP model that transformers "
+        "saved in this folder; needs --images.",
         group="Scoring",
         metavar="DIR",
     )

@@ -281,15 +281,19 @@ def test_tokenizer_of_another_language_leaves_out_meteor(showtell, tmp_path) -> 
 
 
 def test_clip_score_reads_the_images_of_a_folder(coco, showtell_json, monkeypatch) -> None:
-    from showtell.model.metrics.clip_score import ClipScore
+    from showtell.model.metrics.clip_score import ClipScore, RefClipScore
 
     def score_name(self: ClipScore, captions: CaptionSet) -> Any:
         """Score an image by the number that its file contains."""
         files, names = captions.images.files, captions.images.names
         return np.array([float(files.read(names[row])) for row in captions.hypotheses])
 
+    def count_references(self: RefClipScore, captions: CaptionSet) -> Any:
+        return np.array([float(len(captions.references[row])) for row in captions.hypotheses])
+
     monkeypatch.setattr(ClipScore, "inputs", lambda self: {"clip": "0" * 64})
     monkeypatch.setattr(ClipScore, "score", score_name)
+    monkeypatch.setattr(RefClipScore, "score", count_references)
     Path("val2014").mkdir()
     for image_id in coco:
         Path(f"val2014/COCO_val2014_{image_id:012}.jpg").write_text(str(image_id))
@@ -298,7 +302,8 @@ def test_clip_score_reads_the_images_of_a_folder(coco, showtell_json, monkeypatc
     result = score(*ARGUMENTS, clip="model", images="val2014")
     assert status == 0 and document["CLIPScore"] == result.scores["CLIPScore"]
     assert all(scores["CLIPScore"] == key for key, scores in result.per_image.items())
-    assert result.signature.partition("|CLIPScore:")[2].isalnum()
+    assert all(scores["RefCLIPScore"] >= 2 for scores in result.per_image.values())
+    assert result.signature.partition("|RefCLIPScore:")[2].isalnum()
     with pytest.raises(ConfigError, match="needs both --clip DIR, the model, and --images DIR"):
         score(*ARGUMENTS, clip="model")
 
