@@ -59,13 +59,13 @@ from .decoders.precision import Precision
 from .evaluation.decode import decode_split
 from .evaluation.plan import VERSION, Evaluation, plan_evaluation, select_images
 from .generation.hypothesis import Hypothesis
-from .metrics.bootstrap import intervals
+from .metrics.bootstrap import format_score, intervals
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .metrics.metric import CaptionSet
 from .metrics.official import OfficialScorer
 from .metrics.registry import score_metrics
 from .metrics.scorer import ScoredCaptions, score_captions
-from .metrics.statistics import CaptionStatistics, describe_captions
+from .metrics.statistics import CaptionStatistics, describe_captions, statistics_rows
 from .runs.layout import METRICS_NAME
 
 CAPTIONS_NAME, NBEST_NAME = "captions.json", "nbest.json"
@@ -241,9 +241,8 @@ def _show_scores(evaluation: Evaluation) -> None:
     rows = []
     for name, value in metrics.items():
         if name[0].isupper():  # only the names of scores begin with a capital
-            low, high = metrics["intervals"][name]
-            rows.append((name, f"{100 * value:.1f}  ({100 * low:.1f} to {100 * high:.1f})"))
-    rows += _statistics_rows(metrics, UNITS[evaluation.tokenizer])
+            rows.append((name, format_score(value, metrics["intervals"][name])))
+    rows += statistics_rows(metrics, UNITS[evaluation.tokenizer])
     rows += [
         ("images", f"{metrics['num_images']:,}"),
         ("decoding", f"{metrics['images_per_second']:,.0f} images/s"),
@@ -260,21 +259,6 @@ def _show_scores(evaluation: Evaluation) -> None:
         )
     if evaluation.split == "val":
         print_note("The val images also selected the best epoch; report scores on a test split.")
-
-
-def _statistics_rows(metrics: dict[str, Any], unit: str) -> list[tuple[str, str]]:
-    """Return rows with the statistics of captions; none for evaluations of earlier versions."""
-    if "words_per_caption" not in metrics:
-        return []
-    distinct = f"{metrics['distinct_1']:.2%}, {metrics['distinct_2']:.2%}"
-    used = f"{metrics['words_used']:,}; {metrics['vocabulary_used']:.1%} of the vocabulary"
-    return [
-        (f"{unit} per caption", f"{metrics['words_per_caption']:.1f}"),
-        ("distinct-1, distinct-2", distinct),
-        (f"{unit} used", used),
-        ("novel captions", f"{metrics['novel_captions']:.1%}"),
-        ("at the length limit", f"{metrics['captions_at_limit']:.1%}"),
-    ]
 
 
 def _show_samples(evaluation: Evaluation) -> None:

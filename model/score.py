@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,14 +20,15 @@ from ..pipeline.stage.console import (
 )
 from ..pipeline.stage.errors import MismatchError
 from ..pipeline.stage.files import hash_json
-from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER
+from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 from .compare import Difference, find_differences, show_differences
 from .config import CompareConfig
-from .metrics import bootstrap
+from .metrics.bootstrap import format_score, intervals
 from .metrics.image_scores import ImageScores
 from .metrics.metric import CaptionSet
 from .metrics.registry import choose_metrics
 from .metrics.scorer import score_captions
+from .metrics.statistics import TextStatistics, describe_texts, statistics_rows
 from .scoring.config import ScoreConfig, ScoringOptions
 from .scoring.images import find_images
 from .scoring.pairs import Pairs, pair_captions
@@ -44,11 +45,13 @@ class Scores:
         signature: one line with everything that the scores depend on; report it with them.
         pairs: the candidates and their references, sorted by image.
         images: the counts and scores of each image, in the same order.
+        statistics: length and variety of the candidates.
     """
 
     signature: str
     pairs: Pairs = field(repr=False)
     images: ImageScores = field(repr=False)
+    statistics: TextStatistics = field(repr=False)
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -58,7 +61,7 @@ class Scores:
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % confidence interval of each score."""
-        return bootstrap.intervals(self.images)
+        return intervals(self.images)
 
     @cached_property
     def per_image(self) -> dict[int | str, dict[str, float]]:
@@ -157,11 +160,12 @@ def score_files(config: ScoreConfig) -> None:
         "signature": first.signature,
         **first.scores,
         "intervals": first.intervals,
+        **asdict(first.statistics),
         "num_images": len(first.pairs),
         "num_images_without_candidate": first.pairs.num_without_candidate,
     }
     if config.compare is None:
-        _show(first)
+        _show(first, config.tokenizer)
     else:
         differences = first.compare(results[1])
         show_differences(files, len(first.pairs), differences, CompareConfig.draws)
@@ -199,7 +203,8 @@ def _score(candidates: Captions, references: Captions, options: ScoringOptions) 
     )
     optional = {metric.name: metric.score(captions) for metric in metrics}
     signature = _signature(pairs, {"tok": options.tokenizer} | fingerprints)
-    return Scores(signature, pairs, scored.images.with_means(optional))
+    statistics = describe_texts([*scored.hypotheses.values()])
+    return Scores(signature, pairs, scored.images.with_means(optional), statistics)
 
 
 def _signature(pairs: Pairs, options: dict[str, str]) -> str:
@@ -230,10 +235,10 @@ def _print_remarks(candidates: Captions, pairs: Pairs) -> None:
         )
 
 
-def _show(result: Scores) -> None:
-    """Print the scores with their confidence intervals."""
-    rows = []
-    for name, value in result.scores.items():
-        low, high = result.intervals[name]
-        rows.append((name, f"{100 * value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"))
-    print_table(f"score: {len(result.pairs):,} images", rows, ("score", "value", "95 %"))
+def _show(result: Scores, tokenizer: str) -> None:
+    """Print the scores with their confidence intervals, and the statistics of the captions."""
+    rows = [
+        (name, format_score(value, result.intervals[name])) for name, value in result.scores.items()
+    ]
+    rows += statistics_rows(asdict(result.statistics), UNITS[tokenizer])
+    print_table(f"score: {len(result.pairs):,} images", rows)

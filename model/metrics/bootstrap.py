@@ -6,7 +6,7 @@ measures the uncertainty from the choice of images, not that from the seed of tr
 Source: Efron 1979, doi:10.1214/aos/1176344552; for translation scores Koehn 2004, ACL W04-3250.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -57,6 +57,12 @@ def interval(values: Floats) -> tuple[float, float]:
 def intervals(images: ImageScores) -> dict[str, tuple[float, float]]:
     """Return the 95 % confidence interval of each score."""
     return {name: interval(values) for name, values in draw_scores(images).items()}
+
+
+def format_score(score: float, interval: Sequence[float]) -> str:
+    """Return a score and its interval for people, such as "20.6  (19.4 to 21.8)"."""
+    low, high = interval
+    return f"{100 * score:.1f}  ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def p_value(differences: Floats) -> float:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,12 @@ def test_json_has_the_signature_and_all_scores(coco, showtell_json) -> None:
     for name in SCORES:
         low, high = document["intervals"][name]
         assert low <= document[name] <= high
+    texts = [row["caption"].lower() for row in json.loads(Path(ARGUMENTS[0]).read_text())]
+    words = [re.findall(r"[a-z]+", text.replace("n't", "")) for text in texts]
+    num_words = sum(map(len, words)) + len(words)  # "isn't" is "is" and "n't"
+    assert document["words_per_caption"] == pytest.approx(num_words / len(texts))
+    assert document["words_used"] == len({word for row in words for word in row}) + 1
+    assert document["distinct_1"] == pytest.approx(document["words_used"] / num_words)
 
 
 def test_signature_shows_how_many_references_images_have() -> None:
