@@ -232,6 +232,41 @@ def test_example_of_a_metric_runs(
     assert 0 <= metrics["Distinct"] <= 1 and "Distinct" in metrics["intervals"]
 
 
+def test_example_in_chinese_runs(
+    showtell: Run, scenes: Path, random_weights: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Runs languages.md on fewer scenes, with an untrained network and a short training."""
+    monkeypatch.delenv("SHOWTELL_DATA", raising=False)
+    monkeypatch.chdir(scenes.parent)  # "data" is a copy of a few prepared scenes
+    page, image = ROOT / "docs/languages.md", "data/scenes/raw/images/000051.jpg"
+    exec(compile(*blocks(page, "python"), "chinese.py", "exec"), {})
+    small = ("--encoder", "resnet18", "--weights", random_weights, "--image-size", 64)
+    short = ("--epochs", 6, "--batch-size", 8, "--hidden-size", 64, "--device", "cpu")
+    extra = {"features": small, "train": short}
+    _, *rest = commands(page)  # the scenes are drawn already
+    for name, *arguments in rest:
+        if name == "caption":
+            arguments[-1] = image
+        status, output = showtell(name, *arguments, *extra.get(name, ()))
+        assert status == 0, output
+        if name == "eval":
+            assert "METEOR is left out" in output and "characters per caption" in output
+    folder = Path("data/runs/zh/eval/test-beam3")
+    captions = [entry["caption"] for entry in json.loads((folder / "captions.json").read_text())]
+    assert len(captions) == 10 and re.fullmatch(r"[\u4e00-\u9fff]+", "".join(captions))
+    assert output.strip() == f"{image}: {captions[0]}"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "METEOR" not in metrics and metrics["Bleu_1"] > 0.3
+    for more in (["report", "zh"], ["export", "zh", "bundle"], ["status"]):
+        status, output = showtell(*more)
+        assert status == 0, output
+    scst = ("--init", "zh", "--scst", "--scst-samples", 2, "--epochs", 1, "--device", "cpu")
+    status, output = showtell("train", "--dataset", "scenes-zh", "--run", "rl", *scst)
+    assert status == 0, output
+    status, output = showtell("caption", "--model", "bundle", *small[2:4], image)
+    assert re.fullmatch(rf"{image}: [\u4e00-\u9fff]+", output.strip())
+
+
 def test_examples_of_the_python_page_run(
     showtell: Run, prepared_grids: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

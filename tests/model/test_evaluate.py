@@ -3,7 +3,7 @@ import math
 import re
 import shutil
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from showtell.model.generation.options import DecodingOptions
 from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.official import OfficialScorer
 from showtell.model.metrics.spice import Spice
+from showtell.model.metrics.statistics import CaptionStatistics
 from showtell.model.runs.find import run_names
 from showtell.model.runs.run import RunConfig, load_run
 from showtell.model.runs.status import find_stages
@@ -34,6 +35,7 @@ from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
 from showtell.pipeline.stage.checksums import seal, unseal
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError, ScorerError
+from showtell.pipeline.stage.manifest import Manifest
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 TABLE = "scenes/raw/captions.csv"
@@ -102,6 +104,39 @@ def test_every_score_has_an_interval_and_is_stored_by_image(evaluated, capsys) -
     evaluate(EvalConfig(data=evaluated, run="r", num_samples=0))
     low, high = (100 * end for end in metrics["intervals"]["Bleu_4"])
     assert f"({low:.1f} to {high:.1f})" in capsys.readouterr().out
+
+
+def test_statistics_describe_the_written_captions(data, scorers, capsys) -> None:
+    folder = data / "runs/r/eval/test-beam3-max6"
+    config = EvalConfig(data=data, run="r", max_length=6, num_samples=0)
+    evaluate(config)
+    metrics = written(data, folder.name, "metrics")
+    captions = [entry["caption"].split() for entry in written(data, folder.name)]
+    words = [word for caption in captions for word in caption]
+    assert metrics["words_per_caption"] == pytest.approx(len(words) / 10)
+    assert metrics["distinct_1"] == pytest.approx(len({*words}) / len(words))
+    assert metrics["captions_at_limit"] == pytest.approx(sum(len(c) == 6 for c in captions) / 10)
+    assert metrics["captions_at_limit"] > 0 and 0 <= metrics["novel_captions"] <= 1
+    assert not {"distinct_1", "words_used"} & {*metrics["intervals"]}
+    assert f"at the length limit {metrics['captions_at_limit']:.1%}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_evaluations_without_statistics_stay_up_to_date(data, scorers, capsys) -> None:
+    config = EvalConfig(data=data, run="r", num_samples=0)
+    evaluate(config)
+    path = data / "runs/r/eval/test-beam3/metrics.json"
+    names = {field.name for field in fields(CaptionStatistics)}
+    metrics = {k: v for k, v in json.loads(path.read_text()).items() if k not in names}
+    path.write_text(json.dumps(metrics))
+    manifest = Manifest.read(path.parent)
+    sizes = manifest.outputs | {path.name: path.stat().st_size}
+    replace(manifest, outputs=sizes, checksums={}).write(path.parent)
+    capsys.readouterr()
+    evaluate(config)
+    output = capsys.readouterr().out
+    assert len(scorers) == 1 and "is up to date" in output and "distinct" not in output
 
 
 def test_optional_metrics_are_neither_computed_nor_mentioned_unless_asked_for(
