@@ -35,7 +35,7 @@ def read_word_vectors(path: Path, vocab: Vocab, size: int) -> dict[int, Tensor]:
     wanted = {
         word.removeprefix(" "): token_id
         for word, token_id in vocab.ids.items()
-        if vocab.unit == "words" or word.startswith(" ")
+        if vocab.unit != "pieces" or word.startswith(" ")
     }
     found: dict[int, Tensor] = {}
     require_file(path, "--word-vectors", FILE_DESCRIPTION)

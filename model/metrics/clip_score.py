@@ -159,7 +159,10 @@ class ClipModel:
             MissingArtifactError: transformers cannot load it, or it does not embed both.
         """
         from transformers import AutoModel, AutoProcessor  # an optional dependency
+        from transformers.utils import logging
 
+        disable_progress_bar: Any = logging.disable_progress_bar
+        disable_progress_bar()
         try:
             model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
             load_processor: Any = AutoProcessor.from_pretrained

@@ -89,7 +89,8 @@ def _advise_known_words(
     config: TrainConfig, data: TrainingData, folder: Path, vocab: Vocab
 ) -> None:
     """Name the command that keeps words of the source, if validation captions have some of them."""
-    if data.vocab.unit != "words" or vocab.unit != "words":
+    is_other = vocab.word_tokenizer != data.vocab.word_tokenizer
+    if is_other or "pieces" in (data.vocab.unit, vocab.unit):
         return
     texts = chain.from_iterable(data.val_references.values())
     used = set(chain.from_iterable(text.split(" ") for text in texts))

@@ -247,9 +247,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return [
         (
             f"{words.mean_caption_length:.1f}",
-            f"words a caption, {words.mean_reference_length:.1f} a reference",
+            f"{words.noun} a caption, {words.mean_reference_length:.1f} a reference",
         ),
-        (f"{words.num_words_used:,}", f"different words used, {used}"),
+        (f"{words.num_words_used:,}", f"different {words.noun} used, {used}"),
         (f"{words.num_distinct:,}", f"different captions, {share(words.num_distinct)} of all"),
         (share(words.num_copied), "copied from the train split, word for word"),
         (f"{words.oov_share:.1%}", "of the references' words are not in the vocabulary"),

@@ -60,6 +60,11 @@ class WordStatistics:
     wrong: list[WordCount]
 
     @property
+    def noun(self) -> str:
+        """What captions consist of: "words" or "characters"."""
+        return "words" if self.unit == "pieces" else self.unit
+
+    @property
     def mean_caption_length(self) -> float:
         """Words in a caption."""
         return _mean(self.caption_lengths)
