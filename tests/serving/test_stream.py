@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 
+from showtell.model.generation.hypothesis import Hypothesis
 from showtell.model.generation.options import DecodingOptions
+from showtell.pipeline.text.vocab import SPECIALS, Vocab
 from showtell.serving.results import Caption, Token
 from showtell.serving.stream import caption_stream
 
@@ -58,3 +61,11 @@ def test_word_probs_of_subwords_are_products() -> None:
     probs = Caption("sunflower in <unk> sun", -8.0, -8.0, tokens).word_probs
     assert probs == pytest.approx([2.718281828**-n for n in (3, 1, 1, 2)])
     assert Caption("", -1.0, -1.0, (Token("", -1.0),)).word_probs == []
+
+
+def test_word_probs_of_chinese_are_those_of_the_characters() -> None:
+    vocab = Vocab((*SPECIALS, *"一个圆", "t"), word_tokenizer="characters")
+    log_probs = np.array([-1, -2, -3, -4, 0], np.float32)
+    caption = Caption.of(Hypothesis((4, 5, 7, 6), -10.0, -10.0), vocab, log_probs)
+    assert caption.text == str(caption) == "一个t圆" and caption.words == (*"一个t圆",)
+    assert caption.word_probs == pytest.approx([2.718281828**-n for n in (1, 2, 3, 4)])
