@@ -7,6 +7,7 @@ writes its output, instead of in separate passes over memory.
 
 import operator
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class FusedConvolution(nn.Module):
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold each batch norm into the convolution before it, in place.
 
-    Batch norms that follow another kind of layer remain, and a network that cannot be traced is not
+    Batch norms that follow another kind of layer remain, and layers that cannot be traced are not
     changed.
 
     Args:
@@ -69,7 +70,7 @@ def fold_batch_norms(network: nn.Module) -> None:
     graph = trace(network)
     if graph is None:
         return
-    num_calls = count_calls(graph)
+    num_calls = count_calls(network, graph)
     for norm in graph.nodes:
         if type(called_layer(network, norm)) is not nn.BatchNorm2d:
             continue
@@ -97,7 +98,7 @@ def fuse_activations(network: nn.Module) -> nn.Module:
     graph = trace(network)
     if graph is None:
         return network
-    num_calls = count_calls(graph)
+    num_calls = count_calls(network, graph)
     fused = fx.GraphModule(network, graph)
     for node in list(fused.graph.nodes):
         if type(called_layer(fused, node)) in NO_OPS:
@@ -111,17 +112,48 @@ def fuse_activations(network: nn.Module) -> nn.Module:
     return fused.eval()
 
 
+class PartialTracer(fx.Tracer):
+    """Trace a network; a layer whose calls depend on its input becomes a single node."""
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace through a layer if possible; see `fx.Tracer`."""
+        num_nodes, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # tracing runs the layer's own code, which may raise anything
+            self.module_stack = stack
+            for node in reversed(list(self.graph.nodes)[num_nodes:]):
+                self.graph.erase_node(node)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
 def trace(network: nn.Module) -> fx.Graph | None:
     """Return the graph of the network's calls; None if they depend on its input."""
     try:
-        return fx.Tracer().trace(network)
+        return PartialTracer().trace(network)
     except Exception:  # tracing runs the network's own code, which may raise anything
         return None
 
 
-def count_calls(graph: fx.Graph) -> Counter[Any]:
-    """Return name of a layer → number of times that it is called."""
-    return Counter(node.target for node in graph.nodes if node.op == "call_module")
+def count_calls(network: nn.Module, graph: fx.Graph) -> Counter[Any]:
+    """Return name of a layer → number of times that it is called.
+
+    A layer inside one that could not be traced counts as called once there.
+    """
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    inner = (
+        f"{name}.{child}"
+        for name in called
+        for child, _ in network.get_submodule(name).named_modules()
+        if child
+    )
+    return Counter([*called, *inner])
 
 
 def called_layer(network: nn.Module, node: fx.Node) -> nn.Module | None:

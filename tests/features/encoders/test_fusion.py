@@ -42,6 +42,43 @@ def assert_equal_outputs(first, second, inputs, tolerance=1e-5):
     assert torch.dist(got, expected) < tolerance * expected.norm()
 
 
+class DependsOnInput(nn.Module):
+    """A layer that cannot be traced, because what it calls depends on its input."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, inputs):
+        doubled = self.conv(inputs) * 2
+        return doubled if doubled.sum() > 0 else -doubled
+
+
+class PartlyTraceable(nn.Module):
+    """A shared convolution is also called inside a layer that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+        self.middle = DependsOnInput(nn.Conv2d(3, 3, 1))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, inputs):
+        return self.norm(self.middle.conv(self.middle(self.first(inputs))))
+
+
+def test_layers_around_one_that_cannot_be_traced_are_folded():
+    network = randomize_batch_norms(PartlyTraceable())
+    reference = copy.deepcopy(network)
+    fold_batch_norms(network)
+    assert count(network, nn.BatchNorm2d) == 1
+    assert isinstance(network.first[1], nn.Identity)
+    assert_equal_outputs(reference, network, noise(2, 3, 8, 8))
+    if HAS_ONEDNN:
+        assert count(fuse_activations(network), FusedConvolution) == 1
+        assert_equal_outputs(reference, fuse_activations(network), noise(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("encoder", "num_left"),
     [("resnet18", 0), ("mobilenet_v3_small", 0), ("densenet121", 62), ("vgg11", 0)],
