@@ -58,13 +58,17 @@ class FeaturesConfig(DatasetConfig):
     """Options of `showtell features`."""
 
     encoder: str = option(
-        "resnet50", "Name of any torchvision classification network.", group="Model", metavar="NAME"
+        "resnet50",
+        "Any classification network of torchvision, or timm/NAME for any image model of timm.",
+        group="Model",
+        metavar="NAME",
     )
     weights: str = option(
         "auto",
         "Pretrained weights: auto, a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT), "
-        "caffe, or a .pth or .safetensors file. auto uses the weights of existing features, else "
-        "IMAGENET1K_V1 from the cache or the hub, else caffe (resnet50 only).",
+        "caffe, a tag of timm, or a .pth or .safetensors file. auto uses the weights of existing "
+        "features, else IMAGENET1K_V1 or timm's weights from the cache or the hub, else caffe "
+        "(resnet50 only).",
         group="Model",
         metavar="NAME|FILE",
     )

@@ -36,7 +36,11 @@ from .runner import compute_shards
 
 STAGING = ".next"
 NUM_SKIPPED_SHOWN = 3
-OPTIONAL_COUNTS = {"views": "num_views", "grid cells": "grid_places"}  # label → key in the manifest
+OPTIONAL_COUNTS = {
+    "views": "num_views",
+    "grid cells": "grid_places",
+    "grid width": "grid_dim",
+}  # label → key in the manifest
 
 
 def extract(config: FeaturesConfig) -> Manifest:
@@ -133,9 +137,9 @@ def compute_features(
     jobs = plan_shards(config, images, describe_network(config, backbone))
     done = read_manifest(directory)
     staging = directory / STAGING if done else directory
-    num_cells = backbone.num_cells if config.grid else None
+    grid_shape = (backbone.num_cells, backbone.grid_dim) if config.grid else None
     width, limit = backbone.feature_dim, config.max_pixels
-    skipped = find_finished(jobs, directory, staging, done, width, num_cells, limit)
+    skipped = find_finished(jobs, directory, staging, done, width, grid_shape, limit)
     todo = [job for job in jobs if job.name not in skipped]
     watch = Stopwatch()
     for job, unreadable in compute_shards(config, images, todo, backbone, device, staging, watch):

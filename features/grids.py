@@ -1,15 +1,16 @@
 """The grid features: the feature map of each image before pooling, in a file beside each shard.
 
 `part-00000.grid.npy`, beside shards of either format:
-    NumPy's format, (N, V, P, D) float16, C order; row i belongs to image_ids[i] of the shard
+    NumPy's format, (N, V, P, G) float16, C order; row i belongs to image_ids[i] of the shard
 
-N images, V views, P grid cells row by row from the top left, D feature width. The shard stores a
-crc32 of each row. The files are larger than memory, so they are written batch by batch and read
-through memory maps.
+N images, V views, P grid cells row by row from the top left, G their width, which usually equals
+that of the pooled features. The shard stores a crc32 of each row. The files are larger than memory,
+so they are written batch by batch and read through memory maps.
 """
 
 import tokenize
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ class GridWriter:
 
     Args:
         path: of the grid file.
-        row_shape: (V, P, D).
+        row_shape: (V, P, G).
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, int, int]) -> None:
@@ -56,7 +57,7 @@ class GridWriter:
         self._write_header()
 
     def append(self, rows: npt.NDArray[np.float16]) -> None:
-        """Write (n, V, P, D) float16; n may be 0."""
+        """Write (n, V, P, G) float16; n may be 0."""
         assert rows.shape[1:] == self.row_shape, rows.shape
         try:
             for row in np.ascontiguousarray(rows):
@@ -97,19 +98,26 @@ class GridWriter:
         npy.write_array_header_1_0(self.file, header)
 
 
+def grid_shape_of(counts: Mapping[str, int]) -> tuple[int, int] | None:
+    """Return (P, G) from the counts of a manifest; None without grid features."""
+    if "grid_places" not in counts:
+        return None
+    return counts["grid_places"], counts.get("grid_dim", counts["feature_dim"])
+
+
 def open_grid(
-    path: Path, shard: FeatureShard, num_cells: int, *, check_all_rows: bool = False
+    path: Path, shard: FeatureShard, shape: tuple[int, int], *, check_all_rows: bool = False
 ) -> GridMap:
     """Map the grid file of a shard into memory; verifies the header, the size and some rows.
 
     Args:
         path: of the grid file.
         shard: the shard that the file belongs to.
-        num_cells: the expected P.
+        shape: the expected (P, G).
         check_all_rows: whether to verify all rows, not only the first and the last.
 
     Returns:
-        (N, V, P, D) float16, read-only.
+        (N, V, P, G) float16, read-only.
 
     Raises:
         MissingArtifactError: the file does not exist.
@@ -118,8 +126,8 @@ def open_grid(
     """
     with reading_shard(path, *HEADER_ERRORS):
         grid: GridMap = npy.open_memmap(path, mode="r")
-    num_images, width = shard.features.shape
-    expected = (num_images, shard.num_views, num_cells, width)
+    num_images = len(shard.features)
+    expected = (num_images, shard.num_views, *shape)
     if grid.shape != expected or grid.dtype != np.float16 or not grid.flags.c_contiguous:
         raise bad_shard(path, f"it is {describe(grid)}, expected {expected} float16")
     if shard.grid_crc32 is None:
@@ -147,12 +155,12 @@ def _map_files(paths: list[Path], crc32: npt.NDArray[np.uint32]) -> "GridFiles":
 
 @dataclass(frozen=True)
 class GridFiles:
-    """The grid features of a dataset: one (N, V, P, D) array, memory-mapped from several files.
+    """The grid features of a dataset: one (N, V, P, G) array, memory-mapped from several files.
 
     A row is verified when it is first read. Several threads can read at the same time.
 
     Attributes:
-        maps: of each shard, in order, (n, V, P, D) float16.
+        maps: of each shard, in order, (n, V, P, G) float16.
         crc32: (N,) uint32, of each row.
     """
 
@@ -161,7 +169,7 @@ class GridFiles:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(P, D)."""
+        """(P, G)."""
         num_cells, width = self.maps[0].shape[2:]
         return num_cells, width
 
@@ -182,7 +190,7 @@ class GridFiles:
     def gather(
         self, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float16]:
-        """Read the rows (n,), in any order, each in its view (n,); return (n, P, D).
+        """Read the rows (n,), in any order, each in its view (n,); return (n, P, G).
 
         Raises:
             BadShardError: a row is damaged.

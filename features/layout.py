@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from .config import FeaturesConfig
-from .encoders.family import is_weights_file
+from .encoders.family import is_weights_file, network_name
 
 
 def features_dir(config: FeaturesConfig) -> Path:
     """Return `data/<dataset>/features/<encoder>-<weights>[-<image size>]`."""
-    name = f"{config.encoder}-{weights_label(config.weights)}"
+    name = network_name(config.encoder, weights_label(config.weights))
     if config.image_size is not None:
         name += f"-{config.image_size}"
     return config.dataset_dir / "features" / name

@@ -4,9 +4,11 @@
     config       encoder, weights, image_size, precision, format, shard_size [, views] [, grid]
     inputs       captions/images.parquet: sha256; images: hash of all file stamps; weights: sha256
     counts       num_images, num_skipped, feature_dim, num_shards [, num_views] [, grid_places]
+                 [, grid_dim]
     details      source, weights (file names absolute), backbone, transform, fingerprints by shard;
                  of the last run: device, num_computed, images_per_second, shares
-Fields in brackets exist only with more than one view, or with grid features.
+Fields in brackets exist only with more than one view, or with grid features; grid_dim
+only if it differs from feature_dim.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +104,7 @@ def describe_features(
             "feature_dim": backbone.feature_dim,
             "num_shards": len(jobs),
             **({"num_views": config.views} if config.views > 1 else {}),
-            **({"grid_places": backbone.num_cells} if config.grid else {}),
+            **(count_grid(backbone) if config.grid else {}),
         },
         skipped=tuple(left_out),
         details={
@@ -113,6 +115,13 @@ def describe_features(
             "fingerprints": fingerprints,
         },
     )
+
+
+def count_grid(backbone: Backbone) -> dict[str, int]:
+    """Return the counts of the grid features, from which `grid_shape_of` returns their shape."""
+    width = backbone.grid_dim
+    is_other = width != backbone.feature_dim
+    return {"grid_places": backbone.num_cells} | ({"grid_dim": width} if is_other else {})
 
 
 def describe_options(config: FeaturesConfig) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def find_finished(
     staging: Path,
     done: Manifest | None,
     feature_dim: int,
-    num_cells: int | None = None,
+    grid_shape: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Skipped]:
     """Find the shards that exist, are undamaged and have the fingerprint of their job.
@@ -154,7 +154,7 @@ def find_finished(
         staging: folder with the shards of an interrupted run.
         done: the manifest of the features folder.
         feature_dim: D.
-        num_cells: P, if each shard needs a grid file.
+        grid_shape: (P, G), if each shard needs a grid file.
         max_pixels: the value of `--max-pixels`.
 
     Returns:
@@ -171,9 +171,9 @@ def find_finished(
                 shard = read_shard(path, feature_dim)
                 if shard.fingerprint != job.fingerprint or is_limited(shard.skipped, max_pixels):
                     continue
-                if num_cells is not None:
+                if grid_shape is not None:
                     grid_path = path.with_name(grid_name(job.name))
-                    open_grid(grid_path, shard, num_cells, check_all_rows=True)
+                    open_grid(grid_path, shard, grid_shape, check_all_rows=True)
                 found[job.name] = shard.skipped
     return found
 

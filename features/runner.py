@@ -136,7 +136,7 @@ class BatchEncoder:
 
         Returns:
             pooled: (B, V, D) float32, on the network's device. A GPU may still be computing it.
-            grid: (B, V, P, D) float16; None without `--grid`, or if B is 0.
+            grid: (B, V, P, G) float16; None without `--grid`, or if B is 0.
         """
         pixels = batch.pixels.to(self.device, non_blocking=True)
         shape = (len(batch.image_ids), self.config.views)
@@ -193,7 +193,7 @@ def start_grids(config: FeaturesConfig, backbone: Backbone, path: Path) -> GridW
     """Return a writer for the grid file of the shard at `path`, or None without `--grid`."""
     if not config.grid:
         return None
-    row_shape = (config.views, backbone.num_cells, backbone.feature_dim)
+    row_shape = (config.views, backbone.num_cells, backbone.grid_dim)
     return GridWriter(path.with_name(grid_name(path.name)), row_shape)
 
 

@@ -21,7 +21,7 @@ from ..pipeline.stage.console import print_aside
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .config import FeaturesConfig
-from .grids import GridFiles, grid_name, open_grid
+from .grids import GridFiles, grid_name, grid_shape_of, open_grid
 from .shards import FeatureShard, bad_shard, read_shard, reading_shard
 
 
@@ -36,7 +36,7 @@ class FeatureStore:
         manifest: of the features stage.
         directory: the features folder.
         all_views: (N, V, D) float16, `features` is the first of them; None if V is 1.
-        grids: (N, V, P, D) float16, memory-mapped; None without grid features.
+        grids: (N, V, P, G) float16, memory-mapped; None without grid features.
     """
 
     image_ids: torch.Tensor
@@ -77,7 +77,7 @@ class FeatureStore:
         with reading(directory / MANIFEST_NAME, MemoryError):
             num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
             num_views = manifest.counts.get("num_views", 1)
-            num_cells = manifest.counts.get("grid_places")
+            grid_shape = grid_shape_of(manifest.counts)
             names = sorted(manifest.details["fingerprints"])
             image_ids = np.empty(num_images, np.int64)
             views = np.empty((num_images, num_views, feature_dim), np.float16)
@@ -94,8 +94,8 @@ class FeatureStore:
             views[start:stop, 0] = shard.features
             if shard.views is not None:
                 views[start:stop, 1:] = shard.views
-            if num_cells is not None:
-                maps.append(open_grid(directory / grid_name(name), shard, num_cells))
+            if grid_shape is not None:
+                maps.append(open_grid(directory / grid_name(name), shard, grid_shape))
                 crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
         if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
@@ -131,7 +131,7 @@ class FeatureStore:
 
     @property
     def grid_shape(self) -> tuple[int, int] | None:
-        """(P, D); None without grid features."""
+        """(P, G); None without grid features."""
         return self.grids.shape if self.grids else None
 
     @cached_property
@@ -200,7 +200,7 @@ class FeatureStore:
             views: (n,) int64, the view of each, 0 to V-1; default the first.
 
         Returns:
-            (n, P, D) float16, on the CPU.
+            (n, P, G) float16, on the CPU.
 
         Raises:
             MissingArtifactError: there are no grid features.

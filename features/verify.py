@@ -8,7 +8,7 @@ from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.verify import Check, Reader, stage_checks
 from .extract import STAGING
-from .grids import grid_name, open_grid
+from .grids import grid_name, grid_shape_of, open_grid
 from .shards import FORMATS, read_shard
 from .store import read_listed_shard
 
@@ -40,4 +40,6 @@ def _read_grid(manifest: Manifest, shard_name: str, path: Path) -> None:
         shard = read_shard(path.with_name(shard_name))
     except ShowTellError:
         return  # reported for the shard, whose repair also recomputes the grid
-    open_grid(path, shard, manifest.counts["grid_places"], check_all_rows=True)
+    shape = grid_shape_of(manifest.counts)
+    if shape is not None:
+        open_grid(path, shard, shape, check_all_rows=True)

@@ -22,6 +22,7 @@ SHOWN_COUNTS = (
     "feature_dim",
     "num_views",
     "grid_places",
+    "grid_dim",
     "num_epochs",
     "best_epoch",
 )

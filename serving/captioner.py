@@ -159,15 +159,13 @@ class Captioner:
             MissingArtifactError: features or captions that `consensus` needs are missing.
         """
         consensus = self.consensus(options)
-        views = self.encode(pixels, options.views)
+        views, pooled = self.encode(pixels, options.views)
         model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
         inputs = views[0] if options.views == 1 else views
         limited = options.for_unit(self.vocab.unit)
         (found,) = decode(model, [inputs], self.precision, limited, generator)
         if consensus is not None:
-            uses_grid = self.decoder.uses_grid
-            pooled = [view.float().mean(1) if uses_grid else view.float() for view in views]
-            found = consensus.rank(torch.stack(pooled).mean(0).cpu(), found, self.vocab)
+            found = consensus.rank(pooled.float().mean(1).cpu(), found, self.vocab)
         found = [hypotheses[: options.n_best] for hypotheses in found]
         if not details:
             return [[Caption.of(each, self.vocab) for each in of_image] for of_image in found]
@@ -182,18 +180,29 @@ class Captioner:
             for of_image in zip(found, scores, strict=True)
         ]
 
-    def encode(self, pixels: torch.Tensor, num_views: int) -> Sequence[torch.Tensor]:
-        """Return the features of each view: (N, D), or (N, P, D) grids, float16.
+    def encode(
+        self, pixels: torch.Tensor, num_views: int
+    ) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+        """Return the features that the decoder reads, and the pooled features.
 
         Args:
             pixels: (N·V, 3, H, W) uint8.
             num_views: V.
+
+        Returns:
+            views: V tensors (N, D), or (N, P, G) for a decoder with attention, float16.
+            pooled: (N, V, D) float16.
         """
         batch = pixels.to(self.precision.device, non_blocking=True)
-        features = self.backbone.grid(batch) if self.decoder.uses_grid else self.backbone(batch)
+        if self.decoder.uses_grid:
+            pooled, features = self.backbone.pool_and_grid(batch)
+        else:
+            pooled = features = self.backbone(batch)
         # Half precision, like the cached features that the decoder was trained on.
-        views: tuple[torch.Tensor, ...] = features.half().unflatten(0, (-1, num_views)).unbind(1)
-        return views
+        pooled, features = (
+            each.half().unflatten(0, (-1, num_views)) for each in (pooled, features)
+        )
+        return features.unbind(1), pooled
 
     def consensus(self, options: DecodingOptions) -> Consensus | None:
         """Return the training images that re-rank captions; None without `options.consensus`.

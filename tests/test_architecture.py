@@ -103,7 +103,8 @@ HOMES = {
     "uvicorn": {"serving/server/listen.py"},
     "prometheus_client": {"serving/server/*"},
     "onnxruntime": {"serving/onnx_runtime.py"},
-    "huggingface_hub": {"model/runs/hub.py", "serving/hub.py"},
+    "huggingface_hub": {"model/runs/hub.py", "serving/hub.py", "features/encoders/timm_hub.py"},
+    "timm": {"features/encoders/timm_models.py"},
 }
 
 

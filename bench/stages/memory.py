@@ -42,7 +42,7 @@ class NoNetwork:
     """Takes the place of the frozen network and returns random features."""
 
     transform = caffe_transform()
-    feature_dim, num_cells = 2048, 0
+    feature_dim, num_cells, grid_dim = 2048, 0, 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return (B, D) float32 for (B, 3, H, W) uint8."""

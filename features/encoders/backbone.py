@@ -4,6 +4,8 @@ It runs in eval mode without gradients. Batch norms are folded into the convolut
 The transform that the weights were trained with is stored beside the network.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +31,9 @@ class Backbone(nn.Module):
         name: `<encoder>-<weights>`, e.g. `resnet50-caffe`.
         weights_sha256: SHA-256 of the weights, in hex.
         dtype: the dtype that the network computes in.
-        num_cells: P, the number of grid cells, i.e. of positions in the feature map before global
-            average pooling. 0 if the pooled features are not the mean of a feature map.
+        num_cells: P, the number of grid cells, i.e. of positions in the feature map before pooling;
+            0 without grid features.
+        grid_dim: G, the width of the grid features; usually D. 0 without grid features.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Backbone(nn.Module):
         self.name = pretrained.name
         self.weights_sha256 = pretrained.weights_sha256
         self.dtype = dtype
+        self.to_cells = pretrained.to_cells
         network = pretrained.network.eval()
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
@@ -70,7 +74,7 @@ class Backbone(nn.Module):
         self.shift = nn.Buffer((-mean / std).view(1, 3, 1, 1).to(device))
         self.requires_grad_(False)
         super().train(False)
-        self.feature_dim, self.num_cells = self._probe()
+        self.feature_dim, self.num_cells, self.grid_dim = self._probe()
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -82,9 +86,13 @@ class Backbone(nn.Module):
         Returns:
             (B, D) float32, on the network's device.
         """
+        return self._run(pixels)[0]
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Any]:
+        """Return the pooled features (B, D) float32, and the feature map if the network has it."""
         pixels = pixels.to(self.scale.device, non_blocking=True)
-        features: Tensor = self.network(self._normalize(pixels))
-        return features.flatten(1).float()
+        features, feature_map = as_pair(self.network(self._normalize(pixels)))
+        return features.flatten(1).float(), feature_map
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """Return the network's input for (B, 3, H, W) uint8 pixels on its device."""
@@ -93,7 +101,7 @@ class Backbone(nn.Module):
 
     @property
     def has_grid(self) -> bool:
-        """Whether there are grid features: the pooled features are the mean of a feature map."""
+        """Whether there are grid features."""
         return self.num_cells > 0
 
     def grid(self, pixels: Tensor) -> Tensor:
@@ -103,7 +111,7 @@ class Backbone(nn.Module):
             pixels: (B, 3, H, W) uint8, RGB, on any device.
 
         Returns:
-            (B, P, D) float32, on the network's device; cells row by row from the top left.
+            (B, P, G) float32, on the network's device; cells row by row from the top left.
         """
         return self.pool_and_grid(pixels)[1]
 
@@ -127,34 +135,43 @@ class Backbone(nn.Module):
         """
         if not self.has_grid:
             raise ConfigError(
-                f"{self.name} has no grid features: its pooled features are not the mean of a "
-                "feature map. Leave out --grid, or choose another --encoder, e.g. resnet50."
+                f"{self.name} has no grid features: its pooled features are not computed from one "
+                "square feature map. Leave out --grid, or choose another --encoder, e.g. resnet50."
             )
 
     def _capture_pooling(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the network and also return the input of its global average pooling.
+        """Run the network and also return its feature map as grid cells.
+
+        A network that does not return its feature map has one before its global average pooling.
 
         Returns:
             pooled: (B, D) float32.
-            grid: (B, P, D) in the network's dtype; None if the network has no global pooling.
+            grid: (B, P, G) in the network's dtype; None if there is no feature map.
         """
-        layer = dict(self.network.named_modules()).get("avgpool")
-        if not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size not in GLOBAL_POOLING:
-            return self(pixels), None
+        layer = self._find_pooling()
+        if layer is None:
+            pooled, feature_map = self._run(pixels)
+            return pooled, None if feature_map is None else self.to_cells(feature_map)
         captured: list[Tensor] = []
         handle = layer.register_forward_hook(lambda _, inputs, output: captured.append(*inputs))
         try:
             pooled = self(pixels)
         finally:
             handle.remove()
-        return pooled, captured[0].flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, P, D)
+        return pooled, self.to_cells(captured[0])
+
+    def _find_pooling(self) -> nn.Module | None:
+        """Return the global average pooling of a torchvision network; None for other networks."""
+        layer = dict(self.network.named_modules()).get("avgpool")
+        is_global = isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in GLOBAL_POOLING
+        return layer if is_global else None
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode whatever `mode` is, because a frozen network is never trained."""
         return super().train(False)
 
-    def _probe(self) -> tuple[int, int]:
-        """Run one black image through the network; return (feature_dim, num_cells).
+    def _probe(self) -> tuple[int, int, int]:
+        """Run one black image through the network; return (feature_dim, num_cells, grid_dim).
 
         Raises:
             ConfigError: the network does not support this image size.
@@ -174,9 +191,10 @@ class Backbone(nn.Module):
             raise WeightsError(
                 f"{self.name} computes features that are not finite. Choose other --weights."
             )
-        if grid is None or not is_pooled(features, grid):
-            return features.shape[1], 0
-        return features.shape[1], grid.shape[1]
+        has_grid = grid is not None and (self._find_pooling() is None or is_pooled(features, grid))
+        if grid is None or not has_grid:
+            return features.shape[1], 0, 0
+        return features.shape[1], grid.shape[1], grid.shape[2]
 
 
 def load_backbone(
@@ -204,6 +222,12 @@ def load_backbone(
     """
     dtype = choose_precision(precision, device)
     return Backbone(load_pretrained(encoder, weights, image_size), device, dtype, fuse=fuse)
+
+
+def as_pair(output: Any) -> tuple[Tensor, Any]:
+    """Return a network's features and its feature map, which is None if it returns no pair."""
+    features, feature_map = output if isinstance(output, tuple) else (output, None)
+    return features, feature_map
 
 
 def is_pooled(features: Tensor, grid: Tensor) -> bool:
@@ -250,8 +274,8 @@ def is_equivalent(fused: nn.Module, network: nn.Module, side: int, dtype: torch.
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = noise.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        expected = network(noise)
-        distance = torch.dist(fused(noise), expected)
+        expected, _ = as_pair(network(noise))
+        distance = torch.dist(as_pair(fused(noise))[0], expected)
         if dtype != torch.float32:
             fused.to(dtype)(noise.to(dtype))
     return bool(distance < 1e-3 * expected.norm())

@@ -43,7 +43,7 @@ def download(entry: Any) -> None:
     """
     path = cached_path(entry)
     try:
-        _check_reachable(entry.url)
+        check_reachable(entry.url)
         with _socket_timeout():
             entry.get_state_dict(progress=True, check_hash=True)
     # torch raises RuntimeError if the hash is wrong.
@@ -80,7 +80,7 @@ def verify(path: Path) -> str:
     return sha256
 
 
-def _check_reachable(url: str) -> None:
+def check_reachable(url: str) -> None:
     """Request the headers of `url`, within HUB_TIMEOUT_S altogether.
 
     A socket's timeout applies to each of a host's addresses in turn, and not at all to the DNS

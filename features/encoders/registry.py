@@ -1,29 +1,28 @@
 """The encoder families. To add one, write a subclass of `EncoderFamily` and list it here."""
 
 import difflib
-from dataclasses import replace
 
 from ...pipeline.stage.errors import ConfigError
 from .family import EncoderFamily, PretrainedNetwork
+from .timm_models import TimmModels
 from .torchvision_models import TorchvisionModels
 
 AUTO = "auto"
 
-FAMILIES: list[EncoderFamily] = [TorchvisionModels()]
+FAMILIES: list[EncoderFamily] = [TorchvisionModels(), TimmModels()]
 
 
 def find_family(encoder: str) -> EncoderFamily:
     """Return the family that an encoder belongs to.
 
     Raises:
-        ConfigError: there is no such encoder; the message names similar ones.
+        ConfigError: there is no such encoder, and the message names similar ones; or its library is
+            not installed.
     """
-    names: list[str] = []
     for family in FAMILIES:
-        own = family.list_encoders()
-        if encoder in own:
+        if family.has_encoder(encoder):
             return family
-        names += own
+    names = [name for family in FAMILIES for name in family.list_encoders()]
     similar = difflib.get_close_matches(encoder.lower(), names, n=4)
     hint = f"Did you mean {', '.join(similar)}?" if similar else "Try resnet50 or efficientnet_b0."
     raise ConfigError(f"--encoder {encoder!r} is none of the {len(names)} known encoders. {hint}")
@@ -60,5 +59,5 @@ def load_pretrained(encoder: str, weights: str, image_size: int | None = None) -
     pretrained = family.load(encoder, weights)
     if image_size in (None, pretrained.transform.crop_size):
         return pretrained
-    transform = pretrained.transform.with_crop_size(image_size)
-    return replace(pretrained, transform=transform, name=f"{pretrained.name}-{image_size}")
+    assert image_size is not None
+    return family.resize(pretrained, image_size)

@@ -1,6 +1,7 @@
-"""Weights files: read a state dict and load it into a torchvision network, or say what differs."""
+"""Weights files: read a state dict and load it into a network, or say what differs."""
 
 import re
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from ...pipeline.stage.errors import WeightsError
 
 # Names in older torchvision files → current names.
 RENAMED = (
-    (r"^module\.", ""),  # the prefix of DataParallel
     (r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1"),
     (r"\.mlp\.linear_1\.", ".mlp.0."),
     (r"\.mlp\.linear_2\.", ".mlp.3."),
@@ -22,21 +23,26 @@ RENAMED = (
 # Auxiliary classifiers of googlenet and inception_v3, used only in training.
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 COUNTER = "num_batches_tracked"
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DataParallel and torch.compile
 
 
 def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     """Read a state dict, at the top level of the file or under `state_dict` or `model`.
 
+    Prefixes that DataParallel and torch.compile add to the names are removed.
+
     Args:
-        path: a `.safetensors` file, or one that `torch.save` wrote. Pickled code is never run.
+        path: a `.safetensors` file, or one that `torch.save` wrote, e.g. a training checkpoint of
+            torchvision or timm. Pickled code is never run.
 
     Raises:
         WeightsError: the file cannot be read, or has no state dict.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+            return _without_wrappers(load_file(path))
+        with safe_globals([Namespace]):  # checkpoints contain the training options
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any error
         reason = re.split(r"[.:]?\s*\n|\. ", f"{error}")[0] or type(error).__name__
         raise WeightsError(
@@ -50,7 +56,11 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
             f"{path} has no state dict: expected names and tensors, at the top level or under "
             "'state_dict' or 'model'. Write one with torch.save(network.state_dict(), FILE)."
         )
-    return state
+    return _without_wrappers(state)
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {WRAPPERS.sub("", key): value for key, value in state.items()}
 
 
 def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], error_prefix: str) -> None:
@@ -62,13 +72,28 @@ def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], error_prefix
         error_prefix: the beginning of the error message.
 
     Raises:
+        WeightsError: see `load_state_dict`.
+    """
+    current = {
+        _current_name(key): value for key, value in state.items() if not AUXILIARY.match(key)
+    }
+    fit_head(network, current)
+    load_state_dict(network, current, error_prefix)
+
+
+def load_state_dict(network: nn.Module, state: Mapping[str, Tensor], error_prefix: str) -> None:
+    """Load a state dict with the names and shapes of a network.
+
+    Args:
+        network: changed in place.
+        state: name → tensor.
+        error_prefix: the beginning of the error message.
+
+    Raises:
         WeightsError: names are missing or unexpected, or shapes differ; the message counts them
             and gives the first of each.
     """
-    current = OrderedDict(
-        (_current_name(key), value) for key, value in state.items() if not AUXILIARY.match(key)
-    )
-    fit_head(network, current)
+    current = OrderedDict(state)
     own: Any = network.state_dict()
     reshaped = [
         f"{key} {tuple(current[key].shape)}, expected {tuple(own[key].shape)}"

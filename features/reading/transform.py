@@ -30,6 +30,7 @@ class Transform:
         interpolation: `bilinear` or `bicubic`, always antialiased.
         mean: per channel R, G, B, on a scale of 0 to 1.
         std: per channel R, G, B, on a scale of 0 to 1.
+        squash: squash the image into a square of side `resize_size` before the crop.
     """
 
     crop_size: int
@@ -37,6 +38,7 @@ class Transform:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    squash: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))  # lists, if read from JSON
@@ -88,8 +90,9 @@ class Transform:
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) in pixels that an image is resized to before the crop."""
-        if self.resize_size is None:
-            return self.crop_size, self.crop_size
+        if self.resize_size is None or self.squash:
+            side = self.resize_size or self.crop_size
+            return side, side
         # The longer side is rounded down, as in torchvision.
         if width <= height:
             return self.resize_size, int(self.resize_size * height / width)
@@ -101,8 +104,12 @@ class Transform:
         return replace(self, crop_size=crop_size, resize_size=resize_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as JSON values; `Transform(**fields)` restores the transform."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the fields as JSON values; `Transform(**fields)` restores the transform.
+
+        `squash` is left out unless it is set, so that earlier features stay valid.
+        """
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return fields if self.squash else {k: v for k, v in fields.items() if k != "squash"}
 
 
 def _source_box(image: Image.Image, size: tuple[int, int], crop: tuple[int, int, int, int]) -> Box:

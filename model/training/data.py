@@ -133,9 +133,11 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
 
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
     """Combine the decoder's options with the sizes of the vocabulary and the features."""
+    uses_grid = decoder_class(config.attention).uses_grid
+    grid_shape = data.store.grid_shape if uses_grid else None
     return DecoderConfig(
         cell=config.cell,
-        feature_dim=data.store.feature_dim,
+        feature_dim=grid_shape[1] if grid_shape else data.store.feature_dim,
         vocab_size=len(data.vocab),
         embed_size=config.embed_size,
         hidden_size=config.hidden_size,

@@ -56,7 +56,7 @@ class FakeBackbone:
 
     transform = TRANSFORM
     feature_dim = 6
-    num_cells = 4
+    num_cells, grid_dim = 4, 6
     name = "fake-net"
     weights_sha256 = "5" * 64
 

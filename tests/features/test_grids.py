@@ -33,7 +33,7 @@ def write_grids(path: Path, grids: np.ndarray, batch_size: int = 2) -> FeatureSh
 def test_grids_roundtrip_through_a_memory_map(tmp_path, num_images):
     path, grids = tmp_path / "part-00000.grid.npy", make_grids(num_images)
     shard = write_grids(path, grids)
-    mapped = open_grid(path, shard, P)
+    mapped = open_grid(path, shard, (P, D))
     assert isinstance(mapped, np.memmap)
     assert mapped.tobytes() == grids.tobytes()
     assert not mapped.flags.writeable
@@ -76,14 +76,14 @@ def test_missing_damaged_or_mismatched_file_is_refused(tmp_path, spoil, message)
     shard = write_grids(path, make_grids(5))
     spoil(path)
     with pytest.raises((BadShardError, MissingArtifactError), match=re.escape(message)):
-        open_grid(path, shard, P)
+        open_grid(path, shard, (P, D))
 
 
 def test_shard_without_checksums_is_refused(tmp_path):
     path = tmp_path / "part-00000.grid.npy"
     shard = write_grids(path, make_grids(2))
     with pytest.raises(BadShardError, match="no checksums"):
-        open_grid(path, replace(shard, grid_crc32=None), P)
+        open_grid(path, replace(shard, grid_crc32=None), (P, D))
 
 
 def test_full_disk_is_a_short_error_and_leaves_no_file(tmp_path):
