@@ -16,14 +16,13 @@ from .bench.config import BenchConfig
 from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
 from .model.config import (
-    CompareConfig,
     EvalConfig,
     RunsConfig,
     StatusConfig,
     TrainConfig,
     VerifyConfig,
 )
-from .model.scoring.config import ScoreConfig
+from .model.scoring.config import CompareConfig, ScoreConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
 from .pipeline.stage.errors import ShowTellError

@@ -12,11 +12,11 @@ from ..pipeline.stage.console import print_json, print_note, print_result, print
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ..pipeline.status import holds_files
-from .config import CompareConfig
 from .metrics.bootstrap import draw_scores, interval, p_value
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .runs.layout import run_folder
 from .runs.status import eval_status
+from .scoring.config import CompareConfig
 
 EXPLANATION = (
     "If p is below 0.05, the choice of images alone is unlikely to cause so large a difference. "

@@ -290,6 +290,13 @@ class EvalConfig(DecodingOptions, StageConfig):
         "Search with each run separately; --consensus then re-ranks all candidates together.",
         group="Re-ranking",
     )
+    official: bool = option(
+        False,
+        "Also run pycocoevalcap's Java scorers, and fail if a score differs by more than 1e-6. "
+        "Needs Java, which the extra java has.",
+        group="Scoring",
+        affects_result=False,
+    )
     spice: bool = option(
         False,
         "Also compute SPICE; needs Java 8 to 14 and Stanford's parser.",
@@ -344,27 +351,6 @@ class EvalConfig(DecodingOptions, StageConfig):
     def decoding_name(self) -> str:
         """Name of an evaluation's folder, which also tells whether `--pool` was given."""
         return super().decoding_name + ("-pool" if self.pool else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(StageConfig):
-    """Options of `showtell compare`."""
-
-    eval_a: str = argument(
-        "First evaluation: its folder, RUN/val-beam3, or RUN if the run has only one.",
-        metavar="EVAL_A",
-    )
-    eval_b: str = argument("Second evaluation, of the same images.", metavar="EVAL_B")
-    draws: int = option(
-        10_000,
-        "Bootstrap samples of the images.",
-        at_least=100,
-        limit=1_000_000,
-        group="Statistics",
-    )
-    seed: int = option(
-        0, "Random seed of the bootstrap.", at_least=0, at_most=MAX_SEED, group="Statistics"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,6 @@ as `beam5-ngram2`. The files:
 
 import json
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -48,7 +47,7 @@ from ..pipeline.stage.console import (
     print_result,
     print_table,
 )
-from ..pipeline.stage.errors import DamagedFileError, MissingArtifactError
+from ..pipeline.stage.errors import ConfigError, DamagedFileError, MissingArtifactError
 from ..pipeline.stage.files import locked, write_json
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
@@ -62,9 +61,9 @@ from .generation.hypothesis import Hypothesis
 from .metrics.bootstrap import format_score, intervals
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .metrics.metric import CaptionSet
-from .metrics.official import OfficialScorer
+from .metrics.official import require_equal_scores, score_with_java
 from .metrics.registry import score_metrics
-from .metrics.scorer import ScoredCaptions, score_captions
+from .metrics.scorer import score_captions
 from .metrics.statistics import CaptionStatistics, describe_captions, statistics_rows
 from .runs.layout import METRICS_NAME
 
@@ -78,7 +77,7 @@ def evaluate(config: EvalConfig) -> Manifest:
         MissingArtifactError: the run, the split or the features are missing.
         MismatchError: captions, vocabulary or features differ from those of the run, or between
             the runs.
-        ScorerError: Java cannot run the tokenizer or METEOR.
+        ScorerError: with --official, Java cannot run or a score differs from pycocoevalcap's.
     """
     evaluation = plan_evaluation(config)
     manifest = _find_finished(evaluation)
@@ -87,6 +86,8 @@ def evaluate(config: EvalConfig) -> Manifest:
             manifest = _find_finished(evaluation) or _caption_and_score(evaluation)
     else:
         print_note(f"eval: {evaluation.folder} is up to date.")
+    if config.official:
+        _compare_with_java(evaluation)
     _show_scores(evaluation)
     _show_samples(evaluation)
     return manifest
@@ -115,37 +116,45 @@ def _caption_and_score(evaluation: Evaluation) -> Manifest:
     image_ids = select_images(evaluation)
     captions_path = evaluation.captions_dir / CAPTIONS_PARQUET
     references = read_references(captions_path, "caption", image_ids)
-    is_english = evaluation.tokenizer == DEFAULT_TOKENIZER
-    scorer = OfficialScorer(references) if is_english else None
-    with ExitStack() as stack:
-        if scorer is not None and device.type != "cpu":
-            stack.enter_context(scorer)  # Java starts while the GPU decodes
-        with watch.part("decode"):
-            vocab, found = decode_split(evaluation, image_ids, precision)
-        # Written before scoring, so that the captions survive if Java fails.
-        hypotheses = _write_captions(evaluation, vocab, found)
-        if scorer is not None and device.type == "cpu":
-            stack.enter_context(scorer)  # not earlier: Java would take the decoder's cores
-        with watch.part("score"):
-            scores: dict[str, float] = {}
-            if scorer is not None:
-                official = scorer.score(hypotheses)
-                scores = official.scores
-                scored = ScoredCaptions(official.images, official.references, official.hypotheses)
-            else:
-                scored = score_captions(references, hypotheses, evaluation.tokenizer)
-            captions = CaptionSet(
-                hypotheses,
-                scored.hypotheses,
-                scored.references,
-                evaluation.captions_dir,
-                references=references,
-            )
-            optional = score_metrics(evaluation.metrics, captions)
+    with watch.part("decode"):
+        vocab, found = decode_split(evaluation, image_ids, precision)
+    # Written before scoring, so that the captions survive if a scorer fails.
+    hypotheses = _write_captions(evaluation, vocab, found)
+    with watch.part("score"):
+        scored = score_captions(references, hypotheses, evaluation.tokenizer)
+        captions = CaptionSet(
+            hypotheses,
+            scored.hypotheses,
+            scored.references,
+            evaluation.captions_dir,
+            references=references,
+        )
+        optional = score_metrics(evaluation.metrics, captions)
     images = scored.images.with_means(optional)
     images.write(evaluation.folder / SCORES_NAME)
-    _write_metrics(evaluation, images, scores, _describe(evaluation, vocab, found), watch)
+    _write_metrics(evaluation, images, _describe(evaluation, vocab, found), watch)
     return _write_manifest(evaluation, len(images), optional, watch.seconds)
+
+
+def _compare_with_java(evaluation: Evaluation) -> None:
+    """Check that pycocoevalcap gives the evaluation's captions the same scores.
+
+    Raises:
+        ConfigError: the captions are not in English.
+        ScorerError: Java cannot run, or a score differs.
+    """
+    if evaluation.tokenizer != DEFAULT_TOKENIZER:
+        raise ConfigError(
+            f"--official is for English captions; those of {evaluation.captions_dir} were prepared "
+            f"with --tokenizer {evaluation.tokenizer}. Run without --official."
+        )
+    hypotheses = read_captions(evaluation.folder)
+    image_ids = np.array(list(hypotheses), np.int64)
+    references = read_references(evaluation.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
+    gap = require_equal_scores(
+        score_captions(references, hypotheses), score_with_java(references, hypotheses)
+    )
+    print_note(f"pycocoevalcap's scores are equal; the largest difference is {gap:.0e}.")
 
 
 def _write_captions(
@@ -192,14 +201,13 @@ def _describe(
 def _write_metrics(
     evaluation: Evaluation,
     images: ImageScores,
-    official: dict[str, float],
     statistics: CaptionStatistics,
     watch: Stopwatch,
 ) -> None:
     """Write `metrics.json`."""
     decode_seconds = watch.parts["decode"]
     metrics = {
-        **(images.of_all() | official),
+        **images.of_all(),
         "intervals": intervals(images),
         **asdict(statistics),
         "num_images": len(images),

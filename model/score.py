@@ -22,14 +22,13 @@ from ..pipeline.stage.errors import MismatchError
 from ..pipeline.stage.files import hash_json
 from ..pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 from .compare import Difference, find_differences, show_differences
-from .config import CompareConfig
 from .metrics.bootstrap import format_score, intervals
 from .metrics.image_scores import ImageScores
 from .metrics.metric import CaptionSet
 from .metrics.registry import choose_metrics
 from .metrics.scorer import score_captions
 from .metrics.statistics import TextStatistics, describe_texts, statistics_rows
-from .scoring.config import ScoreConfig, ScoringOptions
+from .scoring.config import CompareConfig, ScoreConfig, ScoringOptions
 from .scoring.images import find_images
 from .scoring.pairs import Pairs, pair_captions
 from .scoring.per_image import write_table

@@ -159,54 +159,19 @@ def scenes(prepared_scenes, tmp_path) -> Path:
     return Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
 
 
-@pytest.fixture(scope="session")
-def make_scorer() -> Callable[[list[Any]], type]:
-    """Make a class that replaces the official scorers, whose Java takes seconds.
-
-    BLEU and CIDEr of each image are real. Each scorer that is created is added to the list, and
-    keeps the references that it was given.
-    """
-    import numpy as np
-
-    from showtell.model.metrics.caption_scorer import CaptionScorer
-    from showtell.model.metrics.image_scores import ImageScores
-
-    def make(made: list[Any]) -> type:
-        class FakeScorer:
-            def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
-                self.references = references
-                made.append(self)
-
-            def __enter__(self) -> "FakeScorer":
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                pass
-
-            def score(self, hypotheses: Mapping[int, str]) -> SimpleNamespace:
-                assert list(hypotheses) == list(self.references)
-                words = {image_id: list(texts) for image_id, texts in self.references.items()}
-                scored = CaptionScorer(words).score_each(hypotheses)
-                means = {"ROUGE_L": np.full(len(words), 0.5), "CIDEr": scored.cider}
-                meteor = np.ones((len(words), 23))
-                images = ImageScores(np.array(list(words)), scored.bleu, meteor, means)
-                scores = dict.fromkeys(SCORE_NAMES, 0.5)
-                return SimpleNamespace(
-                    scores=scores, images=images, references=words, hypotheses=hypotheses
-                )
-
-        return FakeScorer
-
-    return make
-
-
 @pytest.fixture
-def scorers(monkeypatch, make_scorer) -> list[Any]:
-    """Replace the official scorers of `eval`; lists those that it creates."""
+def scorers(monkeypatch) -> list[Any]:
+    """List each time that `eval` scores captions; the entries have the references."""
     from showtell.model import evaluate
 
     made: list[Any] = []
-    monkeypatch.setattr(evaluate, "OfficialScorer", make_scorer(made))
+    score_captions = evaluate.score_captions
+
+    def record(references: Mapping[int, Sequence[str]], *arguments: Any) -> Any:
+        made.append(SimpleNamespace(references=references))
+        return score_captions(references, *arguments)
+
+    monkeypatch.setattr(evaluate, "score_captions", record)
     return made
 
 

@@ -20,7 +20,6 @@ from showtell import cli
 from showtell.bench.config import BenchConfig
 from showtell.features.config import FeaturesConfig
 from showtell.model.config import (
-    CompareConfig,
     EvalConfig,
     RunsConfig,
     StatusConfig,
@@ -28,6 +27,7 @@ from showtell.model.config import (
     VerifyConfig,
 )
 from showtell.model.generation.options import DecodingOptions
+from showtell.model.scoring.config import CompareConfig, ScoreConfig
 from showtell.pipeline import prepare as prepare_module
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
@@ -63,6 +63,7 @@ CONFIGS = {
     "report": ReportConfig,
     "runs": RunsConfig,
     "compare": CompareConfig,
+    "score": ScoreConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,

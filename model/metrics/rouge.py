@@ -1,7 +1,6 @@
-"""ROUGE_L in Python: the score of validation.
+"""ROUGE_L in Python.
 
-The results equal those of pycocoevalcap. `showtell eval` reports the ROUGE_L of pycocoevalcap's own
-code, see `official.py`.
+The results equal those of pycocoevalcap.
 
 Source: Lin 2004, ACL W04-1013.
 """

@@ -12,7 +12,7 @@ from ...pipeline.text.columns import tokenize_texts
 from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from .caption_scorer import CaptionScorer, require_references, require_same_images
 from .image_scores import ImageScores
-from .meteor import Meteor, read_meteor_counts
+from .meteor.meteor import Meteor
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def score_captions(
     Raises:
         MismatchError: an image has no caption, or a caption has no references.
         DatasetError: there is no image, an image has no reference, or no reference has a word.
-        ScorerError: METEOR cannot be computed.
+        ScorerError: METEOR's synonyms and paraphrases cannot be read.
+        StorageError: the cache folder, which keeps them, cannot be written.
     """
     require_references(references)
     require_same_images(references, hypotheses)
@@ -59,9 +60,7 @@ def score_captions(
     scores = CaptionScorer(tokenized).score_each(captions)
     counts = None
     if tokenizer == DEFAULT_TOKENIZER:
-        with Meteor() as meteor:
-            lines = meteor.count([*tokenized.values()], [*captions.values()])
-        counts = read_meteor_counts(lines)
+        counts = Meteor([*tokenized.values()]).count([*captions.values()])
     means = {"ROUGE_L": scores.rouge_l, "CIDEr": scores.cider}
     images = ImageScores(scores.image_ids, scores.bleu, counts, means)
     return ScoredCaptions(images, tokenized, captions)

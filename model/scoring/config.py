@@ -1,9 +1,9 @@
-"""Options of `showtell score`."""
+"""Options of `showtell score` and `showtell compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...pipeline.stage.options import Options, StageConfig, argument, option, require
+from ...pipeline.stage.options import MAX_SEED, Options, StageConfig, argument, option, require
 from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 TABLE_SUFFIXES = (".csv", ".parquet")
@@ -78,4 +78,25 @@ class ScoreConfig(ScoringOptions, StageConfig):
         check=check_table,
         group="Output",
         metavar="FILE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(StageConfig):
+    """Options of `showtell compare`."""
+
+    eval_a: str = argument(
+        "First evaluation: its folder, RUN/val-beam3, or RUN if the run has only one.",
+        metavar="EVAL_A",
+    )
+    eval_b: str = argument("Second evaluation, of the same images.", metavar="EVAL_B")
+    draws: int = option(
+        10_000,
+        "Bootstrap samples of the images.",
+        at_least=100,
+        limit=1_000_000,
+        group="Statistics",
+    )
+    seed: int = option(
+        0, "Random seed of the bootstrap.", at_least=0, at_most=MAX_SEED, group="Statistics"
     )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from showtell.model.compare import compare, find_differences, find_evaluation
-from showtell.model.config import CompareConfig
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
+from showtell.model.scoring.config import CompareConfig
 from showtell.pipeline import status
 from showtell.pipeline.stage.checksums import seal, unseal
 from showtell.pipeline.stage.errors import MismatchError, MissingArtifactError

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from showtell.model.config import CompareConfig, EvalConfig, TrainConfig
+from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.scoring.config import CompareConfig
 from showtell.pipeline.stage.errors import ConfigError
 from showtell.pipeline.stage.options import (
     MAX_SEED,
@@ -162,7 +163,7 @@ def test_result_of_training_does_not_depend_on_where_and_how_it_runs() -> None:
 def test_result_of_eval_does_not_depend_on_where_and_how_it_runs() -> None:
     ignored = set(EvalConfig().as_json()) - set(EvalConfig().result_options())
     assert ignored == {
-        *("dataset", "preset", "device", "num_samples", "batch_size", "report"),
+        *("dataset", "preset", "device", "num_samples", "batch_size", "report", "official"),
         *("spice", "clip"),  # their content is an input of the manifest
     }
 

@@ -3,7 +3,9 @@ import math
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ from showtell.model.generation import generate as decoding
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.metrics.image_scores import ImageScores
-from showtell.model.metrics.official import OfficialScorer
+from showtell.model.metrics.official import OfficialScores
+from showtell.model.metrics.scorer import score_captions
 from showtell.model.metrics.spice import Spice
 from showtell.model.metrics.statistics import CaptionStatistics
 from showtell.model.runs.find import run_names
@@ -199,17 +202,29 @@ def test_captions_are_in_cocos_result_format(evaluated) -> None:
     assert len(set(texts)) > 1
 
 
-def test_scores_are_the_official_scores_of_the_written_captions(evaluated) -> None:
-    hypotheses = {e["image_id"]: e["caption"] for e in written(evaluated, "test-beam3")}
-    references = read_references(
-        evaluated / "scenes/captions/captions.parquet", "caption", list(hypotheses)
-    )
+def test_scores_are_the_official_scores_of_the_written_captions(evaluated, capsys) -> None:
     # The references are as people wrote them, with capitals and full stops.
-    assert any(text.endswith(".") or text[0].isupper() for t in references.values() for text in t)
-    metrics = written(evaluated, "test-beam3", "metrics")
-    with OfficialScorer(references) as scorer:
-        official = scorer.score(hypotheses).scores
-    assert {name: metrics[name] for name in NAMES} == pytest.approx(official, rel=1e-12)
+    path = evaluated / "scenes/captions/captions.parquet"
+    texts = chain.from_iterable(
+        read_references(path, "caption", ids_of(evaluated, "test")).values()
+    )
+    assert any(text.endswith(".") or text[0].isupper() for text in texts)
+    evaluate(EvalConfig(data=evaluated, run="r", official=True))  # it is up to date
+    assert "pycocoevalcap's scores are equal; the largest difference is" in capsys.readouterr().out
+
+
+def test_a_score_unlike_pycocoevalcaps_is_an_error(data, monkeypatch) -> None:
+    def score_with_java(references: object, hypotheses: Mapping[int, str]) -> OfficialScores:
+        native = score_captions(references, hypotheses)
+        each = native.images.of_each()
+        each["CIDEr"] = each["CIDEr"] + 2e-6
+        scores = native.images.of_all()
+        return OfficialScores(scores, each, native.references, native.hypotheses)
+
+    monkeypatch.setattr(evaluate_module, "score_with_java", score_with_java)
+    with pytest.raises(ScorerError, match=r"--official: CIDEr is .* by 2\.0e-06\. Run without"):
+        evaluate(EvalConfig(data=data, run="r", official=True))
+    assert written(data, "test-beam3", "metrics")["num_images"] == 10  # the native scores remain
 
 
 def test_manifest_records_the_evaluation(evaluated) -> None:
@@ -229,7 +244,7 @@ def test_second_eval_is_up_to_date_and_prints_the_scores_again(data, scorers, ca
     # These options do not change the captions.
     assert evaluate(EvalConfig(data=data, num_samples=1, batch_size=3, device="cpu")) == first
     shown = capsys.readouterr().out
-    assert "up to date" in shown and "CIDEr" in shown and "50.0" in shown
+    assert "up to date" in shown and "CIDEr" in shown and "METEOR" in shown
     assert (data / "runs/r/eval/test-beam3/captions.json").stat().st_mtime_ns == before
     assert len(scorers) == 1
 
@@ -454,12 +469,12 @@ def test_samples_are_shown_with_a_reference(data, scorers, capsys) -> None:
 
 
 def test_captions_are_kept_when_scoring_fails(data, scorers, monkeypatch) -> None:
-    def fail(self: object, hypotheses: object) -> None:
-        raise ScorerError("java is gone")
+    def fail(*_: object) -> None:
+        raise ScorerError("no synonyms")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate_module.OfficialScorer, "score", fail)
-        with pytest.raises(ScorerError, match="java is gone"):
+        patch.setattr(evaluate_module, "score_captions", fail)
+        with pytest.raises(ScorerError, match="no synonyms"):
             evaluate(EvalConfig(data=data, run="r"))
     assert len(written(data, "test-beam3")) == 10
     assert not (data / "runs/r/eval/test-beam3/metrics.json").exists()

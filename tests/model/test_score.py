@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ import pytest
 
 from showtell import __version__
 from showtell.model import score as score_module
-from showtell.model.metrics.caption_scorer import CaptionScorer
-from showtell.model.metrics.image_scores import ImageScores
 from showtell.model.metrics.metric import CaptionSet
-from showtell.model.metrics.scorer import ScoredCaptions
 from showtell.model.score import score
 from showtell.pipeline.stage.errors import (
     ConfigError,
@@ -25,29 +21,10 @@ from showtell.pipeline.stage.errors import (
     MissingArtifactError,
     ScorerError,
 )
-from showtell.pipeline.text.columns import tokenize_texts
 
 COLORS, NOUNS = ["red", "blue", "green", "big"], ["dog", "cat", "ball", "box", "car"]
 VERBS = ["runs to", "stands near", "is behind", "looks at"]
 SCORES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
-
-
-@pytest.fixture(autouse=True)
-def scorer_without_meteor(monkeypatch) -> None:
-    """METEOR has tests of its own, and takes longer than all others."""
-
-    def score_captions(
-        references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str], tokenizer: str
-    ) -> ScoredCaptions:
-        tokenized = {i: tokenize_texts(texts, tokenizer) for i, texts in references.items()}
-        captions = {i: tokenize_texts([hypotheses[i]], tokenizer)[0] for i in references}
-        scores = CaptionScorer(tokenized).score_each(captions)
-        means = {"ROUGE_L": scores.rouge_l, "CIDEr": scores.cider}
-        meteor = np.ones((len(captions), 23)) if tokenizer == "ptb" else None
-        images = ImageScores(scores.image_ids, scores.bleu, meteor, means)
-        return ScoredCaptions(images, tokenized, captions)
-
-    monkeypatch.setattr(score_module, "score_captions", score_captions)
 
 
 def make_captions(num_images: int, seed: int) -> dict[int, list[str]]:

