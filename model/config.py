@@ -16,6 +16,7 @@ from ..pipeline.stage.options import (
 from .decoders.registry import DECODERS
 from .generation.options import MAX_BEAM, DecodingOptions
 from .presets import TRAIN_PRESETS
+from .scst_reward import check_reward
 
 # Limits far above any useful value, low enough to prevent overflow.
 MAX_SIZE = 16_384
@@ -168,8 +169,16 @@ class TrainConfig(DatasetConfig):
     )
     scst: bool = option(
         False,
-        "Continue training --init RUN with CIDEr-D as the reward (self-critical training).",
+        "Continue training --init RUN with the scores of sampled captions as the reward "
+        "(self-critical training).",
         group="Self-critical training",
+    )
+    scst_reward: str = option(
+        "CIDEr-D=1",
+        "Scores in the reward and their weights, such as CIDEr-D=1,METEOR=5,Bleu_4=1.",
+        check=check_reward,
+        group="Self-critical training",
+        metavar="NAME=WEIGHT,...",
     )
     scst_samples: int = option(
         5,
@@ -194,7 +203,7 @@ class TrainConfig(DatasetConfig):
     monitor: str = option(
         "CIDEr",
         "Validation score that selects the best epoch.",
-        choices=("CIDEr", "Bleu_4"),
+        choices=("CIDEr", "Bleu_4", "METEOR"),
         group="Validation",
     )
     # Off by default: an annealed learning rate gains most in the last epochs, after any plateau.
@@ -250,6 +259,7 @@ class TrainConfig(DatasetConfig):
         self.require_not_both("scst", "scheduled_sampling", "--scst samples whole captions")
         self.require_unused(
             "xe_weight",
+            "scst_reward",
             "scst_samples",
             "scst_baseline",
             unless=self.scst,

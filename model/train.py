@@ -28,7 +28,6 @@ from .decoders.precision import Precision
 from .decoders.registry import decoder_class
 from .generation.generate import choose_batch_size, decode_captions, iterate_features
 from .generation.options import DecodingOptions
-from .metrics.caption_scorer import CaptionScorer
 from .runs.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from .runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from .runs.run import RunConfig
@@ -51,6 +50,7 @@ from .training.resume import (
 from .training.scst import SelfCriticalLoss
 from .training.source import inherit_options
 from .training.summary import ADVICE, show_summary, try_to_draw_curves
+from .training.validation import ValidationScorer
 
 VERSION = 1
 LOG_EVERY_STEPS = 50
@@ -127,13 +127,8 @@ class Trainer:
         self.average = average_weights(self.decoder, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self.decoder, config)
         self.loss_of = self._make_loss()
-        self.scorer = CaptionScorer(data.val_references)
-        self.monitor = config.monitor
-        if self.monitor == "CIDEr" and len(data.val_references) == 1:
-            self.monitor = "Bleu_4"
-            print_warning(
-                "there is only one val image, whose CIDEr is always 0. BLEU-4 picks the best epoch."
-            )
+        self.scorer = ValidationScorer(data.val_references, config.monitor)
+        self.monitor = self.scorer.monitor
         self.progress = Progress()
         self.signals = list[Signals]()  # received during the run
         self.loss = math.nan  # mean over the steps of the last log record
@@ -302,9 +297,7 @@ class Trainer:
         try:
             with not_deferred(self.signals):
                 captions = self.decode_validation()
-                scores = self.scorer.score(
-                    dict(zip(self.data.val_image_ids, captions, strict=True))
-                )
+                scores = self.scorer.score(captions)
         except Stopped as stopped:
             # The epoch is not finished: a resumed run starts with its validation.
             progress.epoch, progress.batch = progress.epoch - 1, len(self.batches)
@@ -326,9 +319,10 @@ class Trainer:
             progress.best_score, progress.best_epoch = score, progress.epoch
             require_folder(self.run_dir, self.config)
             save_weights(self.run_dir / BEST_NAME, self.validated, self.run_config)
+        shown = dict.fromkeys(("CIDEr", "Bleu_4", self.monitor))
         print_note(
             f"epoch {progress.epoch}/{config.epochs} | loss {self.loss:.3f} | "
-            f"val CIDEr {100 * scores['CIDEr']:.1f} | Bleu_4 {100 * scores['Bleu_4']:.1f} | "
+            f"val {' | '.join(f'{name} {100 * scores[name]:.1f}' for name in shown)} | "
             f"{format_seconds(progress.seconds)}{' | best' if is_best else ''}"
         )
 

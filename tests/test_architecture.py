@@ -35,7 +35,7 @@ ORDER = {
         "verify",
     ],
     "model": [
-        "presets kernels",
+        "presets kernels scst_reward",
         "metrics decoders",
         "generation scoring",
         "config",

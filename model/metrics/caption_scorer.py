@@ -106,7 +106,12 @@ class CaptionScorer:
         Raises:
             MismatchError: an id has no references.
         """
-        return self.cider.score(self.ngrams.match(captions, self._find_rows(image_ids)))
+        return self.cider.score(self.ngrams.match(captions, self.find_rows(image_ids)))
+
+    def bleu(self, image_ids: Sequence[int], captions: Sequence[str]) -> Floats:
+        """Return BLEU-1 to 4 of any captions: (K, 4) float64, 0 to 1; see `cider_d`."""
+        matches = self.ngrams.match(captions, self.find_rows(image_ids))
+        return count_matches(self.ngrams, matches).of_each()
 
     def weighted_cider_d(
         self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
@@ -123,7 +128,7 @@ class CaptionScorer:
         Returns:
             (K,) float64.
         """
-        words, rows = self.ngrams.read(captions), self._find_rows(image_ids)
+        words, rows = self.ngrams.read(captions), self.find_rows(image_ids)
         return self.cider.weighted_sum(words, rows, weights)
 
     def weighted_precision(
@@ -133,10 +138,10 @@ class CaptionScorer:
 
         The precision is BLEU's, averaged over orders; see `weighted_cider_d` for the arguments.
         """
-        words, rows = self.ngrams.read(captions), self._find_rows(image_ids)
+        words, rows = self.ngrams.read(captions), self.find_rows(image_ids)
         return weighted_precision(self.ngrams, words, rows, weights)
 
-    def _find_rows(self, image_ids: Sequence[int]) -> Ints:
+    def find_rows(self, image_ids: Sequence[int]) -> Ints:
         """Return the row of each image, (K,) int64."""
         for image_id in image_ids:
             if image_id not in self.rows:

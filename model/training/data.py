@@ -9,8 +9,9 @@ from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.console import print_warning
-from ...pipeline.stage.errors import MissingArtifactError
+from ...pipeline.stage.errors import ConfigError, MissingArtifactError
 from ...pipeline.stage.files import hash_file, require_file
+from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
@@ -94,8 +95,10 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         inputs["word_vectors"] = hash_file(config.word_vectors)
     if config.init is not None:
         inputs["init"] = source_checksum(config)
+    vocab = Vocab.read(captions_dir / VOCAB_JSON)
+    require_english_for_meteor(config, vocab)
     return TrainingData(
-        vocab=Vocab.read(captions_dir / VOCAB_JSON),
+        vocab=vocab,
         store=store,
         captions=captions,
         val_image_ids=val.tolist(),
@@ -104,6 +107,21 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
     )
+
+
+def require_english_for_meteor(config: TrainConfig, vocab: Vocab) -> None:
+    """Refuse METEOR for captions in other languages than English.
+
+    Raises:
+        ConfigError: an option asks for METEOR, and the vocabulary is not in English.
+    """
+    asks = {"--monitor": config.monitor, "--scst-reward": config.scst_reward}
+    for option, value in asks.items():
+        if "METEOR" in value and vocab.word_tokenizer != DEFAULT_TOKENIZER:
+            raise ConfigError(
+                f"{option} {value}: METEOR knows only English, and {config.dataset} was prepared "
+                f"with --tokenizer {vocab.word_tokenizer}. Use CIDEr or BLEU."
+            )
 
 
 def load_features(config: TrainConfig) -> FeatureStore:

@@ -1,9 +1,6 @@
-"""Self-critical training: sampled captions are rewarded with their own CIDEr-D.
+"""Self-critical training: sampled captions are rewarded with their own scores, see `reward.py`.
 
 Letters in shapes: N images, S draws of each, R = N·S rows, T tokens, V vocabulary.
-
-EOS counts as the last word of every caption, sampled and reference alike. Otherwise a caption that
-stops after "with a" would lose nothing.
 
 Source: Rennie et al. 2017, arXiv:1612.00563; the mean of the other draws as baseline: Luo 2020,
 arXiv:2003.09971.
@@ -17,27 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pipeline.text.vocab import BOS, EOS, PAD, SPECIALS, Vocab
+from ...pipeline.text.vocab import BOS, EOS, PAD, Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..generation.constraints import NEVER_WRITTEN
 from ..generation.options import DecodingOptions
 from ..generation.sampling import generate_tokens
 from ..kernels.padding import ALIGNMENT, pad_rows, round_rows
-from ..metrics.caption_scorer import CaptionScorer
+from ..scst_reward import parse_reward
 from .batches import CaptionBatch
 from .loss import caption_loss
+from .reward import Reward
 
 
 class SelfCriticalLoss:
-    """Policy gradient of CIDEr-D against a baseline, optionally mixed with cross-entropy.
+    """Policy gradient of the reward against a baseline, optionally mixed with cross-entropy.
 
     Args:
-        references: image_id → captions as words joined by spaces, for all training images; they
-            also give the document frequencies of CIDEr-D.
+        references: image_id → captions as words joined by spaces, for all training images.
         image_ids: image_id of each row of the feature store.
         vocab: of the decoder.
-        config: `scst_samples`, `scst_baseline`, `xe_weight` and `label_smoothing` are used.
+        config: `scst_reward`, `scst_samples`, `scst_baseline`, `xe_weight` and `label_smoothing`
+            are used.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class SelfCriticalLoss:
         vocab: Vocab,
         config: TrainConfig,
     ) -> None:
-        self.scorer = CaptionScorer({i: [*map(add_end, texts)] for i, texts in references.items()})
+        self.reward = Reward(references, parse_reward(config.scst_reward))
         self.image_ids, self.vocab, self.config = image_ids, vocab, config
         self.rules = DecodingOptions().for_unit(vocab.unit)  # the same constraints as in decoding
         self.batch_rewards: list[float] = []  # since the last `take_reward`
@@ -84,7 +82,7 @@ class SelfCriticalLoss:
         return reward
 
     def rewards(self, image_rows: Tensor, token_ids: Tensor) -> Tensor:
-        """Compute CIDEr-D with EOS as a word. A caption cut at the maximum length has no EOS.
+        """Compute the reward of captions.
 
         Args:
             image_rows: (N,) int64, row of each image in the feature store.
@@ -97,16 +95,8 @@ class SelfCriticalLoss:
         image_ids = np.repeat(image_ids, len(token_ids) // len(image_ids)).tolist()
         is_cut = (token_ids[:, self.rules.length_limit :] == EOS).any(1).tolist()
         captions = [self.vocab.decode(tokens) for tokens in token_ids.tolist()]
-        captions = [
-            text if cut else add_end(text) for text, cut in zip(captions, is_cut, strict=True)
-        ]
-        rewards = self.scorer.cider_d(image_ids, captions)
+        rewards = self.reward(image_ids, captions, is_cut)
         return torch.from_numpy(rewards).float().to(token_ids.device)
-
-
-def add_end(caption: str) -> str:
-    """Append EOS to a caption as a word."""
-    return f"{caption} {SPECIALS[EOS]}"
 
 
 def mean_of_others(rewards: Tensor) -> Tensor:

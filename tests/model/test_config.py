@@ -59,7 +59,7 @@ INVALID_TRAINING: list[tuple[dict[str, Any], str]] = [
         {"schedule": "linear"},
         "--schedule must be one of one-cycle, cosine, constant, got 'linear'.",
     ),
-    ({"monitor": "METEOR"}, "--monitor must be one of CIDEr, Bleu_4, got 'METEOR'."),
+    ({"monitor": "SPICE"}, "--monitor must be one of CIDEr, Bleu_4, METEOR, got 'SPICE'."),
     ({"attention": "hard"}, "--attention must be one of none, soft, adaptive, got 'hard'."),
     ({"precision": "int8"}, "--precision must be one of auto, fp32, bf16, fp16, got 'int8'."),
     ({"scst_baseline": "max"}, "--scst-baseline must be one of mean, greedy, got 'max'."),

@@ -15,13 +15,13 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
-from pycocoevalcap.meteor import meteor
 
 from ....pipeline.stage.checksums import checksums_of, seal, unseal
 from ....pipeline.stage.console import print_note
@@ -31,8 +31,17 @@ from .index import BITS, MAX_PHRASE_LENGTH, Hashes, Int32s, MeteorIndex, hash_wo
 from .stemmer import stem
 
 VERSION = 1
-METEOR_DIR = Path(meteor.__file__).parent
-JAR, PARAPHRASES = METEOR_DIR / meteor.METEOR_JAR, METEOR_DIR / "data" / "paraphrase-en.gz"
+
+
+def _find_meteor() -> Path:
+    """Return METEOR's folder without importing pycocoevalcap, which would load matplotlib."""
+    spec = find_spec("pycocoevalcap")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0] if folders else "pycocoevalcap", "meteor")
+
+
+METEOR_DIR = _find_meteor()
+JAR, PARAPHRASES = METEOR_DIR / "meteor-1.5.jar", METEOR_DIR / "data" / "paraphrase-en.gz"
 CHECKSUMS_NAME = "checksums.json"
 BLOCK_BYTES = 1 << 24
 READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError, pa.ArrowException)

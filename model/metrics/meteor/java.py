@@ -7,12 +7,11 @@ import numpy as np
 
 from ..java import JavaProcess
 from ..metric import Floats
-from .build_index import METEOR_DIR
+from .build_index import JAR, METEOR_DIR
 from .counts import NUM_COUNTS, ignore_perfect_chunks
 from .normalize import remove_separator
 
 TIMEOUT_S = 300.0  # METEOR loads 60 MB of paraphrases before its first answer
-JAR_NAME = "meteor-1.5.jar"
 
 
 class JavaMeteor(JavaProcess):
@@ -29,7 +28,7 @@ class JavaMeteor(JavaProcess):
         # The program finds its paraphrases by itself only below a path without spaces and accents.
         paraphrases = folder / "data" / "paraphrase-en.gz"
         options = ("-stdio", "-l", "en", "-norm", "-a", paraphrases)
-        super().__init__("METEOR", ("-jar", folder / JAR_NAME, "-", "-", *options), timeout_s)
+        super().__init__("METEOR", ("-jar", folder / JAR.name, "-", "-", *options), timeout_s)
 
     def count(self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> list[str]:
         """Return the line of counts of each of N captions.
