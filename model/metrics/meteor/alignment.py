@@ -89,12 +89,10 @@ def align(matches: Matches, lengths: Ints, reference_lengths: Ints) -> Mask:
     is_fixed = _find_fixed(matches, lengths, reference_lengths)
     chosen = is_fixed.copy()
     # Only pairs with a choice need the search.
-    open_pairs, rows = np.unique(matches.pairs[~is_fixed], return_inverse=True)
+    open_pairs = np.unique(matches.pairs[~is_fixed])
     if not len(open_pairs):
         return chosen
-    del rows
-    is_open = np.isin(matches.pairs, open_pairs)
-    places = np.flatnonzero(is_open)
+    places = np.flatnonzero(np.isin(matches.pairs, open_pairs))
     part = replace(matches.take(places), pairs=np.searchsorted(open_pairs, matches.pairs[places]))
     search = Search(part, is_fixed[places], lengths[open_pairs], reference_lengths[open_pairs])
     chosen[places[search.run()]] = True
@@ -122,22 +120,27 @@ class Search:
     def __init__(
         self, matches: Matches, is_fixed: Mask, lengths: Ints, reference_lengths: Ints
     ) -> None:
-        self.matches, self.reference_lengths = matches, reference_lengths
-        is_exact = matches.matchers == EXACT
+        self.reference_lengths = reference_lengths
+        # One entry for each match, and a last one, found as -1, for a word that is left out.
         halves = matches.lengths // 2 + matches.reference_lengths // 2
-        self.covers = np.where(is_exact, 2, halves)
-        self.distances = np.abs(matches.starts - matches.reference_starts)
-        self.masks = _bit_masks(matches, int(lengths.max()))
+        distances = np.abs(matches.starts - matches.reference_starts)
+        masks = _bit_masks(matches, int(lengths.max()))
+        self.starts = np.append(matches.starts, -1)
+        self.ends = np.append(matches.starts + matches.lengths, -1)
+        self.sizes = np.append(matches.reference_lengths, 1)
+        self.covers = np.append(np.where(matches.matchers == EXACT, 2, halves), 0)
+        self.distances = np.append(distances, 0)
+        self.masks = np.append(masks, np.zeros_like(masks[:1]), axis=0)
         # Matches that start at word w of pair p's reference: offsets[base[p] + w] to the next.
         self.base = to_offsets(reference_lengths + 1)[:-1]
-        starts = self.base[matches.pairs] + matches.reference_starts
-        num_starts = self.base[-1] + reference_lengths[-1] + 1
-        self.fixed = np.full(num_starts, -1)
-        self.fixed[starts[is_fixed]] = np.flatnonzero(is_fixed)
+        places = self.base[matches.pairs] + matches.reference_starts
+        num_places = self.base[-1] + reference_lengths[-1] + 1
         self.free = np.flatnonzero(~is_fixed)
-        self.offsets = to_offsets(np.bincount(starts[self.free], minlength=num_starts))
-        self.used_by_fixed = np.zeros((len(lengths), self.masks.shape[1]), np.uint64)
-        np.bitwise_or.at(self.used_by_fixed, matches.pairs[is_fixed], self.masks[is_fixed])
+        self.offsets = to_offsets(np.bincount(places[self.free], minlength=num_places))
+        self.fixed = np.full(num_places, -1)
+        self.fixed[places[is_fixed]] = np.flatnonzero(is_fixed)
+        self.used_by_fixed = np.zeros((len(lengths), masks.shape[1]), np.uint64)
+        np.bitwise_or.at(self.used_by_fixed, matches.pairs[is_fixed], masks[is_fixed])
         self.steps: list[tuple[Ints, Ints]] = []  # previous step and match, of each step
         self.num_steps = 0
 
@@ -171,66 +174,53 @@ class Search:
         A path inside a match stays as it is; one at a fixed match takes it; any other is followed
         by itself with each free match, and without.
         """
-        is_waiting = paths.next_words > word
-        places = self.base[paths.pairs] + word
-        fixed = np.where(is_waiting, -1, self.fixed[places])
-        has_choice = ~is_waiting & (fixed < 0)
-        first = self.offsets[places]
-        num_free = np.where(has_choice, self.offsets[places + 1] - first, 0)
-        rows = np.repeat(np.arange(len(paths)), num_free + 1)
-        numbers = ranges(np.zeros_like(num_free), num_free + 1)
-        is_last = numbers == num_free[rows]  # the path without a free match
-
-        matches = np.where(is_last, fixed[rows], -1)
-        free = self.free[(first[rows] + numbers)[~is_last]]
-        matches[~is_last] = free
-        used = paths.used[rows]
-        is_usable = np.ones(len(rows), np.bool_)
-        is_usable[~is_last] = ~(used[~is_last] & self.masks[free]).any(axis=1)
-        rows, matches, is_last = rows[is_usable], matches[is_usable], is_last[is_usable]
-        used = used[is_usable]
-
-        takes = matches >= 0
-        taken = matches[takes]
-        covers, distances = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        covers[takes], distances[takes] = self.covers[taken], self.distances[taken]
-        # Free matches add their distance to the alternatives after them, fixed ones to themselves.
-        is_fixed = takes & is_last
-        totals = np.cumsum(np.where(is_last, 0, distances))
-        before = totals - np.where(is_last, 0, distances)
-        starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])) if len(rows) else rows
-        before -= np.repeat(before[starts], np.diff(np.append(starts, len(rows))))
-
-        ends, next_words = paths.ends[rows], paths.next_words[rows]
-        waits = is_waiting[rows]
-        is_left_out = ~takes & ~waits
-        breaks = is_left_out & (ends >= 0)
-        breaks[takes] = (ends[takes] >= 0) & (ends[takes] != self.matches.starts[taken])
-        new_ends = np.where(is_left_out, -1, ends)
-        new_ends[takes] = self.matches.starts[taken] + self.matches.lengths[taken]
-        new_words = np.where(is_left_out, word + 1, next_words)
-        new_words[takes] = word + self.matches.reference_lengths[taken]
-        used[takes] |= self.masks[taken]
+        rows, matches, is_free = self._list_choices(paths, word)
+        own = self.distances[matches]
+        # Free matches add their distance to the choices after them, fixed ones to themselves.
+        distances = _sum_before(np.where(is_free, own, 0), rows) + np.where(is_free, 0, own)
+        waits = paths.next_words[rows] > word
+        ends = paths.ends[rows]
+        breaks = ~waits & (ends >= 0) & (ends != self.starts[matches])
         return Paths(
             pairs=paths.pairs[rows],
-            next_words=new_words,
-            covered=paths.covered[rows] + covers,
+            next_words=np.where(waits, paths.next_words[rows], word + self.sizes[matches]),
+            covered=paths.covered[rows] + self.covers[matches],
             chunks=paths.chunks[rows] + breaks,
-            distances=paths.distances[rows] + before + np.where(is_fixed, distances, 0),
-            ends=new_ends,
-            used=used,
-            steps=self._record(paths.steps[rows], np.where(is_fixed, -1, matches)),
+            distances=paths.distances[rows] + distances,
+            ends=np.where(waits, ends, self.ends[matches]),
+            used=paths.used[rows] | self.masks[matches],
+            steps=self._record(paths.steps[rows], np.where(is_free, matches, -1)),
         )
 
+    def _list_choices(self, paths: Paths, word: int) -> tuple[Ints, Ints, Mask]:
+        """List what the paths can do at a word of the reference, in METEOR's order.
+
+        Returns:
+            rows: (C,) int64, the path of each choice, ascending.
+            matches: (C,) int64, the match that it takes, -1 for none.
+            is_free: (C,) bool, whether that is a free match.
+        """
+        places = self.base[paths.pairs] + word
+        is_waiting = paths.next_words > word
+        fixed = np.where(is_waiting, -1, self.fixed[places])
+        first, end = self.offsets[places], self.offsets[places + 1]
+        num_free = np.where(is_waiting | (fixed >= 0), 0, end - first)
+        rows = np.repeat(np.arange(len(paths)), num_free + 1)
+        numbers = ranges(np.zeros_like(num_free), num_free + 1)
+        is_free = numbers < num_free[rows]
+        matches = fixed[rows]  # the last choice of each path
+        matches[is_free] = self.free[(first[rows] + numbers)[is_free]]
+        is_overlapping = (paths.used[rows] & self.masks[matches]).any(axis=1)
+        kept = ~(is_free & is_overlapping)
+        return rows[kept], matches[kept], is_free[kept]
+
     def _record(self, steps: Ints, matches: Ints) -> Ints:
-        """Append a step to each path that takes a free match, and return the paths' last steps."""
+        """Append a step to each path that takes a match, and return the paths' last steps."""
         takes = matches >= 0
         self.steps.append((steps[takes], matches[takes]))
-        steps = steps.copy()
-        count = int(takes.sum())
-        steps[takes] = np.arange(self.num_steps, self.num_steps + count)
-        self.num_steps += count
-        return steps
+        numbers = self.num_steps + np.cumsum(takes) - 1
+        self.num_steps += int(takes.sum())
+        return np.where(takes, numbers, steps)
 
     def _trace(self, steps: Ints) -> Ints:
         """Return all matches of the paths that end with these steps."""
@@ -240,6 +230,17 @@ class Search:
             found.append(matches[steps])
             steps = previous[steps]
         return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _sum_before(values: Ints, rows: Ints) -> Ints:
+    """Return the sum of the values before each one in its row: (C,) int64.
+
+    Args:
+        values: (C,) int64.
+        rows: (C,) int64, ascending.
+    """
+    sums = np.cumsum(values) - values
+    return sums - sums[np.searchsorted(rows, rows)]
 
 
 def _bit_masks(matches: Matches, max_length: int) -> npt.NDArray[np.uint64]:
