@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 from pyarrow import csv
 
 from ....pipeline.stage.checksums import checksums_of, seal, unseal
@@ -57,27 +58,47 @@ def open_index(cache: Path | None = None) -> MeteorIndex:
         ScorerError: pycocoevalcap's files are missing or damaged.
         StorageError: the cache folder cannot be written.
     """
-    cache = cache or cache_folder()
+    folder = _index_folder(cache or cache_folder())
+    with suppress(OSError, ValueError):
+        return _open_verified(folder)
     try:
-        # Another release of pycocoevalcap with other data gets an index of its own.
-        folder = cache / f"meteor-{VERSION}-{JAR.stat().st_size}-{PARAPHRASES.stat().st_size}"
-        with suppress(OSError, ValueError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            with suppress(OSError, ValueError):
+                return _open_verified(folder)  # another process has built it meanwhile
+            print_note(f"METEOR's synonyms and paraphrases are indexed once, in {folder}.")
+            _write(_build_index_or_explain(), folder)
             return _open_verified(folder)
-        print_note(f"METEOR's synonyms and paraphrases are indexed once, in {folder}.")
-        index = build_index()
-    except READ_ERRORS as error:
-        raise ScorerError(
-            f"METEOR's files in {METEOR_DIR} cannot be read ({error!r}). Run 'pip install "
-            "--force-reinstall --no-deps pycocoevalcap'."
-        ) from None
-    try:
-        _write(index, folder)
     except OSError as error:
         raise StorageError(
-            f"METEOR's index cannot be written to {folder}: {error.strerror}. It needs 100 MB. Set "
+            f"METEOR's index cannot be written to {folder}: {error.strerror}. It needs 65 MB. Set "
             "SHOWTELL_CACHE to a folder that can be written."
         ) from None
-    return _open_verified(folder)
+
+
+def _index_folder(cache: Path) -> Path:
+    """Return the folder of the index; other releases of pycocoevalcap's data have others."""
+    try:
+        sizes = f"{JAR.stat().st_size}-{PARAPHRASES.stat().st_size}"
+    except OSError as error:
+        raise _source_error(error) from None
+    return cache / f"meteor-{VERSION}-{sizes}"
+
+
+def _build_index_or_explain() -> MeteorIndex:
+    """Build the index. Raises `ScorerError` if pycocoevalcap's files are damaged."""
+    try:
+        return build_index()
+    except READ_ERRORS as error:
+        raise _source_error(error) from None
+
+
+def _source_error(error: Exception) -> ScorerError:
+    """Return the error about pycocoevalcap's files."""
+    return ScorerError(
+        f"METEOR's files in {METEOR_DIR} cannot be read ({error!r}). Run 'pip install "
+        "--force-reinstall --no-deps pycocoevalcap'."
+    )
 
 
 def cache_folder() -> Path:

@@ -1,5 +1,7 @@
 import gzip
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -72,6 +74,22 @@ def test_index_is_built_once(tmp_path, sources, monkeypatch):
     for own, other in zip(vars(first).values(), vars(second).values(), strict=True):
         np.testing.assert_array_equal(own, other)
     assert isinstance(second.paraphrases, np.memmap)
+
+
+def test_second_process_waits_for_the_first(tmp_path, sources, monkeypatch):
+    built = []
+    build = build_index.build_index
+
+    def build_slowly():
+        built.append(1)
+        time.sleep(0.3)
+        return build()
+
+    monkeypatch.setattr(build_index, "build_index", build_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(open_index, [tmp_path] * 4))
+    assert len(built) == 1
+    assert all(find_paraphrases(index, "dog") == ["hound"] for index in found)
 
 
 def test_damaged_index_is_built_again(tmp_path, sources):
