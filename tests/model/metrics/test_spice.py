@@ -67,7 +67,9 @@ def test_java_is_killed_after_the_time_limit(use_java, tmp_path) -> None:
         Spice(tmp_path, timeout_s=0.2).score(CAPTIONS)
 
 
-def test_absence_is_explained_with_the_command_that_ends_it(use_java, tmp_path) -> None:
+def test_absence_is_explained_with_the_command_that_ends_it(
+    use_java, tmp_path, monkeypatch
+) -> None:
     use_java("")
     spice = Spice(tmp_path)
     assert "Fetch it with: python -c" in spice.explain_absence()
@@ -80,6 +82,8 @@ def test_absence_is_explained_with_the_command_that_ends_it(use_java, tmp_path) 
     assert spice.inputs() == {"spice": " ".join(PARSER_JARS)}
     use_java("", version='"25.0.2" 2026-01-20')
     assert "it needs Java 8 to 14, but 'java' is version 25" in spice.explain_absence()
+    monkeypatch.setenv("PATH", "")
+    assert "it needs Java 8 to 14, but PATH has no 'java'" in spice.explain_absence()
 
 
 def test_java_is_not_started_if_the_parser_is_missing(monkeypatch) -> None:

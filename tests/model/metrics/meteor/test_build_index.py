@@ -116,7 +116,8 @@ def test_missing_or_damaged_sources_are_an_error(tmp_path, sources):
         open_index(tmp_path / "cache")
 
 
-def test_cache_that_cannot_be_written_is_an_error(tmp_path, sources):
+def test_cache_that_cannot_be_written_is_an_error(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr(build_index, "build_index", lambda: pytest.fail("it takes half a minute"))
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="Set SHOWTELL_CACHE to a folder"):
         open_index(tmp_path / "file" / "cache")
