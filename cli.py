@@ -274,6 +274,7 @@ def score(config: ScoreConfig) -> None:
     Formats: COCO's JSON files, {id: caption} or {id: [captions]} in JSON,
     JSON Lines, CSV, Parquet, or plain text with one caption a line.
     Images are matched by id, by file name or by line.
+    Only SPICE needs Java.
     """
     from .model.score import score_files
 

@@ -303,7 +303,7 @@ class EvalConfig(DecodingOptions, StageConfig):
     official: bool = option(
         False,
         "Also run pycocoevalcap's Java scorers, and fail if a score differs by more than 1e-6. "
-        "Needs Java, which the extra java has.",
+        "Needs Java; the extra java installs one.",
         group="Scoring",
         affects_result=False,
     )

@@ -76,4 +76,4 @@ class MismatchError(ShowTellError):
 
 
 class ScorerError(ShowTellError):
-    """A Java scorer (METEOR, the PTB tokenizer) cannot run."""
+    """A scorer cannot run, or `--official` found a difference."""
