@@ -1,3 +1,5 @@
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,14 @@ def test_state_dict_is_read_from_safetensors(tmp_path):
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     fit_state_dict(target, read_state_dict(tmp_path / "w.safetensors"), "no")
     assert same(source, target)
+
+
+def test_checkpoint_of_torchvisions_training_script_is_read(tmp_path):
+    state = {f"module.{key}": value for key, value in small().state_dict().items()}
+    options = argparse.Namespace(model="small", lr=0.1)
+    torch.save({"model": state, "optimizer": {}, "args": options}, tmp_path / "model_9.pth")
+    read = read_state_dict(tmp_path / "model_9.pth")
+    assert list(read) == list(small().state_dict())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"\x80\x02X", b"<html>"])
