@@ -45,7 +45,7 @@ class WeightsError(ShowTellError):
 
 
 class HubUnreachableError(WeightsError):
-    """The server of torchvision's weights cannot be reached; `--weights FILE` avoids it."""
+    """The server of pretrained weights cannot be reached; `--weights FILE` avoids it."""
 
     exit_status = 3
 
