@@ -29,7 +29,7 @@ def draw_caption(rng: random.Random, words: tuple[str, ...], most: int) -> str:
 
 
 def mutate(rng: random.Random, caption: str) -> str:
-    """Drop, swap, repeat, replace or insert words."""
+    """Drop, swap, repeat and replace words, often by other forms of the same word."""
     words = caption.split() or ["a"]
     for _ in range(rng.randint(1, 4)):
         place, other = rng.randrange(len(words)), rng.randrange(len(words))
@@ -41,7 +41,8 @@ def mutate(rng: random.Random, caption: str) -> str:
         elif change == 2:
             words[place:place] = words[place : place + rng.randint(1, 4)]
         else:
-            words[place] = rng.choice(MANY_WORDS)
+            forms = [word for word in MANY_WORDS if word[:3] == words[place][:3]]
+            words[place] = rng.choice(forms if rng.random() < 0.5 and forms else MANY_WORDS)
     return " ".join(words)
 
 
