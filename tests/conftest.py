@@ -27,7 +27,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAX_SECONDS, MAX_BYTES = 2.0, 10**9  # for one hostile file
-SCORE_NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SHARED = Path(__file__).parents[2] / "shared"
 
 

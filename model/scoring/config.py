@@ -80,6 +80,16 @@ class ScoreConfig(ScoringOptions, StageConfig):
         metavar="FILE",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inputs = {
+            path.resolve() for path in (self.candidates, *self.references, self.compare) if path
+        }
+        require(
+            self.per_image is None or self.per_image.resolve() not in inputs,
+            f"--per-image {self.per_image} would replace a file of captions. Give another name.",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(StageConfig):

@@ -204,6 +204,18 @@ def test_per_image_table_as_csv(coco, showtell) -> None:
     assert status == 1 and "--per-image must end in .csv or .parquet, got 'each.txt'." in output
 
 
+@pytest.mark.parametrize("name", ["candidates.csv", "references.csv", "./other.csv"])
+def test_per_image_table_never_replaces_an_input(showtell, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "image_id,caption\n7,a dog\n"
+    for path in ("candidates.csv", "references.csv", "other.csv"):
+        Path(path).write_text(text)
+    files = ("candidates.csv", tmp_path / "references.csv", "--compare", "other.csv")
+    status, output = showtell("score", *files, "--per-image", name)
+    assert status == 1 and "would replace a file of captions. Give another name." in output
+    assert Path(name).read_text() == text
+
+
 def test_comparison_is_that_of_compare(coco, showtell, showtell_json) -> None:
     status, output = showtell("score", *ARGUMENTS, "--compare", "other.json")
     assert status == 0, output
