@@ -27,9 +27,10 @@ from pyarrow import csv
 from ....pipeline.stage.checksums import checksums_of, seal, unseal
 from ....pipeline.stage.console import print_note
 from ....pipeline.stage.errors import ScorerError, StorageError
+from ....pipeline.stage.options import expand_home
 from ....pipeline.stage.ragged import Ints, to_offsets
 from .index import BITS, MAX_PHRASE_LENGTH, Hashes, Int32s, MeteorIndex, hash_words
-from .stemmer import stem
+from .stemmer import require_old_rules, stem
 
 VERSION = 1
 
@@ -58,6 +59,7 @@ def open_index(cache: Path | None = None) -> MeteorIndex:
         ScorerError: pycocoevalcap's files are missing or damaged.
         StorageError: the cache folder cannot be written.
     """
+    require_old_rules()
     folder = _index_folder(cache or cache_folder())
     with suppress(OSError, ValueError):
         return _open_verified(folder)
@@ -72,7 +74,8 @@ def open_index(cache: Path | None = None) -> MeteorIndex:
     except OSError as error:
         raise StorageError(
             f"METEOR's index cannot be written to {folder}: {error.strerror}. It needs 65 MB. Set "
-            "SHOWTELL_CACHE to a folder that can be written."
+            "SHOWTELL_CACHE to a folder that can be written, such as 'export "
+            "SHOWTELL_CACHE=/tmp/showtell'."
         ) from None
 
 
@@ -102,10 +105,22 @@ def _source_error(error: Exception) -> ScorerError:
 
 
 def cache_folder() -> Path:
-    """Return the folder for data that showtell can compute again."""
+    """Return the folder for data that showtell can compute again.
+
+    Raises:
+        StorageError: no variable names it, and the user has no home folder.
+    """
     if own := os.environ.get("SHOWTELL_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "showtell"
+        return expand_home(Path(own))
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "showtell"
+    try:
+        return Path.home() / ".cache" / "showtell"
+    except RuntimeError:
+        raise StorageError(
+            "METEOR's index needs a folder, and this user has no home. Set SHOWTELL_CACHE to a "
+            "folder that can be written, such as 'export SHOWTELL_CACHE=/tmp/showtell'."
+        ) from None
 
 
 def build_index() -> MeteorIndex:

@@ -63,6 +63,13 @@ class Captions:
         words = lexicon.read(captions)
         return cls(words, lexicon.find_phrases(words))
 
+    def take(self, index: Ints) -> Self:
+        """Return the captions at `index`, (K,) int64."""
+        owners, rows = _list_phrases(self.phrases.captions, index)
+        phrases = self.phrases
+        taken = Phrases(owners, phrases.starts[rows], phrases.lengths[rows], phrases.nodes[rows])
+        return type(self)(self.words.take(index), taken)
+
 
 def find_matches(
     captions: Captions,

@@ -18,7 +18,8 @@ from .lexicon import Lexicon
 from .matches import Captions, Matches, find_matches
 from .normalize import normalize, remove_separator
 
-BLOCK_SIZE = 10_000  # pairs that are aligned at once; limits the memory
+# Captions are aligned in blocks of about so many pairs of words, which limits the memory.
+BLOCK_SIZE = 1_000_000
 
 
 class Meteor:
@@ -63,13 +64,11 @@ class Meteor:
         num_references = np.diff(self._offsets)[rows]
         caption_index = np.repeat(index, num_references)
         reference_index = ranges(self._offsets[rows], num_references)
-        counts = np.concatenate(
-            [
-                self._count_pairs(own, caption_index[block], reference_index[block])
-                for start in range(0, max(len(caption_index), 1), BLOCK_SIZE)
-                for block in [slice(start, start + BLOCK_SIZE)]
-            ]
-        )
+        sizes = own.words.lengths[caption_index]
+        sizes = sizes * self._references.words.lengths[reference_index]
+        starts = 1 + np.flatnonzero(np.diff(np.cumsum(sizes) // BLOCK_SIZE))
+        blocks = zip(*(np.split(i, starts) for i in (caption_index, reference_index)), strict=True)
+        counts = np.concatenate([self._count_pairs(own, *block) for block in blocks])
         best = _first_maxima(meteor_of_counts(counts), to_offsets(num_references))
         return counts[best]
 
@@ -79,8 +78,12 @@ class Meteor:
 
     def _count_pairs(self, own: Captions, caption_index: Ints, reference_index: Ints) -> Floats:
         """Align captions with references: (P,) and (P,) int64 → (P, 23) float64."""
-        captions, references = own.words, self._references.words
-        matches = find_matches(own, self._references, caption_index, reference_index, self._lexicon)
+        # Only the captions of these pairs, so that the time does not depend on all references.
+        used, caption_index = np.unique(caption_index, return_inverse=True)
+        used_references, reference_index = np.unique(reference_index, return_inverse=True)
+        own, other = own.take(used), self._references.take(used_references)
+        captions, references = own.words, other.words
+        matches = find_matches(own, other, caption_index, reference_index, self._lexicon)
         lengths = captions.lengths[caption_index], references.lengths[reference_index]
         matches = matches.take(align(matches, *lengths))
         num_pairs = len(caption_index)

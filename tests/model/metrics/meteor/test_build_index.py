@@ -2,11 +2,12 @@ import gzip
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from showtell.model.metrics.meteor import build_index
+from showtell.model.metrics.meteor import build_index, stemmer
 from showtell.model.metrics.meteor.build_index import CHECKSUMS_NAME, cache_folder, open_index
 from showtell.model.metrics.meteor.index import hash_words
 from showtell.model.metrics.meteor.lexicon import Lexicon
@@ -133,3 +134,20 @@ def test_environment_moves_the_cache(tmp_path, monkeypatch):
 def test_hashes_of_all_words_differ():
     words = [f"word{number}" for number in range(100_000)]
     assert len(np.unique(hash_words(words))) == len(words)
+
+
+def test_later_stemmer_is_an_error(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr(stemmer._stemmer, "stemWord", lambda word: word)
+    with pytest.raises(ScorerError, match=r"pip install 'snowballstemmer<3'"):
+        open_index(tmp_path)
+
+
+def test_user_without_home_is_an_error(monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("SHOWTELL_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(StorageError, match="Set SHOWTELL_CACHE to a folder"):
+        cache_folder()

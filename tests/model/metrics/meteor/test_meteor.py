@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from showtell.model.metrics.meteor import meteor
 from showtell.model.metrics.meteor.counts import ignore_perfect_chunks, meteor_of_counts
 from showtell.model.metrics.meteor.java import JavaMeteor, read_counts
 from showtell.model.metrics.meteor.meteor import Meteor
@@ -93,11 +94,19 @@ def test_captions_of_any_image_are_counted_in_any_order():
     references, hypotheses = draw_images()
     rng = np.random.default_rng(0)
     rows = rng.integers(40, size=200)
-    meteor = Meteor(references[:40])
-    found = meteor.count([hypotheses[number] for number in range(200)], rows)
+    scorer = Meteor(references[:40])
+    found = scorer.count([hypotheses[number] for number in range(200)], rows)
     for row, caption, counts in zip(rows, hypotheses[:200], found, strict=True):
         alone = Meteor([references[row]]).count([caption])
         np.testing.assert_array_equal(alone[0], counts)
+
+
+def test_size_of_blocks_does_not_matter(monkeypatch):
+    references, hypotheses = draw_images()
+    expected = Meteor(references[:50]).count(hypotheses[:50])
+    for size in (1, 300):
+        monkeypatch.setattr(meteor, "BLOCK_SIZE", size)
+        np.testing.assert_array_equal(Meteor(references[:50]).count(hypotheses[:50]), expected)
 
 
 def test_score_of_each_caption_equals_the_java_programs():
