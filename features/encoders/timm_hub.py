@@ -56,7 +56,7 @@ def fetch(encoder: str, address: str) -> Path:
 
 
 def require_server(endpoint: str) -> None:
-    """Check that the Hub answers, with whatever status, within 10 seconds.
+    """Check that the Hub answers within 10 seconds. Any status counts as an answer.
 
     Raises:
         OSError: it does not.

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self, cast
 
@@ -154,6 +155,16 @@ def java_environment() -> dict[str, str]:
     """
     is_utf8 = locale.getencoding().lower() in ("utf-8", "utf8")
     return os.environ | ({} if is_utf8 else {"LC_ALL": "C.UTF-8"})
+
+
+def find_pycocoevalcap() -> Path:
+    """Return the folder of pycocoevalcap, which has the jars; without importing it.
+
+    If pycocoevalcap is not installed, the folder does not exist.
+    """
+    spec = find_spec("pycocoevalcap")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0] if folders else "pycocoevalcap")
 
 
 def find_java() -> Path:

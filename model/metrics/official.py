@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
 from ...pipeline.stage.errors import ScorerError
 from .bleu import BLEU_NAMES
@@ -55,6 +52,11 @@ def score_with_java(
     Raises:
         ScorerError: Java is missing, died, or exceeded the time limit.
     """
+    # Here, because evaluation imports this module even without --official.
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     raw = [hypotheses[image_id] for image_id in references]
     captions = [" ".join(words) for words in tokenize_with_java(raw, timeout_s)]
     tokenized = tokenize_references(references, timeout_s)

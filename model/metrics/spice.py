@@ -12,13 +12,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pycocoevalcap
 
 from ...pipeline.stage.errors import ScorerError
-from .java import java_version, run_java
+from .java import find_pycocoevalcap, java_version, run_java
 from .metric import CaptionSet, Floats, Metric
 
-SPICE_DIR = Path(next(iter(pycocoevalcap.__path__)), "spice")
+SPICE_DIR = find_pycocoevalcap() / "spice"
 PARSER_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 FETCH = "python -c 'from pycocoevalcap.spice.get_stanford_models import *; get_stanford_models()'"
 LAST_JAVA = 14  # the jar needs the JavaScript engine, which Java 15 removed

@@ -165,16 +165,20 @@ def json_bytes(value: object) -> bytes:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Lock `directory` during the `with` block, so that two processes never write the same files.
 
     Temporary files that a killed process left behind are deleted.
+
+    Args:
+        directory: created if it does not exist.
+        wait: wait for another process to release the lock, instead of raising an error.
 
     Raises:
         ShowTellError: another process holds the lock.
         StorageError: the folder cannot be written.
     """
-    with _locked(directory, directory / LOCK_NAME, directory / SOFT_LOCK_NAME):
+    with _locked(directory, directory / LOCK_NAME, directory / SOFT_LOCK_NAME, wait):
         for partial in directory.glob(".*.partial*"):
             partial.unlink(missing_ok=True)
         yield
@@ -199,21 +203,22 @@ def locked_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(subject: Path, lock: Path, soft_lock: Path) -> Iterator[None]:
+def _locked(subject: Path, lock: Path, soft_lock: Path, wait: bool = False) -> Iterator[None]:
     """Lock a folder or a file. Raises the errors of `locked`.
 
     Args:
         subject: named in errors.
         lock: the file to lock; its folder is created.
         soft_lock: the lock file for file systems without locks.
+        wait: wait for the lock.
     """
     with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             stack.callback(os.close, descriptor)  # this also unlocks it
-            if not _lock(descriptor, fcntl.LOCK_EX):
-                stack.enter_context(_lock_file(subject, soft_lock))
+            if not _lock(descriptor, fcntl.LOCK_EX, wait):
+                stack.enter_context(_lock_file(subject, soft_lock, wait))
             elif not os.fstat(descriptor).st_nlink:  # its owner has just deleted it
                 raise BlockingIOError
         except BlockingIOError:
@@ -223,13 +228,16 @@ def _locked(subject: Path, lock: Path, soft_lock: Path) -> Iterator[None]:
         yield
 
 
-def _lock(descriptor: int, kind: int) -> bool:
+def _lock(descriptor: int, kind: int, wait: bool = False) -> bool:
     """Lock an open file; return False if its file system has no locks.
 
     Raises:
-        BlockingIOError: another process holds the lock.
+        BlockingIOError: another process holds the lock, and `wait` is not set.
     """
     try:
+        if wait:
+            fcntl.flock(descriptor, kind)
+            return True
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -243,11 +251,11 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 @contextmanager
-def _lock_file(subject: Path, path: Path) -> Iterator[None]:
+def _lock_file(subject: Path, path: Path, wait: bool) -> Iterator[None]:
     """Hold a lock file that contains this process's id; it expires when the process ends."""
     lock = SoftFileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise ShowTellError(f"{subject} {IS_BUSY} If none is running, delete {path}.") from None
     try:

@@ -171,8 +171,8 @@ class Search:
     def _extend(self, paths: Paths, word: int) -> Paths:
         """Decide on one word of the reference.
 
-        A path inside a match stays as it is; one at a fixed match takes it; any other is followed
-        by itself with each free match, and without.
+        A path inside a match waits. A path at a fixed match takes it. Any other path is extended by
+        each free match, and once without a match.
         """
         rows, matches, is_free = self._list_choices(paths, word)
         own = self.distances[matches]

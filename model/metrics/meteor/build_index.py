@@ -15,34 +15,25 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock
 from pyarrow import csv
 
 from ....pipeline.stage.checksums import checksums_of, seal, unseal
 from ....pipeline.stage.console import print_note
 from ....pipeline.stage.errors import ScorerError, StorageError
+from ....pipeline.stage.files import locked
 from ....pipeline.stage.options import expand_home
 from ....pipeline.stage.ragged import Ints, to_offsets
+from ..java import find_pycocoevalcap
 from .index import BITS, MAX_PHRASE_LENGTH, Hashes, Int32s, MeteorIndex, hash_words
 from .stemmer import require_old_rules, stem
 
 VERSION = 1
-
-
-def _find_meteor() -> Path:
-    """Return METEOR's folder without importing pycocoevalcap, which would load matplotlib."""
-    spec = find_spec("pycocoevalcap")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(folders[0] if folders else "pycocoevalcap", "meteor")
-
-
-METEOR_DIR = _find_meteor()
+METEOR_DIR = find_pycocoevalcap() / "meteor"
 JAR, PARAPHRASES = METEOR_DIR / "meteor-1.5.jar", METEOR_DIR / "data" / "paraphrase-en.gz"
 CHECKSUMS_NAME = "checksums.json"
 BLOCK_BYTES = 1 << 24
@@ -63,18 +54,18 @@ def open_index(cache: Path | None = None) -> MeteorIndex:
     folder = _index_folder(cache or cache_folder())
     with suppress(OSError, ValueError):
         return _open_verified(folder)
+    print_note(f"METEOR's synonyms and paraphrases are indexed once, in {folder}.")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.parent, wait=True):
             with suppress(OSError, ValueError):
                 return _open_verified(folder)  # another process has built it meanwhile
-            print_note(f"METEOR's synonyms and paraphrases are indexed once, in {folder}.")
             _write(_build_index_or_explain(), folder)
             return _open_verified(folder)
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        cause = error.__cause__ or error
         raise StorageError(
-            f"METEOR's index cannot be written to {folder}: {error.strerror}. It needs 65 MB. Set "
-            "SHOWTELL_CACHE to a folder that can be written, such as 'export "
+            f"METEOR's index cannot be written to {folder}: {getattr(cause, 'strerror', cause)}. "
+            "It needs 65 MB. Set SHOWTELL_CACHE to a folder that can be written, such as 'export "
             "SHOWTELL_CACHE=/tmp/showtell'."
         ) from None
 
@@ -247,15 +238,16 @@ def _build_tree(word_ids: Ints, offsets: Ints) -> tuple[Ints, Ints]:
 
 
 def _write(index: MeteorIndex, folder: Path) -> None:
-    """Write the index; the folder appears when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Write the index; the folder appears when it is complete. The caller holds the lock."""
+    for abandoned in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         index.write(partial)
         names = sorted(path.name for path in partial.iterdir())
         (partial / CHECKSUMS_NAME).write_text(json.dumps(seal(checksums_of(partial, names))))
         partial.chmod(0o755)  # mkdtemp's folders are private
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or another process was faster
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

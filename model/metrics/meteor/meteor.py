@@ -12,13 +12,23 @@ from ....pipeline.stage.ragged import Ints, ranges, to_offsets
 from ..metric import Floats
 from .alignment import align
 from .build_index import open_index
-from .counts import NUM_COUNTS, NUM_MATCHERS, ignore_perfect_chunks, meteor_of_counts
+from .counts import (
+    CAPTION_FUNCTION,
+    CAPTION_LENGTH,
+    CAPTION_MATCHES,
+    CHUNKS,
+    MATCHES,
+    NUM_COUNTS,
+    NUM_MATCHERS,
+    ignore_perfect_chunks,
+    meteor_of_counts,
+)
 from .index import MeteorIndex
 from .lexicon import Lexicon
 from .matches import Captions, Matches, find_matches
 from .normalize import normalize, remove_separator
 
-# Captions are aligned in blocks of about so many pairs of words, which limits the memory.
+# Number of word pairs that are compared at once. It limits the memory.
 BLOCK_SIZE = 1_000_000
 
 
@@ -97,12 +107,14 @@ class Meteor:
             first, end = words.offsets[index], words.offsets[index + 1]
             place = first[matches.pairs] + starts
             function = totals[place + sizes] - totals[place]
-            counts[:, side] = end - first
-            counts[:, 2 + side] = totals[end] - totals[first]
-            counts[:, 4 + side : 20 : 4] = _sum_by_matcher(matches, sizes - function, num_pairs)
-            counts[:, 6 + side : 20 : 4] = _sum_by_matcher(matches, function, num_pairs)
-            counts[:, 21 + side] = np.bincount(matches.pairs, sizes, num_pairs)
-        counts[:, 20] = _count_chunks(matches, num_pairs)
+            counts[:, CAPTION_LENGTH + side] = end - first
+            counts[:, CAPTION_FUNCTION + side] = totals[end] - totals[first]
+            counts[:, CAPTION_MATCHES + side] = np.bincount(matches.pairs, sizes, num_pairs)
+            # Each matcher has four columns: content words of both sides, then function words.
+            for column, words_matched in ((side, sizes - function), (2 + side, function)):
+                sums = _sum_by_matcher(matches, words_matched, num_pairs)
+                counts[:, MATCHES][:, column::4] = sums
+        counts[:, CHUNKS] = _count_chunks(matches, num_pairs)
         return ignore_perfect_chunks(counts)
 
 

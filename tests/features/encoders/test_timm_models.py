@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def randomize(model):
-    """Random weights and batch statistics, none of which can be mistaken for a new network's."""
+    """Random weights and batch statistics. They differ from those of a new network."""
     generator = torch.Generator().manual_seed(3)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():

@@ -5,6 +5,7 @@ SHOWTELL_FUZZ_EXAMPLES sets the number of files, for a long run with other mutat
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,11 @@ def is_plain(error: ShowTellError) -> bool:
     return "\n" not in message and len(message) < 2000
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_mutated_annotations_are_prepared_or_one_error(
-    tmp_path: Path, write_source: WriteSource, within_limits, kind: str
+def read_mutated(
+    path: Path, kind: str, within_limits: Callable[[], Any], read: Callable[[], object]
 ) -> None:
-    source = write_source(kind, tmp_path)
-    original = source.file.read_bytes()
-    config = replace(source.config, min_count=1)
-    prepare(config)
+    """Mutate a file in many ways; each time `read` must succeed, or raise one plain error."""
+    original = path.read_bytes()
 
     @given(st.none() | json_edits, st.lists(edits, max_size=4))
     @settings(
@@ -98,14 +96,24 @@ def test_mutated_annotations_are_prepared_or_one_error(
             content = replace_value(content, *value)
         for change in changes:
             content = edit(content, *change)
-        source.file.write_bytes(content)
+        path.write_bytes(content)
         with within_limits():
             try:
-                prepare(config)
+                read()
             except ShowTellError as error:
                 assert is_plain(error), error
 
     check()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_mutated_annotations_are_prepared_or_one_error(
+    tmp_path: Path, write_source: WriteSource, within_limits, kind: str
+) -> None:
+    source = write_source(kind, tmp_path)
+    config = replace(source.config, min_count=1)
+    prepare(config)
+    read_mutated(source.file, kind, within_limits, lambda: prepare(config))
 
 
 @pytest.mark.parametrize("kind", sorted({*FORMATS} - {"karpathy", "flickr-pipes"}))
@@ -113,28 +121,5 @@ def test_mutated_captions_are_read_or_one_error(
     tmp_path: Path, write_source: WriteSource, within_limits, kind: str
 ) -> None:
     path = write_source(kind, tmp_path).file
-    original = path.read_bytes()
     assert len(read_captions(path, "candidates").texts) == 4
-
-    @given(st.none() | json_edits, st.lists(edits, max_size=4))
-    @settings(
-        max_examples=int(NUM_EXAMPLES or 240) // len(FORMATS),
-        derandomize=NUM_EXAMPLES is None,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    def check(value: tuple[float, str] | None, changes: list[tuple[str, float, Any]]) -> None:
-        content = original
-        if value is not None and kind in ("coco", "jsonl"):
-            content = replace_value(content, *value)
-        for change in changes:
-            content = edit(content, *change)
-        path.write_bytes(content)
-        with within_limits():
-            try:
-                read_captions(path, "candidates")
-            except ShowTellError as error:
-                assert is_plain(error), error
-
-    check()
+    read_mutated(path, kind, within_limits, lambda: read_captions(path, "candidates"))
