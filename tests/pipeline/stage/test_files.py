@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,28 @@ def test_lock_is_a_file_where_the_file_system_has_no_locks(tmp_path, no_locks) -
     assert not is_locked(tmp_path)
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_lock_can_wait_for_its_owner(tmp_path, monkeypatch, has_locks: bool) -> None:
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if not has_locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    events = []
+
+    def wait() -> None:
+        with locked(tmp_path, wait=True):
+            events.append("waited")
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path):
+            waiting = pool.submit(wait)
+            time.sleep(0.2)
+            events.append("released")
+        waiting.result(timeout=10)
+    assert events == ["released", "waited"]
 
 
 HOLD_FILE = f"""
