@@ -131,8 +131,10 @@ def import_everything() -> None:
 
     import showtell.pipeline.download as download
     from showtell.model.metrics.meteor.build_index import open_index
+    from showtell.pipeline.text.tokenizer import DEFAULT_TOKENIZER, load_tokenizer
 
     small = partial(download.draw_scenes, num_train=8, num_val=3, num_test=3)
     download.draw_scenes = small
     open_index()  # built now, if this machine has none
+    load_tokenizer(DEFAULT_TOKENIZER)
     gc.freeze()  # so that collections in forked processes do not copy all pages
