@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pipeline.captions import read_images
-from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.images.image_files import ImageFiles
 from ..pipeline.layout import IMAGES_PARQUET
 from ..pipeline.stage.artifacts import require_stage
 from ..pipeline.stage.errors import ShowTellError

@@ -27,8 +27,8 @@ import httpx
 from .archives.fetch import HEADERS, Archive, fetch
 from .archives.partial_download import PartialDownload, read_json
 from .config import DownloadConfig
-from .datasets.image_files import ZipImages
 from .datasets.scenes import SCENES_VERSION, draw_scenes
+from .images.zip import ZipImages
 from .stage.artifacts import describe, repair_command
 from .stage.checksums import checksums_of
 from .stage.console import format_bytes, print_note

@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
-from .datasets.image_files import ImageFiles
 from .datasets.records import SPLITS, Dataset, ImageRecord
 from .datasets.registry import find_reader, load_dataset, source_dir
 from .datasets.text_files import reporting_errors
+from .images.image_files import ImageFiles
 from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from .stage.artifacts import damaged
 from .stage.checksums import checksum_of_file, checksums_of

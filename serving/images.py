@@ -14,7 +14,7 @@ from ..features.reading.broken_images import UnreadableImageError
 from ..features.reading.decode import decode_image, to_upright_rgb
 from ..features.reading.limits import MAX_PIXELS
 from ..features.reading.transform import Transform
-from ..pipeline.datasets.image_files import read_image_file
+from ..pipeline.images.local import read_image_file
 from ..pipeline.stage.console import print_warning
 from ..pipeline.stage.errors import DatasetError
 from .config import IMAGE_SUFFIXES

@@ -11,7 +11,7 @@ import torch
 from ..features.reading.batches import read_batches, split_into_batches
 from ..features.reading.broken_images import MISSING, READ_FAILED
 from ..model.generation.options import DecodingOptions
-from ..pipeline.datasets.image_files import ImageFiles
+from ..pipeline.images.image_files import ImageFiles
 from ..pipeline.stage.stopwatch import Stopwatch
 from .captioner import Captioner
 from .results import Caption

@@ -20,7 +20,7 @@ ORDER = {
         "stage",
         "layout",
         "text archives status",
-        "config",
+        "config images",
         "datasets",
         "captions",
         "prepare download verify",

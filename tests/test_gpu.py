@@ -22,7 +22,7 @@ from showtell.model.generation.options import DecodingOptions
 from showtell.model.train import Trainer, train
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.images.image_files import ImageFiles
 from showtell.pipeline.stage.manifest import Manifest
 
 GPU = torch.device(os.environ.get("SHOWTELL_TEST_DEVICE", "cuda"))

@@ -8,7 +8,7 @@ from zipfile import ZipFile
 from ...features.config import FeaturesConfig
 from ...features.encoders.caffe import caffe_transform
 from ...features.plan import ImageList
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.manifest import Manifest
 from ..config import BenchConfig

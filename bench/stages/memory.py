@@ -25,7 +25,7 @@ from ...features.encoders.backbone import Backbone
 from ...features.encoders.caffe import caffe_transform
 from ...features.plan import ImageList
 from ...features.reading.limits import MAX_PIXELS
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.stage.stopwatch import Stopwatch
 from ..config import BenchConfig
 from ..extraction import Extraction, decode_images, decoding_rate

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from .limits import MAX_PIXELS
 from .transform import Transform
 from .workers import ImageLoader, Pixels, load_in_processes, load_in_threads

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.signals import signals_blocked
 from .broken_images import UnreadableImageError, reading_reason

@@ -26,7 +26,7 @@ from ...features.reading.broken_images import UnreadableImageError
 from ...features.reading.decode import decode_image
 from ...features.reading.transform import Transform
 from ...pipeline.captions import read_images
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.layout import IMAGES_PARQUET
 from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import ProgressLine

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 
 Floats = NDArray[np.float64]
 

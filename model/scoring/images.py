@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError
 from ..metrics.metric import NamedImages
 from .pairs import Pairs

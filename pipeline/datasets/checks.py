@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 
 from ..config import PrepareConfig
+from ..images.image_files import ImageFiles
 from ..stage.errors import DatasetError
-from .image_files import ImageFiles
 from .listing import DOWNLOADED, Listing, RandomSplit, explain_source
 from .records import SPLITS, Dataset, ImageRecord, Split
 

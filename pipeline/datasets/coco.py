@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ..images.zip import ZipImages
 from ..stage.errors import DatasetError, MissingArtifactError
-from .image_files import ZipImages
 from .listing import Listing
 from .text_files import (
     decode_utf8,

@@ -5,8 +5,8 @@ import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..images.image_files import ImageFiles
 from ..stage.errors import DatasetError, MissingArtifactError
-from .image_files import ImageFiles
 from .listing import Listing, RandomSplit
 from .text_files import (
     Position,

@@ -14,7 +14,7 @@ from ...model.config import EvalConfig, TrainConfig
 from ...model.runs.curves import Curve
 from ...model.runs.run import RunConfig
 from ...pipeline.captions import read_images, read_references
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import print_note, print_warning

@@ -15,7 +15,7 @@ from ...features.reading.limits import MAX_PIXELS, DecodingBudget
 from ...features.reading.transform import Transform
 from ...features.reading.views import Box
 from ...features.reading.workers import cancelled_on_exit
-from ...pipeline.datasets.image_files import ImageFiles
+from ...pipeline.images.image_files import ImageFiles
 from ...pipeline.stage.console import ProgressLine, print_warning
 from ...pipeline.stage.errors import DatasetError
 

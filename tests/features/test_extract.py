@@ -32,8 +32,8 @@ from showtell.features.reading.views import VIEWS
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore
 from showtell.pipeline.captions import read_images, write_images
-from showtell.pipeline.datasets.image_files import ImageFiles
 from showtell.pipeline.datasets.records import ImageRecord
+from showtell.pipeline.images.image_files import ImageFiles
 from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.errors import (
     ConfigError,

@@ -14,7 +14,7 @@ from showtell.features.reading.batches import ImageBatch, read_batches, split_in
 from showtell.features.reading.broken_images import READ_FAILED
 from showtell.features.reading.decode import decode_image
 from showtell.features.reading.transform import Transform
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.images.image_files import ImageFiles
 
 SQUASH = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 

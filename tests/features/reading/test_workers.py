@@ -16,7 +16,7 @@ from showtell.features.reading.workers import (
     load_in_processes,
     load_in_threads,
 )
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.images.image_files import ImageFiles
 from showtell.pipeline.stage.errors import ShowTellError
 
 SQUASH = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)

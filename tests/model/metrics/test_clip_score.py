@@ -20,7 +20,7 @@ from showtell.model.metrics.clip_score import (
 )
 from showtell.model.metrics.metric import CaptionSet
 from showtell.pipeline.captions import read_images
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.images.image_files import ImageFiles
 from showtell.pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
 
 

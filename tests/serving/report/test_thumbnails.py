@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from showtell.features.reading.transform import Transform
-from showtell.pipeline.datasets.image_files import ImageFiles
+from showtell.pipeline.images.image_files import ImageFiles
 from showtell.serving.report.thumbnails import encoded_box, make_thumbnails
 
 MEAN = STD = (0.5, 0.5, 0.5)

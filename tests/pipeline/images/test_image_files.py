@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from showtell.pipeline.datasets import image_files
-from showtell.pipeline.datasets.image_files import ImageFiles, read_image_file
+from showtell.pipeline.images import local
+from showtell.pipeline.images import zip as zip_images
+from showtell.pipeline.images.image_files import ImageFiles
+from showtell.pipeline.images.local import read_image_file
 from showtell.pipeline.stage.errors import DatasetError
 
 
@@ -151,12 +153,12 @@ def test_member_larger_than_it_says_is_not_inflated(tmp_path):
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_member_larger_than_any_image_is_refused_unread(tmp_path, monkeypatch, compression):
-    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(local, "MAX_FILE_BYTES", 1000)
     write_zip(tmp_path / "a.zip", {"a/x.jpg": bytes(1001), "a/y.jpg": bytes(1000)}, compression)
     write_file(tmp_path / "b" / "x.jpg", bytes(1001))
     files = ImageFiles(tmp_path)
     assert files.read("a/y.jpg") == bytes(1000)
-    monkeypatch.setattr(image_files, "_decompress", None)
+    monkeypatch.setattr(zip_images, "_decompress", None)
     for name in ("a/x.jpg", "b/x.jpg"):
         with pytest.raises(OSError, match=r"has 1,001 bytes, expected at most 1,000") as error:
             files.read(name)
@@ -254,7 +256,7 @@ def test_names_that_no_file_can_have_are_missing(tmp_path):
 def test_pipes_devices_and_huge_files_are_never_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "sparse.jpg").open("wb") as file:
-        file.truncate(image_files.MAX_FILE_BYTES + 1)
+        file.truncate(local.MAX_FILE_BYTES + 1)
     monkeypatch.setattr(Path, "open", None)
     for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
         with pytest.raises(OSError, match="it is not a regular file"):

@@ -1,0 +1,1 @@
+"""Image files of a dataset: in folders, in archives, or behind URLs."""
