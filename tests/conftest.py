@@ -225,3 +225,112 @@ def flickr8k() -> Path:
     if not path.exists():
         pytest.skip("no ../shared/flickr8k")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server on loopback; s3fs and boto3 find it in the environment."""
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    yield settings["AWS_ENDPOINT_URL"]
+    for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+    server.stop()
+
+
+@pytest.fixture
+def upload(s3_server, request) -> Callable[[Path], str]:
+    """Copy a folder to a new bucket, and return the bucket's URL."""
+    import uuid
+
+    import s3fs
+
+    def copy(folder: Path) -> str:
+        bucket = f"test-{uuid.uuid4().hex}"
+        files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        files.mkdir(bucket)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            files.pipe_file(f"{bucket}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"s3://{bucket}"
+
+    return copy
+
+
+class HTTPFolder:
+    """A folder served by HTTP on loopback.
+
+    Attributes:
+        url: of the folder.
+        requests: (method, path, range header or None) of each request.
+        statuses: path → HTTP statuses of its next requests, before the file itself.
+        has_ranges: whether the server answers requests for a range of bytes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from functools import partial
+        from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.statuses: dict[str, list[int]] = {}
+        self.has_ranges = True
+        served = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def send_head(self) -> Any:
+                wanted = self.headers.get("Range")
+                served.requests.append((self.command, self.path, wanted))
+                if statuses := served.statuses.get(self.path):
+                    return self.send_error(statuses.pop(0))
+                path = Path(self.translate_path(self.path))
+                if wanted is None or not served.has_ranges or not path.is_file():
+                    return super().send_head()
+                size = path.stat().st_size
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                end = min(int(last or size - 1), size - 1) + 1
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
+                self.send_header("Content-Length", str(end - int(first)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(path.read_bytes()[int(first) : end])
+                return None
+
+        handler = partial(Handler, directory=str(folder))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def serve_folder() -> Iterator[Callable[[Path], HTTPFolder]]:
+    """Serve folders by HTTP until the end of the test."""
+    import threading
+
+    pytest.importorskip("aiohttp")
+    servers = []
+
+    def serve(folder: Path) -> HTTPFolder:
+        served = HTTPFolder(folder)
+        threading.Thread(target=served.server.serve_forever, daemon=True).start()
+        servers.append(served)
+        return served
+
+    yield serve
+    for served in servers:
+        served.server.shutdown()
+        served.server.server_close()

@@ -79,7 +79,7 @@ HOMES = {
         "features/shards.py",
         "pipeline/captions.py",
         "pipeline/prepare.py",
-        "pipeline/datasets/tables.py",
+        "pipeline/datasets/*",
         "pipeline/text/columns.py",
         "model/metrics/meteor/build_index.py",
         "model/scoring/per_image.py",
@@ -92,6 +92,7 @@ HOMES = {
     "typer": {"cli.py", "cli_command.py"},
     "rich": {"pipeline/stage/console.py"},
     "httpx": {"pipeline/archives/*", "pipeline/download.py"},
+    "fsspec": {"pipeline/stage/urls.py"},
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},
     # METEOR's index finds words by their hash.
     "xxhash": {"pipeline/stage/checksums.py", "model/metrics/meteor/index.py"},
