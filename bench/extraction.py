@@ -11,10 +11,10 @@ import torch
 from ..features.config import FeaturesConfig
 from ..features.device import choose_device
 from ..features.encoders.backbone import Backbone, load_backbone
+from ..features.engines.local import LocalEngine
 from ..features.plan import ImageList, list_images, plan_shards
 from ..features.reading.batches import ImageBatch, read_batches, split_into_batches
 from ..features.reading.transform import Transform
-from ..features.runner import compute_shards
 from ..features.store import find_features
 from ..pipeline.stage.artifacts import require_stage
 from ..pipeline.stage.errors import DatasetError, MissingArtifactError
@@ -68,10 +68,8 @@ class Extraction:
     def run(self, images: ImageList, folder: Path, watch: Stopwatch) -> Iterator[int]:
         """Compute features of `images` into `folder`, yielding the number of images per shard."""
         jobs = plan_shards(self.options, images, ["bench"])
-        shards = compute_shards(
-            self.options, images, jobs, self.backbone, self.device, folder, watch
-        )
-        for job, _ in shards:
+        engine = LocalEngine(self.options, self.backbone, self.device)
+        for job, _ in engine.compute(images, jobs, folder, watch):
             yield len(job)
 
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.checksums import checksums_of
 from ..pipeline.stage.command_line import command_line, command_of
@@ -24,15 +22,13 @@ from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import FeaturesConfig
-from .device import choose_device, choose_precision, keep_freed_memory, precision_name
-from .encoders.backbone import Backbone, load_backbone
 from .encoders.registry import AUTO, check_weights, find_family
+from .engines.local import LocalEngine
 from .grids import grid_name
 from .layout import absolute_weights, features_dir
 from .manifest import describe_features, describe_network, is_up_to_date, read_manifest
 from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
 from .reading.broken_images import MISSING
-from .runner import compute_shards
 
 STAGING = ".next"
 NUM_SKIPPED_SHOWN = 3
@@ -130,29 +126,28 @@ def compute_features(
         started: `time.perf_counter()` at the start of the stage.
     """
     require_readable(any(images.stamps), images, MISSING, config)
-    device = choose_device(config.device)
-    config = replace(config, precision=precision_name(choose_precision(config.precision, device)))
-    backbone = prepare_backbone(config, device)
+    engine = LocalEngine.load(config)
+    config, network = engine.config, engine.network
 
-    jobs = plan_shards(config, images, describe_network(config, backbone))
+    jobs = plan_shards(config, images, describe_network(config, network))
     done = read_manifest(directory)
     staging = directory / STAGING if done else directory
-    grid_shape = (backbone.num_cells, backbone.grid_dim) if config.grid else None
-    width, limit = backbone.feature_dim, config.max_pixels
+    grid_shape = (network.num_cells, network.grid_dim) if config.grid else None
+    width, limit = network.feature_dim, config.max_pixels
     skipped = find_finished(jobs, directory, staging, done, width, grid_shape, limit)
     todo = [job for job in jobs if job.name not in skipped]
     watch = Stopwatch()
-    for job, unreadable in compute_shards(config, images, todo, backbone, device, staging, watch):
+    for job, unreadable in engine.compute(images, todo, staging, watch):
         skipped[job.name] = unreadable
     num_computed = sum(len(job) for job in todo)
     details = {
-        "device": str(device),
+        "device": str(engine.device),
         "num_computed": num_computed,
         "images_per_second": num_computed / max(watch.seconds, 1e-9),
         "shares": watch.shares(),
     }
 
-    manifest = describe_features(config, images, backbone, jobs, skipped)
+    manifest = describe_features(config, images, network, jobs, skipped)
     reason = manifest.skipped[0][1] if manifest.skipped else ""
     require_readable(len(manifest.skipped) < len(images), images, reason, config)
     names = [name for job in jobs for name in list_files(config, job)]
@@ -168,22 +163,6 @@ def compute_features(
     ).write(directory)
     remove_stale(directory, manifest)
     return manifest
-
-
-def prepare_backbone(config: FeaturesConfig, device: torch.device) -> Backbone:
-    """Load the network; with `--grid`, check that it has grid features.
-
-    Raises:
-        ConfigError: `--grid` for a network without grid features.
-    """
-    if device.type == "cpu":
-        keep_freed_memory()
-    backbone = load_backbone(
-        config.encoder, config.weights, config.image_size, device, config.precision
-    )
-    if config.grid:
-        backbone.require_grid()
-    return backbone
 
 
 def require_readable(

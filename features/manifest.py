@@ -19,8 +19,8 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.files import hash_file, hash_json
 from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
-from .encoders.backbone import Backbone
 from .encoders.family import is_weights_file
+from .encoders.network import NetworkInfo
 from .layout import absolute_weights, weights_label
 from .plan import RETRY, ImageList, ShardJob, Skipped, is_limited
 
@@ -57,23 +57,23 @@ def is_up_to_date(
     return done.matches(directory, VERSION, options, inputs)
 
 
-def describe_network(config: FeaturesConfig, backbone: Backbone) -> list[Any]:
+def describe_network(config: FeaturesConfig, network: NetworkInfo) -> list[Any]:
     """Return the part of a shard's fingerprint that identifies the network, as a JSON value."""
-    network = [
+    described = [
         VERSION,
         config.encoder,
-        backbone.weights_sha256,
-        backbone.transform.describe(),
+        network.weights_sha256,
+        network.transform.describe(),
         config.precision,
     ]
     extras = describe_extras(config)
-    return [*network, extras] if extras else network
+    return [*described, extras] if extras else described
 
 
 def describe_features(
     config: FeaturesConfig,
     images: ImageList,
-    backbone: Backbone,
+    network: NetworkInfo,
     jobs: Sequence[ShardJob],
     skipped: Mapping[str, Skipped],
 ) -> Manifest:
@@ -82,14 +82,14 @@ def describe_features(
     Args:
         config: the stage's options, with the precision used.
         images: of the dataset.
-        backbone: the network.
+        network: that computed them.
         jobs: all shards.
         skipped: name of each shard → its skipped images.
     """
     names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     left_out = [(names[image_id], why) for job in jobs for image_id, why in skipped[job.name]]
     fingerprints = {job.name: job.final_fingerprint(skipped[job.name], images) for job in jobs}
-    inputs = describe_inputs(images, config, backbone.weights_sha256)
+    inputs = describe_inputs(images, config, network.weights_sha256)
     if RETRY in fingerprints.values():
         inputs["images"] += f" {RETRY}"  # so that the next run is not up to date
     return Manifest(
@@ -101,27 +101,27 @@ def describe_features(
         counts={
             "num_images": len(images) - len(left_out),
             "num_skipped": len(left_out),
-            "feature_dim": backbone.feature_dim,
+            "feature_dim": network.feature_dim,
             "num_shards": len(jobs),
             **({"num_views": config.views} if config.views > 1 else {}),
-            **(count_grid(backbone) if config.grid else {}),
+            **(count_grid(network) if config.grid else {}),
         },
         skipped=tuple(left_out),
         details={
             "source": images.source,
             "weights": absolute_weights(config.weights),
-            "backbone": backbone.name,
-            "transform": backbone.transform.describe(),
+            "backbone": network.name,
+            "transform": network.transform.describe(),
             "fingerprints": fingerprints,
         },
     )
 
 
-def count_grid(backbone: Backbone) -> dict[str, int]:
+def count_grid(network: NetworkInfo) -> dict[str, int]:
     """Return the counts of the grid features, from which `grid_shape_of` returns their shape."""
-    width = backbone.grid_dim
-    is_other = width != backbone.feature_dim
-    return {"grid_places": backbone.num_cells} | ({"grid_dim": width} if is_other else {})
+    width = network.grid_dim
+    is_other = width != network.feature_dim
+    return {"grid_places": network.num_cells} | ({"grid_dim": width} if is_other else {})
 
 
 def describe_options(config: FeaturesConfig) -> dict[str, Any]:

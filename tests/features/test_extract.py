@@ -18,10 +18,11 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from showtell.features import extract as stage
-from showtell.features import plan, runner
+from showtell.features import plan
 from showtell.features.config import FeaturesConfig
 from showtell.features.encoders import hub, torchvision_models
 from showtell.features.encoders.torchvision_models import TorchvisionModels
+from showtell.features.engines import local
 from showtell.features.extract import extract
 from showtell.features.grids import grid_name
 from showtell.features.layout import features_dir
@@ -113,7 +114,7 @@ def network(monkeypatch) -> FakeBackbone:
 
 
 def use(backbone: FakeBackbone, monkeypatch) -> FakeBackbone:
-    monkeypatch.setattr(stage, "load_backbone", backbone.load)
+    monkeypatch.setattr(local, "load_backbone", backbone.load)
     return backbone
 
 
@@ -273,9 +274,9 @@ def test_second_run_does_no_work(tmp_path, network, monkeypatch, capsys):
     def fail(*args: object) -> None:
         raise AssertionError("worked")
 
-    monkeypatch.setattr(stage, "load_backbone", fail)
+    monkeypatch.setattr(local, "load_backbone", fail)
     monkeypatch.setattr(plan, "read_shard", fail)
-    monkeypatch.setattr(runner, "write_shard", fail)
+    monkeypatch.setattr(local, "write_shard", fail)
     monkeypatch.setattr(workers, "decode_opened", fail)
     monkeypatch.setattr(ImageFiles, "read", fail)
     capsys.readouterr()
@@ -748,7 +749,7 @@ def test_failing_writer_ends_the_run(tmp_path, network, monkeypatch):
         write_shard(path, shard)
 
     config = make_dataset(tmp_path)
-    monkeypatch.setattr(runner, "write_shard", fail)
+    monkeypatch.setattr(local, "write_shard", fail)
     with pytest.raises(ShowTellError, match="No space left"):
         extract(config)
     assert Manifest.read(features_dir(config)) is None
@@ -1018,5 +1019,5 @@ def test_manifest_without_an_entry_is_written_again(tmp_path, network, part, key
 
 
 if __name__ == "__main__":  # the process that the kill test kills
-    stage.load_backbone = StoppingBackbone(int(sys.argv[2]), None).load
+    local.load_backbone = StoppingBackbone(int(sys.argv[2]), None).load
     extract(replace(make_config(Path(sys.argv[1])), **EXTRAS))
