@@ -19,9 +19,10 @@ from showtell.model.config import TrainConfig
 from showtell.model.decoders.show_tell import CELLS
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
-from showtell.model.train import Trainer, train
+from showtell.model.train import train
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
+from showtell.model.training.trainer import Trainer
 from showtell.pipeline.images.image_files import ImageFiles
 from showtell.pipeline.stage.manifest import Manifest
 

@@ -11,8 +11,9 @@ import torch
 from ...model.config import TrainConfig
 from ...model.decoders.config import DecoderConfig
 from ...model.runs.layout import LOG_NAME
-from ...model.train import Trainer, train
+from ...model.train import train
 from ...model.training.data import load_training_data
+from ...model.training.trainer import Trainer
 from ..config import BenchConfig
 from ..decoder_products import training_products
 from ..limits import Shape, time_products

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...model.config import TrainConfig
-from ...model.train import Trainer
 from ...model.training.batches import CaptionBatch
 from ...model.training.data import load_training_data
+from ...model.training.trainer import Trainer
 from ..config import BenchConfig
 from ..decoder_products import training_products
 from ..limits import count_flops, time_products

@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from showtell.features.config import FeaturesConfig
-from showtell.model import train as train_module
 from showtell.model.config import TrainConfig
 from showtell.model.decoders.config import DecoderConfig
 from showtell.model.decoders.registry import create_decoder
 from showtell.model.decoders.show_tell import ShowTell
 from showtell.model.generation import generate as decoding
 from showtell.model.runs.run import RunConfig
-from showtell.model.train import Trainer, train
+from showtell.model.train import train
+from showtell.model.training import trainer as trainer_module
 from showtell.model.training.batches import CaptionBatches
 from showtell.model.training.data import decoder_config, load_training_data
 from showtell.model.training.loss import caption_loss
 from showtell.model.training.optim import learning_rate_at, make_optimizer
 from showtell.model.training.resume import default_run_name
+from showtell.model.training.trainer import Trainer
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.stage.errors import (
     MismatchError,
@@ -436,9 +437,9 @@ def test_gradients_are_clipped_after_the_backward_pass(scenes, monkeypatch) -> N
 
 
 def test_non_finite_loss_ends_the_run_with_advice(scenes, monkeypatch) -> None:
-    monkeypatch.setattr(train_module, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(trainer_module, "LOG_EVERY_STEPS", 1)
     monkeypatch.setattr(
-        train_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
+        trainer_module, "caption_loss", lambda decoder, *_: decoder.output_bias.sum() * torch.inf
     )
     with pytest.raises(ShowTellError, match=r"the loss is nan at step 1.*--learning-rate"):
         train(tiny_config(scenes))

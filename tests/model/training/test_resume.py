@@ -27,7 +27,8 @@ from showtell.model.runs.layout import (
 from showtell.model.runs.repair import find_problems
 from showtell.model.runs.run import RunConfig
 from showtell.model.runs.tensors import read_tensors
-from showtell.model.train import Trainer, train
+from showtell.model.train import train
+from showtell.model.training.trainer import Trainer
 from showtell.pipeline.stage.errors import (
     DamagedFileError,
     MismatchError,
