@@ -28,6 +28,7 @@ from .grids import grid_name
 from .layout import absolute_weights, features_dir
 from .manifest import describe_features, describe_network, is_up_to_date, read_manifest
 from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
+from .pooled_files import MAPPED
 from .reading.broken_images import MISSING
 
 STAGING = ".next"
@@ -195,8 +196,10 @@ def publish(names: Sequence[str], staging: Path, directory: Path) -> None:
 
 
 def find_stale(directory: Path, manifest: Manifest) -> list[Path]:
-    """Return the shards that the manifest does not list."""
-    return [path for path in directory.glob("part-*") if path.name not in manifest.outputs]
+    """Return the shards that the manifest does not list, and copies of such Parquet shards."""
+    stale = [path for path in directory.glob("part-*") if path.name not in manifest.outputs]
+    copies = (directory / MAPPED).glob("part-*")
+    return stale + [path for path in copies if f"{path.stem}.parquet" not in manifest.outputs]
 
 
 def remove_stale(directory: Path, manifest: Manifest) -> None:

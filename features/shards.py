@@ -139,6 +139,21 @@ def read_shard(
     return shard
 
 
+def locate_arrays(path: Path) -> dict[str, int] | None:
+    """Return the byte offset of each array of a verified shard: name → offset.
+
+    Returns:
+        None if the file does not store its arrays in one piece each: Parquet, or compressed HDF5.
+    """
+    if format_of(path) is not FORMATS["hdf5"]:
+        return None
+    with reading_shard(path), h5py.File(path, "r", locking=False) as file:
+        arrays = [file[name] for name in ("features", "views") if name in file]
+        offsets = {array.name.lstrip("/"): array.id.get_offset() for array in arrays}
+        is_plain = all(array.dtype == np.dtype("<f2") for array in arrays)
+    return None if None in offsets.values() or not is_plain else offsets
+
+
 def fill_in_checksum(content: bytes) -> bytes:
     """Return a file's content with its checksum in place of the zeros."""
     assert content.count(ZEROS) == 1

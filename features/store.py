@@ -1,11 +1,12 @@
 """The feature store: all shards of a dataset as tensors, with rows found by image_id.
 
-Pooled features are held in memory; grid features are read from memory-mapped files.
+Pooled features are held in memory, or stay in their files; grid features are read from
+memory-mapped files.
 """
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import torch
 
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.artifacts import damaged, read_output, reading, require_stage
-from ..pipeline.stage.checksums import checksum_of_file
 from ..pipeline.stage.command_line import command_of, data_option
 from ..pipeline.stage.console import print_aside
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from .config import FeaturesConfig
 from .grids import GridFiles, grid_name, grid_shape_of, open_grid
-from .shards import FeatureShard, bad_shard, read_shard, reading_shard
+from .listed_shards import read_listed_shard, verify_shard
+from .pooled_files import PooledFiles, open_shard
+
+HASHED_ROWS = 1024  # read together
 
 
 @dataclass(frozen=True)
@@ -31,103 +34,136 @@ class FeatureStore:
 
     Attributes:
         image_ids: (N,) int64, increasing.
-        features: (N, D) float16, of the first view; row i belongs to image_ids[i].
+        pooled: (N, V, D) float16, a tensor, or the files of a memory-mapped store.
         skipped: image_id → the reason why the image has no features.
         manifest: of the features stage.
         directory: the features folder.
-        all_views: (N, V, D) float16, `features` is the first of them; None if V is 1.
         grids: (N, V, P, G) float16, memory-mapped; None without grid features.
     """
 
     image_ids: torch.Tensor
-    features: torch.Tensor
+    pooled: torch.Tensor | PooledFiles
     skipped: dict[int, str]
     manifest: Manifest
     directory: Path
-    all_views: torch.Tensor | None = None
     grids: GridFiles | None = None
 
     @classmethod
-    def find(cls, dataset_dir: str | Path, name: str | None = None) -> "FeatureStore":
+    def find(
+        cls, dataset_dir: str | Path, name: str | None = None, *, is_mapped: bool = False
+    ) -> "FeatureStore":
         """Load the features of a dataset by name.
 
         Args:
             dataset_dir: `data/<dataset>`.
             name: `<encoder>-<weights>`; default the newest complete features.
+            is_mapped: see `load`.
 
         Raises:
             MissingArtifactError: there are none, or none with this name.
             DamagedFileError: see `load`.
             MismatchError: see `load`.
         """
-        return cls.load(find_features(Path(dataset_dir), name))
+        return cls.load(find_features(Path(dataset_dir), name), is_mapped=is_mapped)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "FeatureStore":
+    def load(cls, directory: str | Path, *, is_mapped: bool = False) -> "FeatureStore":
         """Read and verify all shards of `data/<dataset>/features/<name>`.
+
+        Args:
+            directory: of the features.
+            is_mapped: leave the pooled features in their files, which `gather` maps into memory.
+                All processes of a machine share them through the page cache.
 
         Raises:
             MissingArtifactError: the stage has not finished, or a shard is missing.
             DamagedFileError: the manifest, a shard or images.parquet is damaged.
             MismatchError: the dataset has been prepared again with other images.
+            StorageError: `is_mapped`, and the copy of a Parquet shard cannot be written.
         """
         directory = Path(directory)
         manifest = require_stage(directory, check_content=False)
         check_dataset(directory, manifest)
         with reading(directory / MANIFEST_NAME, MemoryError):
-            num_images, feature_dim = manifest.counts["num_images"], manifest.counts["feature_dim"]
-            num_views = manifest.counts.get("num_views", 1)
+            shape = pooled_shape(manifest)
             grid_shape = grid_shape_of(manifest.counts)
             names = sorted(manifest.details["fingerprints"])
-            image_ids = np.empty(num_images, np.int64)
-            views = np.empty((num_images, num_views, feature_dim), np.float16)
-        maps, crcs = [], []
+            image_ids = np.empty(shape[0], np.int64)
+            views = np.empty((0 if is_mapped else shape[0], *shape[1:]), np.float16)
+        files, maps, crcs = [], [], []
         skipped: dict[int, str] = {}
         stop = 0
         for name in names:
             verify_shard(directory / name, manifest)
             shard = read_listed_shard(directory / name, manifest)
             start, stop = stop, stop + len(shard.image_ids)
-            if stop > num_images:
+            if stop > shape[0]:
                 break
             image_ids[start:stop] = shard.image_ids
-            views[start:stop, 0] = shard.features
-            if shard.views is not None:
-                views[start:stop, 1:] = shard.views
+            if not is_mapped:
+                views[start:stop, 0] = shard.features
+                if shard.views is not None:
+                    views[start:stop, 1:] = shard.views
+            elif start < stop:
+                files.append(open_shard(directory / name, shard))
             if grid_shape is not None:
                 maps.append(open_grid(directory / grid_name(name), shard, grid_shape))
                 crcs.append(np.asarray(shard.grid_crc32))
             skipped.update(shard.skipped)
-        if stop != num_images or np.any(image_ids[1:] <= image_ids[:-1]):
+        if stop != shape[0] or np.any(image_ids[1:] <= image_ids[:-1]):
             raise damaged(
                 directory / MANIFEST_NAME,
-                f"the shards do not contain exactly its {num_images} images, ordered by id",
+                f"the shards do not contain exactly its {shape[0]} images, ordered by id",
             )
-        all_views = torch.from_numpy(views)
         return cls(
             torch.from_numpy(image_ids),
-            all_views[:, 0],
+            PooledFiles(tuple(files), shape) if is_mapped else torch.from_numpy(views),
             skipped,
             manifest,
             directory,
-            all_views if num_views > 1 else None,
             GridFiles(tuple(maps), np.concatenate(crcs)) if maps else None,
         )
 
     @property
     def feature_dim(self) -> int:
         """D."""
-        return int(self.features.shape[1])
-
-    @property
-    def views(self) -> torch.Tensor:
-        """(N, V, D) float16, the features of all views."""
-        return self.features[:, None] if self.all_views is None else self.all_views
+        return int(self.pooled.shape[2])
 
     @property
     def num_views(self) -> int:
         """V."""
-        return int(self.views.shape[1])
+        return int(self.pooled.shape[1])
+
+    @property
+    def features(self) -> torch.Tensor:
+        """(N, D) float16, of the first view; row i belongs to image_ids[i]."""
+        return self.views[:, 0]
+
+    @property
+    def views(self) -> torch.Tensor:
+        """(N, V, D) float16, the features of all views; a mapped store reads them into memory."""
+        return self.read(0, len(self.image_ids))
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return the features of consecutive rows in all views: (stop - start, V, D) float16."""
+        if isinstance(self.pooled, torch.Tensor):
+            return self.pooled[start:stop]
+        return torch.from_numpy(self.pooled.read(start, stop))
+
+    def gather(self, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the pooled features of some images.
+
+        Args:
+            rows: (n,) int64, from `rows`, in any order; may repeat.
+            views: (n,) int64, the view of each, 0 to V-1; default the first.
+
+        Returns:
+            (n, D) float16, on the CPU.
+        """
+        views = torch.zeros_like(rows) if views is None else views
+        if isinstance(self.pooled, torch.Tensor):
+            return self.pooled[rows, views]
+        return torch.from_numpy(self.pooled.gather(rows.numpy(), views.numpy()))
 
     @property
     def grid_shape(self) -> tuple[int, int] | None:
@@ -141,7 +177,9 @@ class FeatureStore:
         Grid features enter by their checksums, because reading them would take too long.
         """
         digest = hashlib.sha256(self.image_ids.numpy().data)
-        digest.update(self.views.numpy().data)
+        for start in range(0, len(self.image_ids), HASHED_ROWS):
+            stop = min(start + HASHED_ROWS, len(self.image_ids))
+            digest.update(self.read(start, stop).numpy().data)
         if self.grids is not None:
             digest.update(self.grids.crc32.data)
         return digest.hexdigest()
@@ -233,38 +271,10 @@ class FeatureStore:
         )
 
 
-def verify_shard(path: Path, manifest: Manifest) -> None:
-    """Verify the checksum of a shard just before it is read, while it is in the page cache.
-
-    Raises:
-        MissingArtifactError: it does not exist.
-        BadShardError: it is not the file that the manifest lists.
-    """
-    with reading_shard(path):
-        content = partial(checksum_of_file, path)
-        problem = manifest.find_problem(path.name, path.stat().st_size, content)
-    if problem is not None:
-        raise bad_shard(path, problem)
-
-
-def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
-    """Read a shard and check that it is the one that the manifest lists.
-
-    The caller has verified its checksum, if the manifest lists one.
-
-    Raises:
-        MissingArtifactError: it does not exist.
-        BadShardError: it is damaged, or is not the shard that the manifest lists.
-    """
-    is_verified = path.name in manifest.checksums  # by the caller
-    shard = read_shard(path, manifest.counts["feature_dim"], is_verified=is_verified)
-    num_views = manifest.counts.get("num_views", 1)
-    fingerprint = manifest.details["fingerprints"][path.name]
-    if shard.fingerprint != fingerprint or shard.num_views != num_views:
-        raise bad_shard(
-            path, f"its fingerprint or its number of views is not what {MANIFEST_NAME} lists"
-        )
-    return shard
+def pooled_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """Return (N, V, D) from the manifest of the features stage."""
+    counts = manifest.counts
+    return counts["num_images"], counts.get("num_views", 1), counts["feature_dim"]
 
 
 def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:

@@ -112,7 +112,7 @@ class FeatureDataset(Dataset[tuple[Tensor, Target]], ABC, Generic[Target]):
         """Return several items; grids are read in the order on disk."""
         items = [range(len(self))[index] for index in indices]  # negative ones count from the end
         rows = self.rows[items]
-        features = self.store.gather_grid(rows) if self.grid else self.store.features[rows]
+        features = self.store.gather_grid(rows) if self.grid else self.store.gather(rows)
         return list(zip(features.float(), map(self._target, items), strict=True))
 
     @abstractmethod

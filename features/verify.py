@@ -9,8 +9,8 @@ from ..pipeline.stage.manifest import Manifest
 from ..pipeline.verify import Check, Reader, stage_checks
 from .extract import STAGING
 from .grids import grid_name, grid_shape_of, open_grid
+from .listed_shards import read_listed_shard
 from .shards import FORMATS, read_shard
-from .store import read_listed_shard
 
 SHARD_SUFFIXES = {known.suffix for known in FORMATS.values()}
 

@@ -29,6 +29,8 @@ ORDER = {
         "shards device reading",
         "config",
         "grids encoders",
+        "listed_shards",
+        "pooled_files",
         "layout store plan",
         "manifest torch_datasets",
         "engines",

@@ -39,6 +39,7 @@ from .hypothesis import Hypothesis
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
 RIDGE = 1.0  # noise variance: references are only a sample of the captions that fit an image
 CONFIDENCE = 0.2  # weight of the mean log-probability per token; decides between similar scores
+ROWS_TOGETHER = 4096  # features read at a time
 MAX_PAIRS = 100_000_000  # largest precomputed kernel: 400 MB
 
 
@@ -217,5 +218,14 @@ def mean_features(stores: Sequence[FeatureStore], image_ids: Ints, num_views: in
         num_views: number of views to average.
     """
     distinct = {store.sha256: store for store in stores}.values()
-    means = [s.views[s.rows(image_ids), :num_views].float().mean(1) for s in distinct]
+    means = [_mean_of_views(store, store.rows(image_ids), num_views) for store in distinct]
     return torch.cat([F.normalize(mean, dim=1) for mean in means], 1)
+
+
+def _mean_of_views(store: FeatureStore, rows: Tensor, num_views: int) -> Tensor:
+    """Return the mean of the first views of some rows, read part by part: (n, D) float32."""
+    means = []
+    for part in rows.split(ROWS_TOGETHER):
+        views = [store.gather(part, torch.full_like(part, view)) for view in range(num_views)]
+        means.append(torch.stack(views, 1).float().mean(1))
+    return torch.cat(means)

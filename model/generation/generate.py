@@ -100,7 +100,7 @@ def iterate_features(
         if decoder.uses_grid:
             yield store.gather_grid(batch, torch.full_like(batch, view))
         else:
-            yield store.views[batch, view]
+            yield store.gather(batch, torch.full_like(batch, view))
 
 
 def iterate_members(

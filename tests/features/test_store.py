@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from showtell.features import grids as grids_module
-from showtell.features import store as store_module
+from showtell.features import listed_shards
 from showtell.features.grids import GridWriter, grid_name
 from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore, find_features
@@ -494,9 +494,9 @@ def test_each_shard_is_verified_once_and_just_before_it_is_read(tmp_path, monkey
         events.append(("read", path.name))
         return read_shard(path, *args, **options)
 
-    for module in (manifest_module, store_module):
+    for module in (manifest_module, listed_shards):
         monkeypatch.setattr(module, "checksum_of_file", verify)
-    monkeypatch.setattr(store_module, "read_shard", read)
+    monkeypatch.setattr(listed_shards, "read_shard", read)
     FeatureStore.load(directory)
     names = ("part-00000.h5", "part-00001.h5")
     assert events == [(event, name) for name in names for event in ("verify", "read")]

@@ -39,7 +39,9 @@ def make(num_neighbors: int = 4, precision: float = 0.0) -> Consensus:
 def store_of(features: torch.Tensor) -> FeatureStore:
     """A store with the features of images 4 and 8."""
     manifest = Manifest(stage="features", version=1, config={}, inputs={}, outputs={}, counts={})
-    return FeatureStore(torch.tensor([4, 8]), features.half(), {}, manifest, Path("features"))
+    return FeatureStore(
+        torch.tensor([4, 8]), features.half()[:, None], {}, manifest, Path("features")
+    )
 
 
 def hypotheses(captions: list[str]) -> list[Hypothesis]:

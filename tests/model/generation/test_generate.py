@@ -27,7 +27,8 @@ def store() -> SimpleNamespace:
 
 
 def make_store(features: torch.Tensor) -> SimpleNamespace:
-    return SimpleNamespace(features=features, views=torch.stack([features, features + 1], 1))
+    views = torch.stack([features, features + 1], 1)
+    return SimpleNamespace(features=features, gather=lambda rows, view: views[rows, view])
 
 
 def test_decode_captions_returns_words_and_restores_the_mode(random_decoder, store) -> None:

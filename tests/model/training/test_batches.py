@@ -26,7 +26,7 @@ def make_store(image_ids: np.ndarray, tmp_path) -> FeatureStore:
     crcs = np.array([zlib.crc32(row.tobytes()) for row in grid], np.uint32)
     grids = GridFiles((grid,), crcs)
     ids = torch.from_numpy(image_ids)
-    return FeatureStore(ids, views[:, 0], {}, manifest, tmp_path, views, grids)
+    return FeatureStore(ids, views, {}, manifest, tmp_path, grids)
 
 
 def make_captions(seed: int = 0) -> EncodedCaptions:
