@@ -290,11 +290,10 @@ def _show_samples(evaluation: Evaluation) -> None:
     image_ids = np.array(ids, dtype=np.int64)
     references = read_references(evaluation.captions_dir / CAPTIONS_PARQUET, "caption", image_ids)
     images = read_images(evaluation.captions_dir / IMAGES_PARQUET)
-    file_names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    for image_id in ids:
+    for image_id, file_name in zip(ids, images.find_names(ids), strict=True):
         texts = references[image_id]
         print_result(
-            f"{file_names[image_id]}\n  {captions[image_id]}\n  (one of {len(texts)} references: "
+            f"{file_name}\n  {captions[image_id]}\n  (one of {len(texts)} references: "
             f"{texts[0].strip()})"
         )
 

@@ -4,6 +4,8 @@ images.parquet, one row per image, N rows:
     image_id    int64
     file_name   string       relative to the source folder, "/"-separated
     split       string       "train", "val" or "test"
+    offset      int64        first byte of the image in its tar archive; only if there are tars,
+    num_bytes   int64        and its length; null for images in other files
 
 captions.parquet, one row per caption, M rows:
     caption_id  int64        0 … M - 1
@@ -14,10 +16,10 @@ captions.parquet, one row per caption, M rows:
     token_ids   list<int32>  (number of tokens,) ids in vocab.json, without BOS and EOS
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +28,40 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .datasets.records import ImageRecord
-from .stage.artifacts import read_output, reading, repair_command
+from .stage.artifacts import open_output, reading, repair_command
 from .stage.errors import MismatchError
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
+
+ROWS = 1 << 16  # that become Python strings at a time
+
+
+class TextColumn(Sequence[str]):
+    """A column of texts that become Python strings one by one: ten million would take 1 GB."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        found = self.column[index]
+        texts: list[str] = found.to_pylist() if isinstance(index, slice) else [found.as_py()]
+        return texts if isinstance(index, slice) else texts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), ROWS):
+            yield from self[start : start + ROWS]
+
+    def take(self, rows: npt.ArrayLike) -> "TextColumn":
+        """Return the texts at the (n,) positions `rows`."""
+        return TextColumn(self.column.take(pa.array(np.asarray(rows, np.int64))))
 
 
 @dataclass(frozen=True)
@@ -38,17 +71,32 @@ class ImageTable:
     Attributes:
         image_ids: (N,) int64.
         file_names: (N,) relative to the source folder.
-        splits: (N,) "train", "val" or "test".
+        splits: (N,) "train", "val" or "test", as references to three strings.
+        offsets: (N,) int64, first byte of each image in its tar archive; -1 for other images. None
+            if no image is in a tar archive.
+        num_bytes: (N,) int64, length of each image in its tar archive, likewise.
     """
 
     image_ids: Ints
-    file_names: list[str]
-    splits: list[str]
+    file_names: TextColumn
+    splits: npt.NDArray[np.object_]
+    offsets: Ints | None = None
+    num_bytes: Ints | None = None
 
     def select(self, split: str) -> Ints:
         """Return the ids of the images in `split`: (n,) int64; empty if there are none."""
-        selected: Ints = self.image_ids[[name == split for name in self.splits]]
+        selected: Ints = self.image_ids[self.splits == split]
         return selected
+
+    def find_names(self, image_ids: Sequence[int]) -> list[str]:
+        """Return the file names of some images, in the same order.
+
+        Raises:
+            KeyError: there is no such image.
+        """
+        rows = np.flatnonzero(np.isin(self.image_ids, np.asarray(image_ids, np.int64)))
+        names = dict(zip(self.image_ids[rows].tolist(), self.file_names.take(rows), strict=True))
+        return [names[image_id] for image_id in image_ids]
 
 
 @dataclass(frozen=True)
@@ -128,9 +176,17 @@ def read_images(path: Path) -> ImageTable:
         MissingArtifactError: the file does not exist.
         DamagedFileError: the file is damaged or has other columns.
     """
-    table = _read_table(path, ["image_id", "file_name", "split"])
+    table = _read_table(path, ["image_id", "file_name", "split"], ["offset", "num_bytes"])
+    split = table["split"]
+    names = split.unique()
     return ImageTable(
-        table["image_id"].to_numpy(), table["file_name"].to_pylist(), table["split"].to_pylist()
+        table["image_id"].to_numpy(),
+        TextColumn(table["file_name"]),
+        np.array(names.to_pylist(), object)[pc.index_in(split, value_set=names).to_numpy()],
+        *(
+            pc.fill_null(table[name], -1).to_numpy() if name in table.column_names else None
+            for name in ("offset", "num_bytes")
+        ),
     )
 
 
@@ -165,12 +221,14 @@ def read_references(
         MismatchError: it has no caption for one of the images.
     """
     wanted = np.asarray(image_ids, dtype=np.int64)
-    table = _read_table(path, ["image_id", column])
-    table = table.filter(pc.is_in(table["image_id"], value_set=pa.array(wanted)))
     references: dict[int, list[str]] = {image_id: [] for image_id in wanted.tolist()}
-    texts = table[column].to_pylist()
-    for image_id, text in zip(table["image_id"].to_pylist(), texts, strict=True):
-        references[image_id].append(text)
+    value_set = pa.array(wanted)
+    with open_output(path) as content, reading(path, pa.ArrowException):
+        for batch in pq.ParquetFile(content).iter_batches(columns=["image_id", column]):
+            found = batch.filter(pc.is_in(batch["image_id"], value_set=value_set))
+            texts = zip(found["image_id"].to_pylist(), found[column].to_pylist(), strict=True)
+            for image_id, text in texts:
+                references[image_id].append(text)
     if missing := [image_id for image_id, texts in references.items() if not texts]:
         raise MismatchError(
             f"{path} has no captions for {len(missing):,} of {len(wanted):,} images "
@@ -186,9 +244,10 @@ def _write_table(path: Path, columns: dict[str, Any]) -> None:
     path.write_bytes(memoryview(sink.getvalue()))
 
 
-def _read_table(path: Path, columns: list[str]) -> Any:
-    """Read columns in the given order, each in at most one chunk."""
-    content = read_output(path)
-    with reading(path, pa.ArrowException):
-        table = pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)
-        return table.select(columns).combine_chunks()
+def _read_table(path: Path, columns: list[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Read columns in the given order; the file itself is verified, but not held in memory."""
+    with open_output(path) as content, reading(path, pa.ArrowException):
+        # Not by its path: pyarrow would treat a name such as "s3:x" as a URL.
+        file = pq.ParquetFile(content)
+        columns = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
+        return file.read(columns=columns).select(columns)

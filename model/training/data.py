@@ -75,7 +75,6 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"'{command_line(config.data, 'prepare', *dataset)}' and "
             f"'{command_line(config.data, 'features', *dataset)}' again."
         )
-    file_names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
     captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
     num_without = int((~store.has(captions.image_ids)).sum())
     if num_without == len(captions):
@@ -103,7 +102,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         captions=captions,
         val_image_ids=val.tolist(),
         val_references=read_references(captions_dir / CAPTIONS_PARQUET, "words", val),
-        val_file_names=[file_names[image_id] for image_id in val[:NUM_SHOWN].tolist()],
+        val_file_names=images.find_names(val[:NUM_SHOWN].tolist()),
         captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
     )

@@ -3,6 +3,7 @@
 Every folder of a stage holds a `manifest.json` with the checksum of each output.
 """
 
+import os
 import re
 import shlex
 import zlib
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from .checksums import checksum
+from .checksums import checksum, checksum_of
 from .command_line import data_option
 from .errors import ConfigError, DamagedFileError, MissingArtifactError, ShowTellError
 from .files import file_size, read_error
@@ -102,6 +104,19 @@ def read_output(path: Path) -> bytes:
             if problem is not None:
                 raise ValueError(problem)
     return content
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Open a stage's output for reading, verified as by `read_output`, but not held in memory."""
+    with reading(path), path.open("rb") as file:
+        manifest = Manifest.read(path.parent)
+        if manifest is not None:
+            size = os.fstat(file.fileno()).st_size
+            if problem := manifest.find_problem(path.name, size, partial(checksum_of, file)):
+                raise ValueError(problem)
+        file.seek(0)
+        yield file
 
 
 @contextmanager

@@ -4,6 +4,7 @@ xxh3 detects accidental changes and is about as fast as reading memory. It is no
 deliberate changes. Inputs are identified by SHA-256 (`files.hash_file`).
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,11 +31,16 @@ def checksum(*contents: Buffer) -> str:
 
 def checksum_of_file(path: Path) -> str:
     """Return the checksum of a file's content."""
+    with path.open("rb", buffering=0) as file:
+        return checksum_of(file)
+
+
+def checksum_of(file: io.RawIOBase | io.BufferedIOBase) -> str:
+    """Return the checksum of an open file from its current position on."""
     digest = xxhash.xxh3_64()
     buffer = bytearray(CHUNK_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
+    while count := file.readinto(buffer):
+        digest.update(memoryview(buffer)[:count])
     return f"xxh3:{digest.hexdigest()}"
 
 

@@ -184,8 +184,7 @@ def _collect_images(
     ids = _spread([*results.captions], config.max_images)
     captions_dir = results.data / results.dataset / "captions"
     table = read_images(captions_dir / IMAGES_PARQUET)
-    all_names = dict(zip(table.image_ids.tolist(), table.file_names, strict=True))
-    names = [all_names[image_id] for image_id in ids]
+    names = table.find_names(ids)
     references = read_references(captions_dir / CAPTIONS_PARQUET, "caption", ids)
     source = Path(require_stage(captions_dir).details["source"])
     thumbnails: list[Thumbnail | None] = [None] * len(ids)

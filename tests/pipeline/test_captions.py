@@ -112,7 +112,7 @@ def test_images_round_trip_and_select_by_split(tmp_path):
     table = read_images(tmp_path / "images.parquet")
     assert table.image_ids.tolist() == [2**40, 3, 5]
     assert table.image_ids.dtype == np.int64
-    assert (table.file_names, table.splits) == (
+    assert (list(table.file_names), table.splits.tolist()) == (
         ["a/ü.jpg", "b.jpg", "c.jpg"],
         ["train", "val", "train"],
     )
@@ -148,3 +148,27 @@ def test_damaged_files_name_the_fixing_command(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DamagedFileError, match=r"Run 'showtell prepare --dataset flickr8k.*'"):
         read_captions(path)
+
+
+def test_names_are_found_by_id_and_read_in_slices(tmp_path):
+    ids = [5, 2, 9, 7]
+    records = [ImageRecord(i, f"{i}.jpg", "train", ("x",)) for i in ids]
+    write_images(tmp_path / "images.parquet", records)
+    table = read_images(tmp_path / "images.parquet")
+    assert table.find_names([9, 5]) == ["9.jpg", "5.jpg"]
+    assert table.file_names[1:3] == ["2.jpg", "9.jpg"] and table.file_names[-1] == "7.jpg"
+    assert list(table.file_names.take([3, 0])) == ["7.jpg", "5.jpg"]
+    assert table.offsets is None
+
+
+def test_images_in_tars_have_a_place_in_them(tmp_path):
+    columns = {
+        "image_id": [1, 2],
+        "file_name": ["a.tar/1.jpg", "b.parquet/0"],
+        "split": ["train", "val"],
+        "offset": [512, None],
+        "num_bytes": [7, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
+    table = read_images(tmp_path / "images.parquet")
+    assert (table.offsets.tolist(), table.num_bytes.tolist()) == ([512, -1], [7, -1])

@@ -72,8 +72,8 @@ def test_prepare_writes_images_captions_and_vocabulary(tmp_path):
     directory = tmp_path / "data" / "mine" / "captions"
     images = read_images(directory / "images.parquet")
     assert images.image_ids.tolist() == [1, 2, 3, 4]
-    assert images.file_names == ["a.png", "b.png", "c.png", "d.png"]
-    assert images.splits == ["train", "train", "val", "test"]
+    assert list(images.file_names) == ["a.png", "b.png", "c.png", "d.png"]
+    assert images.splits.tolist() == ["train", "train", "val", "test"]
     encoded, vocab = (
         read_captions(directory / "captions.parquet"),
         Vocab.read(directory / "vocab.json"),
