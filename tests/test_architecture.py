@@ -83,6 +83,7 @@ HOMES = {
         "pipeline/captions.py",
         "pipeline/prepare.py",
         "pipeline/datasets/*",
+        "pipeline/images/parquet.py",
         "pipeline/text/columns.py",
         "model/metrics/meteor/build_index.py",
         "model/scoring/per_image.py",
@@ -94,7 +95,7 @@ HOMES = {
     "transformers": {"model/metrics/clip_score.py"},
     "typer": {"cli.py", "cli_command.py"},
     "rich": {"pipeline/stage/console.py"},
-    "httpx": {"pipeline/archives/*", "pipeline/download.py"},
+    "httpx": {"pipeline/archives/*", "pipeline/download.py", "pipeline/images/fetch.py"},
     "fsspec": {"pipeline/stage/urls.py"},
     "safetensors": {"features/encoders/*", "model/runs/*", "model/metrics/clip_score.py"},
     # METEOR's index finds words by their hash.

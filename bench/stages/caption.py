@@ -26,7 +26,7 @@ def measure(config: BenchConfig) -> Measurement:
     extraction = Extraction.load(config, config.dataset, SHARD_SIZE)
     wanted = max(1, round(config.seconds * extraction.network_rate(config.seconds / 4)))
     images = repeat_images(extraction.images, min(wanted, len(extraction.images)))
-    paths = [str(images.files.root / name) for name in images.file_names]
+    paths = [images.files.locate(name) for name in images.file_names]
     with tempfile.TemporaryDirectory() as work:
         watch = Stopwatch()
         for _ in extraction.run(images, Path(work), watch):

@@ -1,15 +1,16 @@
 """Read batches of images for the encoder, ahead of use, and leave out unreadable images."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...pipeline.images.image_files import ImageFiles
+from ...pipeline.images.image_files import NO_PLACE, ImageFiles, Located
 from .limits import MAX_PIXELS
 from .transform import Transform
 from .workers import ImageLoader, Pixels, load_in_processes, load_in_threads
@@ -41,6 +42,7 @@ def read_batches(
     for_gpu: bool = False,
     num_views: int = 1,
     max_pixels: int = MAX_PIXELS,
+    members: npt.NDArray[np.int64] | None = None,
 ) -> Generator[ImageBatch, None, None]:
     """Read images in batches, decoding a few batches ahead of the caller.
 
@@ -58,21 +60,40 @@ def read_batches(
             network on a CPU.
         num_views: V, the number of views of each image.
         max_pixels: images with more pixels are skipped.
+        members: (N, 2) int64, offset and size of each image in its tar archive, -1 if it is in
+            none; None if no image is.
 
     Yields:
         One batch per span.
 
     Raises:
         ShowTellError: a decoding process was killed.
+        ConfigError: images are behind URLs, and a library for them is missing.
     """
     loader = ImageLoader(files, transform, num_views, max_pixels)
-    names = [file_names[start:stop] for start, stop in spans]
+    items = files.stream(locate_images(file_names, members, spans))
+    sizes = [stop - start for start, stop in spans]
     load = load_in_processes if for_gpu else load_in_threads
     pin = for_gpu and torch.cuda.is_available()
-    with closing(load(loader, names, num_workers or count_cores())) as loaded:
+    with (
+        closing(items),
+        closing(load(loader, items, sizes, num_workers or count_cores())) as loaded,
+    ):
         for (start, stop), (pixels, reasons) in zip(spans, loaded, strict=True):
             batch = drop_unreadable(image_ids[start:stop], pixels, reasons)
             yield replace(batch, pixels=batch.pixels.pin_memory()) if pin else batch
+
+
+def locate_images(
+    file_names: Sequence[str],
+    members: npt.NDArray[np.int64] | None,
+    spans: Iterable[tuple[int, int]],
+) -> Iterator[Located]:
+    """Yield what `ImageFiles.stream` needs for the images of all spans."""
+    for start, stop in spans:
+        places = repeat(NO_PLACE) if members is None else members[start:stop].tolist()
+        for name, (offset, num_bytes) in zip(file_names[start:stop], places, strict=False):
+            yield name, offset, num_bytes
 
 
 def split_into_batches(start: int, stop: int, batch_size: int) -> list[tuple[int, int]]:

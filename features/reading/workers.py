@@ -9,10 +9,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,9 +30,13 @@ from .views import VIEWS
 
 # Number of batches decoded ahead of the network; more would only cost memory.
 LOOK_AHEAD = 4
+# Contents that wait for a worker, all together; one larger than this waits alone.
+MAX_WAITING_BYTES = 128 << 20
 
 T = TypeVar("T")
 
+# What a worker loads: the name of a file, its content, or the reason why that could not be read.
+Item = str | bytes | OSError
 Pixels = npt.NDArray[np.uint8]  # (…, V, H, W, 3)
 # The pixels of n images, and for each the reason why it is unreadable, or None if it is readable.
 # The pixels of an unreadable image are undefined.
@@ -66,14 +71,16 @@ class ImageLoader:
         """Return an uninitialized array for `count` images, (count, V, H, W, 3)."""
         return np.empty((count, *self.shape), np.uint8)
 
-    def load(self, file_name: str, pixels: Pixels) -> str | None:
+    def load(self, item: Item, pixels: Pixels) -> str | None:
         """Load one image into `pixels`, (V, H, W, 3).
 
         Returns:
             None, or the reason why the image is unreadable; `pixels` is undefined then.
         """
         try:
-            content = self.files.read(file_name)
+            if isinstance(item, OSError):
+                return reading_reason(item)
+            content = self.files.read(item) if isinstance(item, str) else item
             image, num_bytes = open_image(content, self.transform, self.max_pixels)
             with self.budget.reserve(num_bytes):
                 image = decode_opened(image)
@@ -86,31 +93,32 @@ class ImageLoader:
 
 
 def load_in_threads(
-    loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
+    loader: ImageLoader, items: Iterator[Item], sizes: Sequence[int], num_workers: int
 ) -> Generator[LoadedImages, None, None]:
-    """Yield the images of each batch of names, decoded in threads.
+    """Yield images in batches of the given sizes, decoded in threads.
 
     Later batches overwrite the pixels: buffers are reused because allocating new ones fragments the
     process's memory.
     """
-    largest = max(map(len, batches), default=0)
+    largest = max(sizes, default=0)
     free = deque(loader.allocate(largest) for _ in range(LOOK_AHEAD + 1))
+    waiting = WaitingBytes()
     with cancelled_on_exit(ThreadPoolExecutor(num_workers, thread_name_prefix="decode")) as pool:
 
-        def start(names: Sequence[str]) -> tuple[Pixels, list[Future[str | None]]]:
+        def start(size: int) -> tuple[Pixels, list[Future[str | None]]]:
             pixels = free.popleft()
-            rows = zip(names, pixels, strict=False)
-            return pixels, [pool.submit(loader.load, *row) for row in rows]
+            rows = zip(islice(items, size), pixels, strict=False)
+            return pixels, [waiting.submit(pool, loader.load, *row) for row in rows]
 
-        for pixels, tasks in start_ahead(start, batches):
+        for pixels, tasks in start_ahead(start, sizes):
             yield pixels[: len(tasks)], [task.result() for task in tasks]
             free.append(pixels)
 
 
 def load_in_processes(
-    loader: ImageLoader, batches: Sequence[Sequence[str]], num_workers: int
+    loader: ImageLoader, items: Iterator[Item], sizes: Sequence[int], num_workers: int
 ) -> Generator[LoadedImages, None, None]:
-    """Yield the images of each batch of names, decoded in processes.
+    """Yield images in batches of the given sizes, decoded in processes.
 
     Later batches overwrite the pixels. The workers write them into shared memory, because sending
     them through pipes would keep this process busy.
@@ -118,7 +126,7 @@ def load_in_processes(
     Raises:
         ShowTellError: a worker process was killed.
     """
-    largest = max(map(len, batches), default=1)
+    largest = max(sizes, default=1)
     # A task costs about 0.1 ms of overhead, so group images while keeping every worker busy.
     group_size = max(1, min(8, LOOK_AHEAD * largest // (2 * num_workers)))
     context = multiprocessing.get_context("spawn")  # forking a process that uses a GPU may deadlock
@@ -131,18 +139,19 @@ def load_in_processes(
     pool = ProcessPoolExecutor(
         num_workers, context, initializer=set_up_worker, initargs=(loader, memory, shape)
     )
+    waiting = WaitingBytes()
     with cancelled_on_exit(pool):
 
-        def start(names: Sequence[str]) -> tuple[int, list[Future[list[str | None]]]]:
-            buffer, groups = free.popleft(), range(0, len(names), group_size)
-            with signals_blocked():  # each task may start a process
-                return buffer, [
-                    pool.submit(load_in_worker, names[first : first + group_size], buffer, first)
-                    for first in groups
-                ]
+        def start(size: int) -> tuple[int, list[Future[list[str | None]]]]:
+            buffer, tasks = free.popleft(), []
+            for first in range(0, size, group_size):
+                group = list(islice(items, min(group_size, size - first)))
+                with signals_blocked():  # each task may start a process
+                    tasks.append(waiting.submit(pool, load_in_worker, group, buffer, first))
+            return buffer, tasks
 
         try:
-            for buffer, tasks in start_ahead(start, batches):
+            for buffer, tasks in start_ahead(start, sizes):
                 reasons = [reason for task in tasks for reason in task.result()]
                 yield buffers[buffer, : len(reasons)], reasons
                 free.append(buffer)
@@ -154,13 +163,35 @@ def load_in_processes(
             ) from None
 
 
-def start_ahead(
-    start: Callable[[Sequence[str]], T], batches: Iterable[Sequence[str]]
-) -> Iterator[T]:
-    """Yield `start(batch)` for each batch, calling it for `LOOK_AHEAD` batches in advance."""
+class WaitingBytes:
+    """Limits the bytes of contents that wait to be decoded. Names take none."""
+
+    def __init__(self) -> None:
+        self._tasks: deque[tuple[Future[Any], int]] = deque()
+        self._num_bytes = 0
+
+    def submit(
+        self, pool: Executor, load: Callable[..., T], items: Item | list[Item], *args: Any
+    ) -> "Future[T]":
+        """Start `load(items, *args)` once there is room for the contents in `items`."""
+        listed = items if isinstance(items, list) else [items]
+        num_bytes = sum(len(item) for item in listed if isinstance(item, bytes))
+        while self._tasks and self._num_bytes + num_bytes > MAX_WAITING_BYTES:
+            task, freed = self._tasks.popleft()
+            wait([task])
+            self._num_bytes -= freed
+        started = pool.submit(load, items, *args)
+        if num_bytes:
+            self._tasks.append((started, num_bytes))
+            self._num_bytes += num_bytes
+        return started
+
+
+def start_ahead(start: Callable[[int], T], sizes: Iterable[int]) -> Iterator[T]:
+    """Yield `start(size)` for each batch, calling it for `LOOK_AHEAD` batches in advance."""
     started: deque[T] = deque()
-    for batch in batches:
-        started.append(start(batch))
+    for size in sizes:
+        started.append(start(size))
         if len(started) > LOOK_AHEAD:
             yield started.popleft()
     while started:
@@ -194,11 +225,11 @@ def set_up_worker(loader: ImageLoader, memory: Any, shape: tuple[int, ...]) -> N
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def load_in_worker(file_names: Sequence[str], buffer: int, first: int) -> list[str | None]:
+def load_in_worker(items: Sequence[Item], buffer: int, first: int) -> list[str | None]:
     """Load images into rows of a shared buffer, from row `first`; returns as `ImageLoader.load`."""
     assert _worker_loader is not None and _worker_buffers is not None
     rows = _worker_buffers[buffer, first:]
-    return [_worker_loader.load(*item) for item in zip(file_names, rows, strict=False)]
+    return [_worker_loader.load(*pair) for pair in zip(items, rows, strict=False)]
 
 
 def _exit_with_parent() -> None:

@@ -235,7 +235,7 @@ def read_image(files: ImageFiles, file_name: str) -> Image.Image:
         return decode_image(files.read(file_name), LARGE, max_pixels=sys.maxsize)
     except (UnreadableImageError, OSError) as error:
         raise DatasetError(
-            f"CLIPScore cannot read {files.root / file_name} ({error}). Restore the file, or run "
+            f"CLIPScore cannot read {files.locate(file_name)} ({error}). Restore the file, or run "
             "without --clip."
         ) from None
 

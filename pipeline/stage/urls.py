@@ -104,6 +104,28 @@ def stamp(location: str) -> str | None:
     return f"{info.get('size')}:{str(version).strip(chr(34))}"
 
 
+def size_of(location: str) -> int:
+    """Return the size of a file by URL in bytes. Raises the errors of `open_url`."""
+    system, path = _file_system(location)
+    return int(_repeat(location, lambda: system.info(path))["size"])
+
+
+class RemoteError(StorageError):
+    """A file by URL cannot be read.
+
+    Args:
+        location: its URL.
+        reason: in a few words.
+        may_pass: whether a second request may succeed.
+    """
+
+    def __init__(self, location: str, reason: str, *, may_pass: bool = False) -> None:
+        super().__init__(
+            f"{location} cannot be read: {reason}. Check the URL, the network and your credentials."
+        )
+        self.reason, self.may_pass = reason, may_pass
+
+
 class _RemoteFile(io.RawIOBase):
     """A file by URL. Raises the errors of `open_url`."""
 
@@ -204,14 +226,12 @@ def _repeat(location: str, request: Callable[[], T]) -> T:
         try:
             with _reporting_errors(location):
                 return request()
-        except _PassingError:
+        except RemoteError as error:
+            if not error.may_pass:
+                raise
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
     with _reporting_errors(location):
         return request()
-
-
-class _PassingError(StorageError):
-    """An error that a second request may not have."""
 
 
 @contextmanager
@@ -242,7 +262,4 @@ def _storage_error(location: str, error: BaseException) -> StorageError:
     reason = f"HTTP {status}" if status else " ".join(str(error).split())[:200].rstrip(".")
     # The libraries for S3 and GCS repeat requests themselves.
     may_pass = location.startswith(HTTP) and (status or 500) in (408, 429, *range(500, 600))
-    return (_PassingError if may_pass else StorageError)(
-        f"{location} cannot be read: {reason or type(error).__name__}. Check the URL, the network "
-        "and your credentials."
-    )
+    return RemoteError(location, reason or type(error).__name__, may_pass=may_pass)

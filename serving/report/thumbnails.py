@@ -95,10 +95,10 @@ def make_thumbnails(
             progress.advance(1)
     broken = [(n, t) for n, t in zip(file_names, made, strict=True) if isinstance(t, str)]
     if broken:
-        (name, reason), root = broken[0], files.root
+        name, reason = broken[0]
         print_warning(
             f"{len(broken):,} of {len(made):,} images are not shown because they could not be "
-            f"read. The first is {root / name}: {reason}."
+            f"read. The first is {files.locate(name)}: {reason}."
         )
     return [None if isinstance(thumbnail, str) else thumbnail for thumbnail in made]
 

@@ -23,8 +23,8 @@ SQUASH = Transform(8, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 def start(load, root: Path, names: list[str], batch_size: int = 4, num_workers: int = 2):
-    batches = [names[i : i + batch_size] for i in range(0, len(names), batch_size)]
-    return load(ImageLoader(ImageFiles(root), SQUASH), batches, num_workers)
+    sizes = [min(batch_size, len(names) - i) for i in range(0, len(names), batch_size)]
+    return load(ImageLoader(ImageFiles(root), SQUASH), iter(names), sizes, num_workers)
 
 
 def count_threads() -> int:
