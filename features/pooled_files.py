@@ -4,7 +4,7 @@ An HDF5 shard stores its arrays in one piece, so they are memory-mapped or read 
 Parquet shard stores them in pages; it is copied once to an HDF5 shard in the subfolder `mapped/`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +116,11 @@ class PooledFiles:
             end = int(self._starts[shard]) + self.shards[shard][0].shape[0]
             yield shard, start, min(stop, end)
             start = end
+
+
+def pooled_shape_of(counts: Mapping[str, int]) -> tuple[int, int, int]:
+    """Return (N, V, D) from the counts of a manifest."""
+    return counts["num_images"], counts.get("num_views", 1), counts["feature_dim"]
 
 
 def open_shard(path: Path, shard: FeatureShard) -> tuple[StoredArray, ...]:

@@ -5,6 +5,7 @@ memory-mapped files.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,11 @@ from ..pipeline.stage.command_line import command_of, data_option
 from ..pipeline.stage.console import print_aside
 from ..pipeline.stage.errors import MismatchError, MissingArtifactError
 from ..pipeline.stage.manifest import MANIFEST_NAME, Manifest
+from ..pipeline.stage.memory import count_local_processes, memory_for_features
 from .config import FeaturesConfig
 from .grids import GridFiles, grid_name, grid_shape_of, open_grid
 from .listed_shards import read_listed_shard, verify_shard
-from .pooled_files import PooledFiles, open_shard
+from .pooled_files import PooledFiles, open_shard, pooled_shape_of
 
 HASHED_ROWS = 1024  # read together
 
@@ -50,7 +52,7 @@ class FeatureStore:
 
     @classmethod
     def find(
-        cls, dataset_dir: str | Path, name: str | None = None, *, is_mapped: bool = False
+        cls, dataset_dir: str | Path, name: str | None = None, *, is_mapped: bool | None = False
     ) -> "FeatureStore":
         """Load the features of a dataset by name.
 
@@ -67,13 +69,14 @@ class FeatureStore:
         return cls.load(find_features(Path(dataset_dir), name), is_mapped=is_mapped)
 
     @classmethod
-    def load(cls, directory: str | Path, *, is_mapped: bool = False) -> "FeatureStore":
+    def load(cls, directory: str | Path, *, is_mapped: bool | None = False) -> "FeatureStore":
         """Read and verify all shards of `data/<dataset>/features/<name>`.
 
         Args:
             directory: of the features.
             is_mapped: leave the pooled features in their files, which `gather` maps into memory.
-                All processes of a machine share them through the page cache.
+                All processes of a machine share them through the page cache. None does so if they
+                do not fit into memory, or if torchrun has started several processes.
 
         Raises:
             MissingArtifactError: the stage has not finished, or a shard is missing.
@@ -85,7 +88,10 @@ class FeatureStore:
         manifest = require_stage(directory, check_content=False)
         check_dataset(directory, manifest)
         with reading(directory / MANIFEST_NAME, MemoryError):
-            shape = pooled_shape(manifest)
+            shape = pooled_shape_of(manifest.counts)
+            if is_mapped is None:
+                num_bytes = math.prod(shape) * np.dtype(np.float16).itemsize
+                is_mapped = num_bytes > memory_for_features() or count_local_processes() > 1
             grid_shape = grid_shape_of(manifest.counts)
             names = sorted(manifest.details["fingerprints"])
             image_ids = np.empty(shape[0], np.int64)
@@ -144,11 +150,14 @@ class FeatureStore:
         """(N, V, D) float16, the features of all views; a mapped store reads them into memory."""
         return self.read(0, len(self.image_ids))
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return the features of consecutive rows in all views: (stop - start, V, D) float16."""
+    def read(self, start: int, stop: int, num_views: int | None = None) -> torch.Tensor:
+        """Return the features of consecutive rows in their first views, or all: (n, V, D) float16.
+
+        A mapped store reads them from its files into memory.
+        """
         if isinstance(self.pooled, torch.Tensor):
-            return self.pooled[start:stop]
-        return torch.from_numpy(self.pooled.read(start, stop))
+            return self.pooled[start:stop, :num_views]
+        return torch.from_numpy(self.pooled.read(start, stop, num_views))
 
     def gather(self, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
         """Return the pooled features of some images.
@@ -271,12 +280,6 @@ class FeatureStore:
         )
 
 
-def pooled_shape(manifest: Manifest) -> tuple[int, int, int]:
-    """Return (N, V, D) from the manifest of the features stage."""
-    counts = manifest.counts
-    return counts["num_images"], counts.get("num_views", 1), counts["feature_dim"]
-
-
 def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:
     """Convert a list, an array, or a tensor on any device to (n,) int64."""
     if isinstance(image_ids, torch.Tensor):
@@ -284,12 +287,13 @@ def to_numpy(image_ids: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.int64]:
     return np.asarray(image_ids, np.int64)
 
 
-def find_features(dataset_dir: Path, name: str | None = None) -> Path:
+def find_features(dataset_dir: Path, name: str | None = None, *, is_quiet: bool = False) -> Path:
     """Return the folder of the features to train on; print which, if there are several.
 
     Args:
         dataset_dir: `data/<dataset>`.
         name: `<encoder>-<weights>`; default the newest features.
+        is_quiet: print nothing.
 
     Raises:
         MissingArtifactError: there are none, none with this name, or a file of them is missing.
@@ -301,7 +305,7 @@ def find_features(dataset_dir: Path, name: str | None = None) -> Path:
     if name in names or (name is None and names):
         directory = root / (name or names[-1])
         require_stage(directory, check_content=False)
-        if name is None and len(names) > 1:
+        if name is None and len(names) > 1 and not is_quiet:
             print_aside(f"Using the newest features, {names[-1]}; choose others with --features.")
         return directory
     fix = f"Run '{features_command(root / (name or 'any'))}' first."

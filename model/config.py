@@ -125,11 +125,15 @@ class TrainConfig(DatasetConfig):
         group="Training",
     )
     grad_clip: float = option(
-        5.0,
-        "Maximum gradient norm; 0 turns clipping off.",
+        5.0, "Maximum gradient norm; 0 turns clipping off.", at_least=0, limit=1e6, group="Training"
+    )
+    window: int | None = option(
+        None,
+        "Images whose features are in memory at a time; captions are shuffled within such a window."
+        " 0 means all. Default: all if they fit into memory, else as many as fit.",
         at_least=0,
-        limit=1e6,
         group="Training",
+        metavar="IMAGES",
     )
     dropout: float = option(
         0.5,

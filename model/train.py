@@ -12,6 +12,7 @@ from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
 from .config import TrainConfig
 from .training.data import load_training_data
+from .training.memory import choose_window
 from .training.resume import (
     default_run_name,
     find_finished,
@@ -48,7 +49,7 @@ def train(config: TrainConfig) -> Manifest:
             config = inherit_options(config)
         # Resolved once: a run keeps its precision when it is resumed on another machine.
         dtype = choose_precision(config.precision, choose_device(config.device))
-        config = replace(config, precision=precision_name(dtype))
+        config = choose_window(replace(config, precision=precision_name(dtype)), run_dir)
     data = load_training_data(config)
     require_same_run(run_dir, config, data)
     manifest = find_finished(run_dir)

@@ -5,6 +5,7 @@ tokens, D feature width, E embedding, H hidden, A attention width.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -155,7 +156,8 @@ class AttentionDecoder(ShowTell):
         return torch.stack(outputs, 1)
 
     @torch.no_grad()
-    def center_features(self, features: Tensor) -> None:
+    def center_features(self, parts: Iterable[Tensor]) -> None:
         """Store the mean grid cell and the mean pooled grid of (N, P, D) training features."""
-        self.grid_mean.copy_(mean_direction(features))
-        super().center_features(features.mean(1, dtype=torch.float32))
+        parts = list(parts)
+        self.grid_mean.copy_(mean_direction(parts))
+        super().center_features(part.mean(1, dtype=torch.float32) for part in parts)

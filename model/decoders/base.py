@@ -1,6 +1,7 @@
 """The interface of a caption decoder: what training and generation call."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -92,11 +93,12 @@ class Decoder(nn.Module, ABC):
     def init_weights(self) -> None:
         """Draw the initial weights; by default those that torch's layers start with."""
 
-    def center_features(self, features: Tensor) -> None:
+    def center_features(self, parts: Iterable[Tensor]) -> None:
         """Set what should be known of the features before training, such as their mean.
 
         Args:
-            features: (N, D), or (N, P, D) with `uses_grid`, of training images.
+            parts: (n, D), or (n, P, D) with `uses_grid`, of training images; together they may be
+                larger than memory.
         """
 
     def start_tokens(self, batch_size: int) -> Tensor:

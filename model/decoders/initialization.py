@@ -1,5 +1,7 @@
 """Initial weights of a decoder, and the mean that its features are centred on."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,12 +39,15 @@ def empty_embedding(vocab_size: int, embed_size: int) -> nn.Embedding:
     return nn.Embedding(vocab_size, embed_size, _weight=weight if weight.is_meta else None)
 
 
-def mean_direction(features: Tensor) -> Tensor:
-    """Return the mean of vectors scaled to length 1: (…, D) → (D,) float32.
+def mean_direction(parts: Iterable[Tensor]) -> Tensor:
+    """Return the mean of vectors scaled to length 1: parts of (…, D) → (D,) float32.
 
     Subtracting it leaves what distinguishes an image from the average image.
     """
-    vectors = features.flatten(0, -2)
-    # In parts: float32 copies of all COCO features would take 2 GB.
-    sums = [F.normalize(part.float(), dim=-1).sum(0) for part in vectors.split(ROWS_TOGETHER)]
-    return torch.stack(sums).sum(0) / len(vectors)
+    sums, count = [], 0
+    for part in parts:
+        vectors = part.flatten(0, -2)
+        count += len(vectors)
+        # Float32 copies of all COCO features would take 2 GB.
+        sums += [F.normalize(few.float(), dim=-1).sum(0) for few in vectors.split(ROWS_TOGETHER)]
+    return torch.stack(sums).sum(0) / count

@@ -4,6 +4,7 @@ Letters in shapes: N images, B captions, T tokens, R rows (beams), D feature wid
 hidden, L layers, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -144,6 +145,6 @@ class ShowTell(Decoder):
         init_cell(self.cell)
 
     @torch.no_grad()
-    def center_features(self, features: Tensor) -> None:
+    def center_features(self, parts: Iterable[Tensor]) -> None:
         """Store the mean of (N, D) training features, which `normalize` subtracts."""
-        self.feature_mean.copy_(mean_direction(features))
+        self.feature_mean.copy_(mean_direction(parts))

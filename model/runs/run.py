@@ -220,7 +220,7 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
     """
     directory = data / run.dataset / "features" / run.features
     require_run_features(run, directory, run.train.get("views") or 1)
-    store = FeatureStore.load(directory)
+    store = FeatureStore.load(directory, is_mapped=None)
     require_same_backbone(run, store)
     return store
 

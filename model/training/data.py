@@ -130,7 +130,8 @@ def load_features(config: TrainConfig) -> FeatureStore:
         return load_run_features(config.data, find_config(config.data / "runs" / config.run))
     if config.init is not None:
         return load_source_features(config)
-    return FeatureStore.load(find_features(config.dataset_dir, config.features))
+    directory = find_features(config.dataset_dir, config.features)
+    return FeatureStore.load(directory, is_mapped=None)
 
 
 def require_features(config: TrainConfig, store: FeatureStore) -> None:

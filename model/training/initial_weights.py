@@ -1,11 +1,14 @@
 """Initial weights of a decoder: random, with word vectors, or those of `--init`."""
 
 import shlex
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ...features.store import FeatureStore
 from ...pipeline.layout import BUILT_IN
 from ...pipeline.stage.artifacts import require_manifest
 from ...pipeline.stage.command_line import data_option
@@ -15,6 +18,7 @@ from ...pipeline.stage.files import hash_file
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
+from ..decoders.initialization import ROWS_TOGETHER
 from ..decoders.registry import create_decoder
 from ..decoders.word_vectors import read_word_vectors, set_word_vectors
 from ..runs.find import find_model
@@ -48,9 +52,7 @@ def make_decoder(
     if config.init is not None:
         load_source(decoder, config, data)
         return decoder
-    images = batches.images
-    images = images[:: -(-len(images) // MAX_CENTER_GRIDS)] if batches.grid else images
-    decoder.center_features(batches.gather_features(images, torch.zeros_like(images)).cpu())
+    decoder.center_features(read_images(data.store, batches))
     if config.word_vectors is not None:
         vectors = read_word_vectors(config.word_vectors, data.vocab, config.embed_size)
         set_word_vectors(decoder.get_parameter("embedding.weight"), vectors)
@@ -59,6 +61,15 @@ def make_decoder(
             f"{config.word_vectors}."
         )
     return decoder
+
+
+def read_images(store: FeatureStore, batches: CaptionBatches) -> Iterator[Tensor]:
+    """Yield the features of the training images part by part; of grids, of some images."""
+    images = batches.images
+    if batches.grid:
+        yield store.gather_grid(images[:: -(-len(images) // MAX_CENTER_GRIDS)])
+    else:
+        yield from (store.gather(part) for part in images.split(ROWS_TOGETHER))
 
 
 def load_source(decoder: Decoder, config: TrainConfig, data: TrainingData) -> None:

@@ -80,7 +80,8 @@ def load_source_features(config: TrainConfig) -> FeatureStore:
     assert config.init is not None
     saved = RunConfig.read(find_model(config.data, config.init))
     try:
-        store = FeatureStore.load(find_features(config.dataset_dir, config.features))
+        directory = find_features(config.dataset_dir, config.features)
+        store = FeatureStore.load(directory, is_mapped=None)
     except MissingArtifactError:
         folder = config.dataset_dir / "features" / saved.features
         require_run_features(saved, folder, config.views or saved.train.get("views") or 1)

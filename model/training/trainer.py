@@ -69,6 +69,7 @@ class Trainer:
             grid=uses_grid,
             by_image=uses_grid or config.scst,
             num_views=config.views,
+            window=config.window,
         )
         self.total_steps = len(self.batches) * config.epochs
         self.decoder = make_decoder(config, data, self.batches, resume=resume).to(device)

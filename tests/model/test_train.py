@@ -105,6 +105,8 @@ def test_train_lowers_the_loss_and_writes_a_run(scenes) -> None:
     [
         {"cell": "gru", "num_layers": 2},
         {"cell": "lstm", "attention": "soft", "ema": 0.7, "scheduled_sampling": 0.3},
+        {"window": 8},
+        {"attention": "soft", "window": 8},
         {"init": "first", "scst": True, "ema": 0.7, "batch_size": 32, "xe_weight": 0.2},
     ],
     ids=str,

@@ -133,7 +133,7 @@ def test_cells_are_told_apart_but_their_order_does_not_matter(name: str) -> None
 def test_grids_are_centred_on_the_mean_of_their_cells() -> None:
     decoder = make_decoder("soft")
     grids = torch.rand(30, NUM_CELLS, 6)
-    decoder.center_features(grids.half())
+    decoder.center_features([grids.half()])
     cells = [cell / cell.norm() for grid in grids.half().float() for cell in grid]
     pooled = [grid.mean(0) / grid.mean(0).norm() for grid in grids.half().float()]
     torch.testing.assert_close(decoder.grid_mean, torch.stack(cells).mean(0))

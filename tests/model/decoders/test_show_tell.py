@@ -49,7 +49,7 @@ def test_scale_of_features_does_not_matter() -> None:
 def test_center_features_only_moves_the_origin() -> None:
     plain, centered = make_decoder(cell="gru").double(), make_decoder(cell="gru").double()
     features, inputs = torch.rand(30, 6).double(), torch.randint(0, 20, (30, 5))
-    centered.center_features(features)
+    centered.center_features(features.split(7))
     mean = (features / features.norm(dim=1, keepdim=True)).mean(0)
     with torch.no_grad():
         centered.image_proj.bias += 20 * centered.image_proj.weight @ mean

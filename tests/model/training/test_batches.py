@@ -199,3 +199,78 @@ def test_loss_equals_a_plain_loop(tmp_path) -> None:
             total -= float(logits.log_softmax(1)[0, target])
             count += 1
     assert float(caption_loss(decoder, batch)) == pytest.approx(total / count, rel=1e-6)
+
+
+WINDOWS = [{}, {"by_image": True}, {"by_image": True, "grid": True}, {"grid": True}]
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_windows_have_every_caption_once_with_its_image(tmp_path, options) -> None:
+    plain = make_batches(tmp_path, **options)
+    batches = make_batches(tmp_path, window=12, **options)
+    assert sorted(rows_of(batches, seed=3)) == sorted(rows_of(plain, seed=3))
+    assert rows_of(batches, seed=3) == rows_of(make_batches(tmp_path, window=12, **options), seed=3)
+    assert rows_of(batches, seed=3) != rows_of(batches, seed=4)
+    assert len(batches.windows) > 1
+    assert {len(batches.plan_epoch(seed)) for seed in range(20)} == {len(plain)}
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_one_window_with_all_images_gives_the_batches_of_none(tmp_path, options) -> None:
+    plain = make_batches(tmp_path, **options)
+    views = plain.draw_views(2)
+    for window in (0, NUM_IMAGES):
+        batches = make_batches(tmp_path, window=window, **options)
+        assert torch.equal(batches.draw_views(2), views)
+        plans = zip(plain.plan_epoch(2), batches.plan_epoch(2), strict=True)
+        for expected, positions in plans:
+            assert torch.equal(expected, positions)
+            one, other = plain.gather(expected, views), batches.gather(positions, views)
+            for name in ("features", "image_rows", "image_index", "inputs", "targets", "nonpad"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_windows_are_bounded_and_mix_distant_images(tmp_path, options) -> None:
+    batches = make_batches(tmp_path, batch_size=10, window=12, **options)
+    positions = batches.plan_epoch(0)
+    assert torch.equal(torch.cat(batches.windows).sort().values, torch.arange(NUM_CAPTIONS))
+    held = []
+    for batch in positions:
+        batches.gather(batch)
+        held.append(batches.reader.window.features.shape)
+        assert len(batches.reader.buffer) <= 1.5 * 12
+    images = [len(batches.rows[window].unique()) for window in batches.windows]
+    assert max(images) <= 1.3 * 12
+    # Images of one view each, or all views of an image that several captions draw from.
+    num_views = 1 if batches.by_image else NUM_VIEWS
+    assert {shape[1] for shape in held} == {num_views}
+    spans = [batches.rows[window].max() - batches.rows[window].min() for window in batches.windows]
+    assert sum(span > NUM_IMAGES / 2 for span in spans) >= len(spans) - 1
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_views_are_drawn_in_windows_too(tmp_path, options) -> None:
+    batches = make_batches(tmp_path, window=12, **options)
+    views = batches.draw_views(5)
+    for positions in batches.plan_epoch(5):
+        batch = batches.gather(positions, views)
+        ordered = sorted(positions.tolist(), key=lambda i: -batches.lengths[i])
+        told = batches.rows[ordered] * 7 + views[ordered] / 4
+        assert torch.equal(batch.features.flatten(1)[:, 0][batch.image_index].float(), told)
+
+
+def test_epoch_that_starts_in_the_middle_reads_only_its_windows(tmp_path, monkeypatch) -> None:
+    batches = make_batches(tmp_path, window=12)
+    plan = batches.plan_epoch(1)
+    reads: list[int] = []
+    read_window = CaptionBatches._read_window
+
+    def read(self: CaptionBatches, index: int, *args: object, **options: object) -> object:
+        reads.append(index)
+        return read_window(self, index, *args, **options)
+
+    monkeypatch.setattr(CaptionBatches, "_read_window", read)
+    late = int(batches.window_of[plan[-1][0]])
+    batches.gather(plan[-1])
+    assert reads == [late] == [len(batches.windows) - 1]
