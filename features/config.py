@@ -104,8 +104,24 @@ class FeaturesConfig(DatasetConfig):
     max_pixels: int = max_pixels_option()
     device: str = device_option()
     precision: str = precision_option()
+    engine: str = option(
+        "local",
+        "What computes the shards: local (this machine) or ray (a Ray cluster).",
+        choices=("local", "ray"),
+        group="Cluster",
+        affects_result=False,
+    )
+    address: str | None = option(
+        None,
+        "Ray cluster to use: auto for the one of this machine, or the HOST:PORT of its head node. "
+        "Default: start a Ray on this machine.",
+        group="Cluster",
+        affects_result=False,
+        metavar="auto|HOST:PORT",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_unused("address", unless=self.engine == "ray", needs="--engine ray")
         if self.weights.startswith("~"):
             object.__setattr__(self, "weights", str(expand_home(Path(self.weights))))

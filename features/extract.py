@@ -5,11 +5,12 @@ outdated shards are computed. If the folder already holds finished features, the
 collected in `.next/` and replace the old ones at the end.
 """
 
+import platform
 import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.checksums import checksums_of
 from ..pipeline.stage.command_line import command_line, command_of
 from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
-from ..pipeline.stage.errors import DatasetError, ShowTellError
+from ..pipeline.stage.errors import ConfigError, DatasetError, ShowTellError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import FeaturesConfig
 from .encoders.registry import AUTO, check_weights, find_family
+from .engines.engine import Engine
 from .engines.local import LocalEngine
 from .grids import grid_name
 from .layout import absolute_weights, features_dir
@@ -127,7 +129,12 @@ def compute_features(
         started: `time.perf_counter()` at the start of the stage.
     """
     require_readable(any(images.stamps), images, MISSING, config)
-    engine = LocalEngine.load(config)
+    with open_engine(config) as engine:
+        return compute_with(engine, images, directory, started)
+
+
+def compute_with(engine: Engine, images: ImageList, directory: Path, started: float) -> Manifest:
+    """Compute the missing shards with an engine, as `compute_features` does."""
     config, network = engine.config, engine.network
 
     jobs = plan_shards(config, images, describe_network(config, network))
@@ -164,6 +171,26 @@ def compute_features(
     ).write(directory)
     remove_stale(directory, manifest)
     return manifest
+
+
+def open_engine(config: FeaturesConfig) -> AbstractContextManager[Engine]:
+    """Return the engine that `--engine` names, with the network loaded, to use in a `with` block.
+
+    Raises:
+        ConfigError: Ray is not installed, or an option is invalid.
+        WeightsError: the weights cannot be downloaded or verified, or do not fit.
+    """
+    if config.engine == "local":
+        return nullcontext(LocalEngine.load(config))
+    try:
+        from .engines.ray import RayEngine
+    except ImportError as error:
+        raise ConfigError(
+            f"--engine ray needs the library Ray, which cannot be imported ({error}). Run pip "
+            "install 'showtell[ray]'. If there is no Ray for Python "
+            f"{platform.python_version()} yet, use an earlier Python, or --engine local."
+        ) from None
+    return RayEngine.open(config)
 
 
 def require_readable(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,15 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.file_names)
+
+    def part(self, start: int, stop: int) -> "ImageList":
+        """Return the images at positions `start` to `stop`."""
+        return replace(
+            self,
+            image_ids=self.image_ids[start:stop],
+            file_names=self.file_names[start:stop],
+            stamps=self.stamps[start:stop],
+        )
 
 
 @dataclass(frozen=True)

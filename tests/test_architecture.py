@@ -113,6 +113,7 @@ HOMES = {
     "onnxruntime": {"serving/onnx_runtime.py"},
     "huggingface_hub": {"model/runs/hub.py", "serving/hub.py", "features/encoders/timm_hub.py"},
     "timm": {"features/encoders/timm_models.py"},
+    "ray": {"features/engines/ray*"},
 }
 
 

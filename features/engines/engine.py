@@ -1,7 +1,7 @@
 """The interface of an engine: it computes feature shards, on one machine or on many."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Engine(ABC):
         jobs: Sequence[ShardJob],
         directory: Path,
         watch: Stopwatch,
-    ) -> Iterator[tuple[ShardJob, Skipped]]:
+    ) -> Generator[tuple[ShardJob, Skipped], None, None]:
         """Compute feature shards and write their files.
 
         Args:

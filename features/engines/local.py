@@ -3,7 +3,8 @@
 The other engines run this one on each of their machines.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from ..plan import ImageList, ShardJob, Skipped
 from ..reading.batches import ImageBatch, read_batches
 from ..shards import FeatureShard, find_finite, write_shard
 from .engine import Engine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class LocalEngine(Engine):
         jobs: Sequence[ShardJob],
         directory: Path,
         watch: Stopwatch,
-    ) -> Iterator[tuple[ShardJob, Skipped]]:
+    ) -> Generator[tuple[ShardJob, Skipped], None, None]:
         """Compute shards as `Engine.compute` does.
 
         Images are decoded ahead of the network, and another thread writes the files. Memory use is
@@ -223,6 +226,7 @@ def write_files(path: Path, shard: FeatureShard, grids: GridWriter | None) -> No
     if grids is not None:
         shard = replace(shard, grid_crc32=grids.publish())
     write_shard(path, shard)
+    logger.info("%s is written", path)
 
 
 def require_finite(

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -62,8 +63,13 @@ def hash_json(value: object) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Return this process's temporary path beside `path`; `locked` deletes abandoned ones."""
-    return path.with_name(f".{path.stem[:STEM_LENGTH]}.{os.getpid()}.partial{path.suffix}")
+    """Return this process's temporary path beside `path`; `locked` deletes abandoned ones.
+
+    The name of the machine is part of it: on a shared file system, processes of several machines
+    may have the same id.
+    """
+    owner = f"{os.getpid()}-{platform.node()[:STEM_LENGTH]}"
+    return path.with_name(f".{path.stem[:STEM_LENGTH]}.{owner}.partial{path.suffix}")
 
 
 @contextmanager
@@ -179,9 +185,14 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
         StorageError: the folder cannot be written.
     """
     with _locked(directory, directory / LOCK_NAME, directory / SOFT_LOCK_NAME, wait):
-        for partial in directory.glob(".*.partial*"):
-            partial.unlink(missing_ok=True)
+        remove_partials(directory)
         yield
+
+
+def remove_partials(directory: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder."""
+    for partial in directory.glob(".*.partial*"):
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

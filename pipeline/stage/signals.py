@@ -250,3 +250,15 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM after the `with` block: a library sets its own."""
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -28,7 +28,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time that was measured elsewhere to the part `name`."""
+        self.parts[name] = self.parts.get(name, 0.0) + seconds
 
     def shares(self) -> dict[str, float]:
         """Return part → its share of the wall time so far, from 0 to 1."""
