@@ -35,13 +35,19 @@ NUM_WORDS, SHIFT, EXPONENT = 28_000, 2.7, 1.525
 SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvwz" for vowel in "aeiou"]
 
 
-def generate(data: Path, scale: float = 1.0, seed: int = 0) -> int:
+def features_name(num_views: int = 1) -> str:
+    """Return the folder name of the generated features."""
+    return FEATURES if num_views == 1 else f"{FEATURES}-{num_views}-views"
+
+
+def generate(data: Path, scale: float = 1.0, seed: int = 0, *, num_views: int = 1) -> int:
     """Generate, prepare and write the features of `data/coco-scale`, except what already exists.
 
     Args:
         data: root folder.
         scale: number of images and captions, relative to COCO.
         seed: of all random draws.
+        num_views: views of each image.
 
     Returns:
         The number of captions.
@@ -62,8 +68,9 @@ def generate(data: Path, scale: float = 1.0, seed: int = 0) -> int:
             min_count=None,
         )
     )
-    if Manifest.read(data / COCO_SCALE_DATASET / "features" / FEATURES) is None:
-        write_features(data, np.random.default_rng(seed + 1))
+    directory = data / COCO_SCALE_DATASET / "features" / features_name(num_views)
+    if Manifest.read(directory) is None:
+        write_features(data, np.random.default_rng(seed + 1), num_views)
     return manifest.counts["num_captions"]
 
 
@@ -122,10 +129,10 @@ def spell(rank: int) -> str:
     return word
 
 
-def write_features(data: Path, generator: np.random.Generator) -> None:
+def write_features(data: Path, generator: np.random.Generator, num_views: int = 1) -> None:
     """Write random features of all images, with the files that the features stage writes."""
     images = list_images(FeaturesConfig(data=data, dataset=COCO_SCALE_DATASET))
-    directory = data / COCO_SCALE_DATASET / "features" / FEATURES
+    directory = data / COCO_SCALE_DATASET / "features" / features_name(num_views)
     directory.mkdir(parents=True, exist_ok=True)
     fingerprints: dict[str, str] = {}
     for start in range(0, len(images), SHARD_SIZE):
@@ -133,7 +140,10 @@ def write_features(data: Path, generator: np.random.Generator) -> None:
         name = f"part-{len(fingerprints):05}.h5"
         fingerprints[name] = f"drawn {start}"
         features = generate_features(len(image_ids), generator)
-        write_shard(directory / name, FeatureShard(image_ids, features, (), fingerprints[name]))
+        others = [generate_features(len(image_ids), generator) for _ in range(num_views - 1)]
+        views = np.stack(others, 1) if others else None
+        shard = FeatureShard(image_ids, features, (), fingerprints[name], views)
+        write_shard(directory / name, shard)
     Manifest(
         stage="features",
         version=1,
@@ -144,6 +154,7 @@ def write_features(data: Path, generator: np.random.Generator) -> None:
             "num_images": len(images),
             "num_skipped": 0,
             "feature_dim": FEATURE_DIM,
+            **({"num_views": num_views} if num_views > 1 else {}),
             "num_shards": len(fingerprints),
         },
         details={"weights": "drawn", "transform": "none", "fingerprints": fingerprints},

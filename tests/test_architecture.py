@@ -62,7 +62,7 @@ ORDER = {
         "config measurement limits gpu_report http_load",
         "decoder_products coco_scale extraction",
         "stages",
-        "run",
+        "run scale_training",
     ],
 }
 
