@@ -109,6 +109,7 @@ chaos: install
 	$(BIN)/python tests/chaos --output build/chaos $(ARGS)
 	$(BIN)/python tests/chaos/stops.py 40
 	$(BIN)/python tests/chaos/clients.py 10000
+	$(BIN)/python tests/chaos/cluster.py --output build/chaos
 	SHOWTELL_FUZZ_EXAMPLES=50000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 	  $(wildcard tests/*/*/test_fuzz.py)
 

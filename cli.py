@@ -110,7 +110,11 @@ def prepare(config: PrepareConfig) -> None:
 @stage(
     "features",
     FeaturesConfig,
-    examples=("--dataset flickr8k", "--dataset flickr8k --weights caffe --views 4 --grid"),
+    examples=(
+        "--dataset flickr8k",
+        "--dataset flickr8k --weights caffe --views 4 --grid",
+        "--dataset coco2014 --engine ray --address auto",
+    ),
 )
 def features(config: FeaturesConfig) -> None:
     """Compute the features of every image once, and cache them."""

@@ -1,0 +1,72 @@
+"""Features on Ray. `make chaos` has the complete faults: tests/chaos/cluster.py."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from showtell.features.config import FeaturesConfig
+from showtell.features.extract import extract
+from showtell.pipeline.stage.errors import ConfigError
+
+CHAOS = Path(__file__).parents[2] / "chaos" / "cluster.py"
+
+
+def test_ray_that_cannot_be_imported_is_one_line(scenes, random_weights, showtell, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "showtell.features.engines.ray", raising=False)
+    monkeypatch.delitem(sys.modules, "showtell.features.engines.ray_cluster", raising=False)
+    words = ("--dataset", "scenes", "--data", scenes, "--encoder", "resnet18")
+    status, output = showtell("features", *words, "--weights", random_weights, "--engine", "ray")
+    assert status == 1
+    assert "--engine ray needs the library Ray, which cannot be imported" in output
+    assert "Run pip install 'showtell[ray]'" in output
+
+
+def test_address_needs_the_engine(tmp_path):
+    with pytest.raises(ConfigError, match=r"--address .*--engine ray"):
+        FeaturesConfig(data=tmp_path, dataset="scenes", address="auto")
+
+
+def test_address_without_a_cluster_is_one_line(scenes, random_weights, refused_url):
+    pytest.importorskip("ray")
+    config = FeaturesConfig(
+        data=scenes,
+        dataset="scenes",
+        encoder="resnet18",
+        weights=str(random_weights),
+        engine="ray",
+        address=refused_url.removeprefix("http://"),
+    )
+    with pytest.raises(ConfigError, match=r"--address 127.0.0.1:\d+: Connection refused"):
+        extract(config)
+    with pytest.raises(ConfigError, match="expected auto or HOST:PORT, such as"):
+        extract(replace(config, address="ray://host"))
+
+
+def test_cores_and_gpus_are_used_once():
+    pytest.importorskip("ray")
+    from showtell.features.engines.ray_cluster import Resources
+
+    assert Resources.choose("auto", [{"CPU": 2.0}]) == Resources(1, 2, 0)
+    assert Resources.choose("auto", [{"CPU": 16.0}, {"CPU": 6.0}, {}]) == Resources(5, 4, 0)
+    gpus = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}]
+    assert Resources.choose("auto", gpus) == Resources(5, 4, 1)
+    assert Resources.choose("cpu", gpus) == Resources(22, 4, 0)
+    with pytest.raises(ConfigError, match="none of the 1 nodes of the Ray cluster has a GPU"):
+        Resources.choose("cuda", [{"CPU": 2.0}])
+    with pytest.raises(ConfigError, match="Ray chooses the GPU of each worker"):
+        Resources.choose("cuda:1", gpus)
+    with pytest.raises(ConfigError, match="no node of the Ray cluster offers a CPU"):
+        Resources.choose("auto", [{}])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it finds the processes of Ray in /proc")
+def test_killed_actor_and_driver_are_survived(tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, CHAOS, "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| actor killed, then driver | 1 | 1 | 0 | 0 | 0 |" in done.stdout
