@@ -55,7 +55,7 @@ class FeatureDataset(Dataset[tuple[Tensor, Target]], ABC, Generic[Target]):
     """The features of a split, each with a target. Images without features are left out.
 
     A `DataLoader` may use it in several worker processes, with any start method: pooled features
-    are in memory, and grids are memory-mapped.
+    are in memory, or memory-mapped if they do not fit, and grids are memory-mapped.
 
     Args:
         dataset_dir: `data/<dataset>`.
@@ -84,7 +84,7 @@ class FeatureDataset(Dataset[tuple[Tensor, Target]], ABC, Generic[Target]):
     ) -> None:
         require_choice("split", split, SPLITS)
         captions_dir = Path(dataset_dir) / "captions"
-        self.store, self.grid = FeatureStore.find(dataset_dir, features), grid
+        self.store, self.grid = FeatureStore.find(dataset_dir, features, is_mapped=None), grid
         self.vocab = Vocab.read(captions_dir / VOCAB_JSON)
         image_ids = read_images(captions_dir / IMAGES_PARQUET).select(split)
         image_ids = image_ids[self.store.has(image_ids).numpy()]

@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 
 from showtell.features.encoders.caffe import caffe_transform
 from showtell.features.reading.batches import read_batches, split_into_batches
+from showtell.features.store import FeatureStore
 from showtell.model.config import TrainConfig
 from showtell.model.decoders.show_tell import CELLS
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.train import train
-from showtell.model.training.batches import CaptionBatch
+from showtell.model.training import batches as batches_module
+from showtell.model.training.batches import CaptionBatch, CaptionBatches
+from showtell.model.training.data import load_training_data
 from showtell.model.training.loss import caption_loss
 from showtell.model.training.trainer import Trainer
 from showtell.pipeline.images.image_files import ImageFiles
@@ -167,6 +170,25 @@ def test_decoded_batches_are_pinned_and_stay_intact(scenes) -> None:
 
 
 @pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="no pycocoevalcap")
+@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_features_that_do_not_fit_the_gpu_are_copied_batch_by_batch(
+    scenes, monkeypatch, is_mapped: bool, window: int | None, has_room: bool
+) -> None:
+    monkeypatch.setattr(batches_module, "has_room", lambda *_: has_room)
+    data = load_training_data(TrainConfig(data=scenes, dataset="scenes"))
+    store = FeatureStore.load(data.store.directory, is_mapped=is_mapped)
+    expected = CaptionBatches(store, data.captions, 16, torch.device("cpu"), window=window)
+    batches = CaptionBatches(store, data.captions, 16, GPU, window=window)
+    for positions, same in zip(expected.plan_epoch(0), batches.plan_epoch(0), strict=True):
+        assert torch.equal(positions, same)
+        batch, other = batches.gather(positions), expected.gather(positions)
+        assert batch.features.device.type == GPU.type
+        assert torch.equal(batch.features.cpu(), other.features)
+        assert torch.equal(batch.inputs.cpu(), other.inputs)
+
+
 def test_run_is_trained_and_evaluated(showtell, scenes, scorers) -> None:
     options = ("--data", scenes, "--device", GPU.type)
     status, output = showtell("train", *options, "--dataset", "scenes", "--epochs", 1)
