@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..pipeline.stage.options import DatasetConfig, expand_home, option
+from ..pipeline.stage.urls import is_url
 from .reading.limits import MAX_PIXELS
 from .reading.views import VIEWS
 
@@ -120,8 +121,19 @@ class FeaturesConfig(DatasetConfig):
         metavar="auto|HOST:PORT",
     )
 
+    store: str | None = option(
+        None,
+        "Folder or URL, such as s3://bucket/features, that gets a copy of each computed shard. "
+        "Shards that it has already are fetched. Workers of Ray that share no folder need it.",
+        group="Cluster",
+        affects_result=False,
+        metavar="DIR|URL",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.store is not None and not is_url(self.store):
+            object.__setattr__(self, "store", str(expand_home(Path(self.store)).absolute()))
         self.require_unused("address", unless=self.engine == "ray", needs="--engine ray")
         if self.weights.startswith("~"):
             object.__setattr__(self, "weights", str(expand_home(Path(self.weights))))

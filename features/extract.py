@@ -26,12 +26,12 @@ from .config import FeaturesConfig
 from .encoders.registry import AUTO, check_weights, find_family
 from .engines.engine import Engine
 from .engines.local import LocalEngine
-from .grids import grid_name
 from .layout import absolute_weights, features_dir
 from .manifest import describe_features, describe_network, is_up_to_date, read_manifest
-from .plan import ImageList, ShardJob, find_finished, list_images, plan_shards
+from .plan import ImageList, find_finished, list_images, plan_shards
 from .pooled_files import MAPPED
 from .reading.broken_images import MISSING
+from .remote_shards import fetch_shards, list_files
 
 STAGING = ".next"
 NUM_SKIPPED_SHOWN = 3
@@ -144,6 +144,11 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
     width, limit = network.feature_dim, config.max_pixels
     skipped = find_finished(jobs, directory, staging, done, width, grid_shape, limit)
     todo = [job for job in jobs if job.name not in skipped]
+    if config.store is not None and fetch_shards(config, todo, staging):
+        fetched = find_finished(todo, staging, staging, None, width, grid_shape, limit)
+        print_note(f"features: {len(fetched)} of {len(todo)} shards are in {config.store}")
+        skipped |= fetched
+        todo = [job for job in todo if job.name not in fetched]
     watch = Stopwatch()
     for job, unreadable in engine.compute(images, todo, staging, watch):
         skipped[job.name] = unreadable
@@ -158,14 +163,14 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
     manifest = describe_features(config, images, network, jobs, skipped)
     reason = manifest.skipped[0][1] if manifest.skipped else ""
     require_readable(len(manifest.skipped) < len(images), images, reason, config)
-    names = [name for job in jobs for name in list_files(config, job)]
+    names = [name for job in jobs for name in list_files(config, job.name)]
     publish(names, staging, directory)
     manifest = replace(
         manifest,
         outputs={name: (directory / name).stat().st_size for name in names},
         # Without grids, which take minutes to read: the shard has a checksum of each row.
         checksums=checksums_of(directory, [job.name for job in jobs]),
-        command=command_of("features", replace(config, weights=absolute_weights(config.weights))),
+        command=command_of("features", repair_config(config)),
         seconds=time.perf_counter() - started,
         details=manifest.details | details,
     ).write(directory)
@@ -210,9 +215,10 @@ def require_readable(
         )
 
 
-def list_files(config: FeaturesConfig, job: ShardJob) -> list[str]:
-    """Return the names of a shard's files, the grid file first."""
-    return [grid_name(job.name), job.name] if config.grid else [job.name]
+def repair_config(config: FeaturesConfig) -> FeaturesConfig:
+    """Return the options that make these features again, from any folder and without a cluster."""
+    weights = absolute_weights(config.weights)
+    return replace(config, weights=weights, engine="local", address=None)
 
 
 def publish(names: Sequence[str], staging: Path, directory: Path) -> None:

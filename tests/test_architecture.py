@@ -32,7 +32,7 @@ ORDER = {
         "listed_shards",
         "pooled_files",
         "layout store plan",
-        "manifest torch_datasets",
+        "manifest torch_datasets remote_shards",
         "engines",
         "extract",
         "verify",

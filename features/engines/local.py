@@ -26,6 +26,7 @@ from ..encoders.network import NetworkInfo
 from ..grids import GridWriter, grid_name
 from ..plan import ImageList, ShardJob, Skipped
 from ..reading.batches import ImageBatch, read_batches
+from ..remote_shards import put_shard
 from ..shards import FeatureShard, find_finite, write_shard
 from .engine import Engine
 
@@ -119,7 +120,7 @@ class LocalEngine(Engine):
                     unfinished.callback(grids.discard)
                 shard = compute_shard(job, self, reader, grids, writer, progress)
                 shard = replace(shard, fingerprint=job.final_fingerprint(shard.skipped, images))
-                writer.submit(write_files, path, shard, grids)
+                writer.submit(write_files, config, path, shard, grids)
                 yield job, shard.skipped
             writer.wait()
 
@@ -221,12 +222,14 @@ def start_grids(config: FeaturesConfig, backbone: Backbone, path: Path) -> GridW
     return GridWriter(path.with_name(grid_name(path.name)), row_shape)
 
 
-def write_files(path: Path, shard: FeatureShard, grids: GridWriter | None) -> None:
+def write_files(
+    config: FeaturesConfig, path: Path, shard: FeatureShard, grids: GridWriter | None
+) -> None:
     """Write the grid file, then the shard, so that a shard on disk always has its grid file."""
     if grids is not None:
         shard = replace(shard, grid_crc32=grids.publish())
     write_shard(path, shard)
-    logger.info("%s is written", path)
+    logger.info("%s is written", put_shard(config, path))
 
 
 def require_finite(

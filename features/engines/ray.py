@@ -33,6 +33,8 @@ from ..encoders.family import is_weights_file
 from ..encoders.network import NetworkInfo
 from ..manifest import describe_network
 from ..plan import ImageList, ShardJob, Skipped, find_finished
+from ..remote_shards import fetch_shards
+from ..shards import read_shard
 from .engine import Engine
 from .local import LocalEngine
 from .ray_cluster import MAX_RETRIES, Resources, connected, crashes_reported
@@ -117,7 +119,8 @@ class ShardActor:
 
     def start(self) -> LocalEngine:
         """Load the network, and check that this node computes what the driver expects."""
-        require_folder(self.directory, "Share the data folder")
+        if self.weights.config.store is None:
+            require_folder(self.directory, "Give --store a URL, or share the data folder")
         torch.set_num_threads(num_cpus_here())
         engine = self.weights.load()
         if describe_network(engine.config, engine.network) != self.network:
@@ -128,25 +131,34 @@ class ShardActor:
         return engine
 
     def compute_with(self, engine: LocalEngine, group: Group) -> Iterator[Any]:
-        """Compute the shards that do not exist yet: an actor may have been killed after some.
+        """Compute the shards that do not exist yet: an actor may have been killed after some."""
+        if any(group.images.stamps) and not is_url(group.images.source):
+            require_folder(Path(group.images.source), "Share the folder of the images")
+        if engine.config.store is None:
+            yield from self.compute_in(self.directory, engine, group)
+            return
+        with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
+            fetch_shards(engine.config, group.jobs, Path(folder))
+            yield from self.compute_in(Path(folder), engine, group)
+
+    def compute_in(self, directory: Path, engine: LocalEngine, group: Group) -> Iterator[Any]:
+        """Compute the shards that a folder does not have yet.
 
         The results come in the order of the jobs, as they would the first time: if Ray repeats a
         task, it takes only the results that it has not received yet.
         """
-        if any(group.images.stamps) and not is_url(group.images.source):
-            require_folder(Path(group.images.source), "Share the folder of the images")
         network, config, watch = engine.network, engine.config, Stopwatch()
         finished = find_finished(
             group.jobs,
-            self.directory,
-            self.directory,
+            directory,
+            directory,
             done=None,
             feature_dim=network.feature_dim,
             grid_shape=(network.num_cells, network.grid_dim) if config.grid else None,
             max_pixels=config.max_pixels,
         )
         todo = [job for job in group.jobs if job.name not in finished]
-        computed = engine.compute(group.images, todo, self.directory, watch)
+        computed = engine.compute(group.images, todo, directory, watch)
         with output_mode(quiet=True), closing(computed):
             for job in group.jobs:
                 skipped = finished[job.name] if job.name in finished else next(computed)[1]
@@ -251,7 +263,7 @@ class RayEngine(Engine):
         Args:
             images: all images of the dataset.
             jobs: the shards to compute.
-            directory: where the shards are written; all nodes see it under the same path.
+            directory: where the shards are written; without `--store`, all nodes see it.
             watch: measures the time that actors spend waiting for `read`, `model` and `write`.
         """
         if not jobs:
@@ -274,8 +286,26 @@ class RayEngine(Engine):
                     name, skipped = result
                     progress.advance(len(by_name[name]), watch.shares())
                     yield by_name[name], skipped
+            if self.config.store is not None:
+                self.fetch(jobs, directory)
         finally:
             remove_partials(directory)  # of killed actors
+
+    def fetch(self, jobs: Sequence[ShardJob], directory: Path) -> None:
+        """Copy the shards that the workers have put into the store, and verify them.
+
+        Raises:
+            StorageError: the store lacks some of them.
+            BadShardError: one is damaged.
+        """
+        count = fetch_shards(self.config, jobs, directory)
+        if count < len(jobs):
+            raise StorageError(
+                f"{self.config.store} has {count} of the {len(jobs)} shards that the workers put "
+                "there. Run the same command again: it computes the missing ones."
+            )
+        for job in jobs:
+            read_shard(directory / job.name, self.network.feature_dim)
 
     def run(self, groups: Iterable[Group], directory: Path) -> Iterator[Any]:
         """Send groups to the actors; yield what `ShardActor.compute` yields."""

@@ -1,4 +1,4 @@
-"""Reads files by local path or by URL (`s3://bucket/a.tar`, `gs://…`, `https://…`), in order.
+"""Reads and writes files by local path or URL (`s3://bucket/a.tar`, `gs://…`, `https://…`).
 
 The only file that uses fsspec. The extra `remote` installs its libraries for S3, GCS and HTTP. They
 find credentials themselves: in environment variables, configuration files, or on cloud machines.
@@ -7,6 +7,7 @@ find credentials themselves: in environment variables, configuration files, or o
 import glob
 import io
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from .errors import ConfigError, MissingArtifactError, ShowTellError, StorageError
+from .files import atomic_path
 
 T = TypeVar("T")
 
@@ -102,6 +104,44 @@ def stamp(location: str) -> str | None:
         return None
     version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
     return f"{info.get('size')}:{str(version).strip(chr(34))}"
+
+
+def download(location: str, path: Path) -> bool:
+    """Copy a file to the local `path`, atomically; return False if it does not exist.
+
+    Raises:
+        StorageError: it cannot be read, or `path` cannot be written.
+        ConfigError: a library is missing.
+    """
+    try:
+        with open_url(location) as source, atomic_path(path) as partial, partial.open("wb") as file:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+    except MissingArtifactError:
+        return False
+    return True
+
+
+def upload(path: Path, location: str) -> None:
+    """Copy a local file to a path or URL. Readers see all of it or nothing.
+
+    Raises:
+        StorageError: it cannot be written.
+        ConfigError: a library is missing.
+    """
+    target = Path(location.removeprefix("file://"))
+    if not is_url(location) or location.startswith("file://"):
+        with atomic_path(target) as partial:
+            shutil.copyfile(path, partial)
+        return
+    system, remote = _file_system(location)
+    try:
+        # Object stores show a file once it is complete.
+        _repeat(location, lambda: system.put_file(str(path), remote))
+    except RemoteError as error:
+        raise StorageError(
+            f"{location} cannot be written: {error.reason}. Check the URL, the network and your "
+            "credentials."
+        ) from None
 
 
 def size_of(location: str) -> int:

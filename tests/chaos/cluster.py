@@ -32,7 +32,7 @@ from ray.cluster_utils import Cluster
 
 SCENES = ("--dataset", "scenes")
 NETWORK = ("--encoder", "resnet18", "--image-size", "64", "--batch-size", "4", "--shard-size", "4")
-FOLDER = "scenes/features/resnet18-random-64"
+FOLDER, STORE_FOLDER = "scenes/features/resnet18-random-64", "store/scenes/resnet18-random-64"
 MEMORY = {"object_store_memory": 10**8}
 TIMEOUT_S = 400.0
 SURVIVED, LOST, TWICE, DIFFERENT = OUTCOMES = ("survived", "lost", "twice", "different")
@@ -50,6 +50,7 @@ class Trial:
         root: folder with the data folders.
         cluster: with two nodes.
         data: the data folder of this trial.
+        store: whether the workers write to `--store`.
         allowed: shard → number of times that it may be written; once if it is not listed.
         driver: the command that runs.
     """
@@ -57,15 +58,19 @@ class Trial:
     root: Path
     cluster: Cluster
     data: Path
+    store: bool = False
     allowed: Counter[str] = field(default_factory=Counter)
     driver: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        engine = ("--engine", "ray", "--address", self.cluster.address)
-        self.driver = showtell(self.root, self.data, *engine)
+        words = ["--engine", "ray", "--address", self.cluster.address]
+        if self.store:
+            words += ["--store", str(self.data / "store")]
+        self.driver = showtell(self.root, self.data, *words)
 
     def finished(self) -> list[Path]:
-        return sorted((self.data / FOLDER).glob("part-*.h5"))
+        folder = self.data / (STORE_FOLDER if self.store else FOLDER)
+        return sorted(folder.glob("part-*.h5"))
 
     def wait_for_shards(self, count: int) -> None:
         assert self.driver is not None
@@ -123,8 +128,8 @@ def content_of(data: Path) -> dict[str, object]:
     """Return the bytes of each file of the features, and what the manifest says of the shards."""
     folder = data / FOLDER
     manifest = json.loads((folder / "manifest.json").read_text())
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[:2] != ".l"}
-    files |= {"manifest.json": b"", ".manifest.json": b""}
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files |= dict.fromkeys((".lock", "manifest.json", ".manifest.json"), b"")  # compared below
     keys = ("config", "inputs", "outputs", "counts", "skipped", "checksums")
     return files | {key: manifest[key] for key in keys} | {"f": manifest["details"]["fingerprints"]}
 
@@ -160,7 +165,7 @@ def kill_actor(trial: Trial) -> None:
 def kill_all_workers(trial: Trial) -> None:
     for node in trial.cluster.worker_nodes:
         for pid, command in children_of(raylet_of(node)).items():
-            if "ray::" in command:
+            if "ray::" in command and "Agent" not in command:  # without agents, a node is lost
                 os.kill(pid, signal.SIGKILL)
     trial.finish()
 
@@ -217,6 +222,8 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "driver stopped by SIGTERM": lambda trial: kill_driver(trial, signal.SIGTERM),
     "driver stopped by Ctrl-C": lambda trial: kill_driver(trial, signal.SIGINT),
     "driver killed, shard deleted": lambda trial: damage_shard(trial, delete=True),
+    "actor and driver killed, --store": lambda trial: kill_actor_and_driver(trial),
+    "driver killed, shard deleted, --store": lambda trial: damage_shard(trial, delete=True),
     "driver killed, bit flipped": lambda trial: damage_shard(trial, delete=False),
 }
 QUICK_FAULTS = {"actor killed, then driver": kill_actor_and_driver}
@@ -266,7 +273,7 @@ def run(
             for fault, strike in faults.items():
                 data = root / f"data{len(results)}"
                 shutil.copytree(root / "prepared", data)
-                trial = Trial(root, cluster, data)
+                trial = Trial(root, cluster, data, store="--store" in fault)
                 trial.start()
                 started = time.monotonic()
                 try:
