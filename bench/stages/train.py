@@ -11,6 +11,7 @@ from torch import Tensor
 from ...model.config import TrainConfig
 from ...model.training.batches import CaptionBatch
 from ...model.training.data import load_training_data
+from ...model.training.loss import whole
 from ...model.training.trainer import Trainer
 from ..config import BenchConfig
 from ..decoder_products import training_products
@@ -99,7 +100,7 @@ class TimedSteps:
         with self._timed("gather"):
             batch = trainer.batches.gather(positions)
         with self._timed("forward"), trainer.precision.autocast():
-            loss = trainer.loss_of(trainer.decoder, batch)
+            loss = trainer.loss_of(trainer.decoder, batch, whole)
         with self._timed("backward"):
             trainer.precision.scaler.scale(loss).backward()
         with self._timed("optimizer"):

@@ -8,6 +8,7 @@ last.safetensors, what `showtell train --resume` continues from
     average.<name>              running mean of the weights, with --ema
     optimizer.<index>.<name>    state of the optimizer for each parameter, by the parameter's index
     rng.cpu, rng.cuda           states of the random generators, uint8
+    rng.cpu.<rank>, …           the same of the other processes of a training by torchrun
     metadata "progress"         the fields of `Progress`, as JSON
     metadata "scaler"           state of the gradient scaler, as JSON
     metadata "run"              a copy of config.json, from which `--resume` can restore it
@@ -16,6 +17,7 @@ Both have a metadata entry "checksum", see `tensors.py`.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,6 +61,14 @@ def save_weights(path: Path, decoder: Decoder, run: RunConfig | None = None) -> 
     write_tensors(path, decoder.state_dict(), metadata)
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the random generators that training uses, by their names."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
 def save_checkpoint(
     path: Path,
     decoder: Decoder,
@@ -67,17 +77,20 @@ def save_checkpoint(
     progress: Progress,
     average: torch.nn.Module | None = None,
     run: RunConfig | None = None,
+    random_states: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write everything that is needed to continue training exactly, atomically."""
+    """Write everything that is needed to continue training exactly, atomically.
+
+    `random_states` are those of all processes; default of this one, which trains alone.
+    """
     tensors = {f"model.{name}": value for name, value in decoder.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    device = next(decoder.parameters()).device
-    if device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    states = random_states or [random_state(next(decoder.parameters()).device)]
+    for rank, named in enumerate(states):
+        tensors |= {f"rng.{name}{_suffix(rank)}": state for name, state in named.items()}
     metadata = {
         "progress": json.dumps(asdict(progress)),
         "scaler": json.dumps(scaler.state_dict()),
@@ -108,8 +121,12 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     average: torch.nn.Module | None = None,
+    rank: int = 0,
 ) -> Progress:
     """Restore the state that `save_checkpoint` wrote; the arguments are updated in place.
+
+    The random generators are set to those of the process `rank`. They keep their state if the
+    checkpoint is of fewer processes.
 
     Raises:
         MissingArtifactError: the checkpoint does not exist.
@@ -132,13 +149,20 @@ def load_checkpoint(
             state.setdefault(int(index), {})[key] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(tensors["rng.cpu"])
+        if (cpu_state := tensors.get(f"rng.cpu{_suffix(rank)}")) is not None:
+            torch.set_rng_state(cpu_state)
         device = next(decoder.parameters()).device
-        if device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+        cuda_state = tensors.get(f"rng.cuda{_suffix(rank)}")
+        if device.type == "cuda" and cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state, device)
         if scaler_state := json.loads(metadata["scaler"]):  # empty if the scaler is disabled
             scaler.load_state_dict(scaler_state)
     return progress
+
+
+def _suffix(rank: int) -> str:
+    """Return what the names of a process's random states end with: nothing for the first."""
+    return f".{rank}" if rank else ""
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 The policy-gradient loss of `--scst` is in scst.py.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,15 @@ from ..decoders.base import Decoder
 from ..generation.constraints import NEVER_WRITTEN
 from ..kernels.padding import pad_rows, round_rows
 from .batches import CaptionBatch
+
+# Number of tokens or images in this process → their share of the whole batch. A mean over them is
+# multiplied by it; the sum of the products over all processes is the mean over the batch.
+Share = Callable[[int], float]
+
+
+def whole(count: int) -> float:
+    """Return the share of a process that trains alone: 1."""
+    return 1.0
 
 
 def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:

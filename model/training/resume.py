@@ -6,7 +6,7 @@ from pathlib import Path
 from signal import Signals
 
 from ...pipeline.stage.checksums import checksum_of_file, checksums_of
-from ...pipeline.stage.command_line import command_line, command_of, data_option
+from ...pipeline.stage.command_line import command_of, data_option
 from ...pipeline.stage.console import print_note, print_warning
 from ...pipeline.stage.errors import (
     DamagedFileError,
@@ -24,6 +24,7 @@ from ..runs.repair import find_config, find_manifest, find_problems, has_started
 from ..runs.run import RunConfig, require_same_backbone
 from ..runs.run_log import RunLog
 from .data import TrainingData
+from .distributed import resume_command
 from .source import is_given, moves_dataset
 
 
@@ -221,8 +222,8 @@ def require_folder(run_dir: Path, config: TrainConfig) -> None:
 
 def stopped_by(signal: Signals, run_dir: Path, step: int) -> StoppedError:
     """Return the error that ends a training once its checkpoint is saved."""
-    command = command_line(run_dir.parents[1], "train", "--run", run_dir.name, "--resume")
     return StoppedError(
-        f"{run_dir} was stopped by {signal.name} at step {step}. Run '{command}' to continue.",
+        f"{run_dir} was stopped by {signal.name} at step {step}. Run '{resume_command(run_dir)}' "
+        "to continue.",
         signal,
     )

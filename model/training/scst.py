@@ -23,7 +23,7 @@ from ..generation.sampling import generate_tokens
 from ..kernels.padding import ALIGNMENT, pad_rows, round_rows
 from ..scst_reward import parse_reward
 from .batches import CaptionBatch
-from .loss import caption_loss
+from .loss import Share, caption_loss, whole
 from .reward import Reward
 
 
@@ -50,7 +50,7 @@ class SelfCriticalLoss:
         self.rules = DecodingOptions().for_unit(vocab.unit)  # the same constraints as in decoding
         self.batch_rewards: list[float] = []  # since the last `take_reward`
 
-    def __call__(self, decoder: Decoder, batch: CaptionBatch) -> Tensor:
+    def __call__(self, decoder: Decoder, batch: CaptionBatch, share: Share = whole) -> Tensor:
         """Return the loss of a batch whose captions are grouped by image, a scalar."""
         config, num_images = self.config, len(batch.image_rows)
         use_greedy = config.scst_baseline == "greedy"
@@ -64,19 +64,24 @@ class SelfCriticalLoss:
             greedy = draw_captions(decoder, state, self.rules, greedy=True) if use_greedy else None
         decoder.train()
         rewards = self.rewards(batch.image_rows, drawn).view(num_images, -1)
-        self.batch_rewards.append(float(rewards.mean()))
+        self.batch_rewards.append(float(rewards.mean()) * share(num_images))
         if greedy is not None:
             advantages = rewards - self.rewards(batch.image_rows, greedy).view(num_images, 1)
         else:
             advantages = rewards - mean_of_others(rewards)
-        loss = policy_loss(decoder, batch, image_index, drawn, advantages.flatten(), self.rules)
+        advantages = advantages.flatten()
+        loss = policy_loss(decoder, batch, image_index, drawn, advantages, self.rules, share)
         if config.xe_weight:
             cross_entropy = caption_loss(decoder, batch, config.label_smoothing)
+            cross_entropy = cross_entropy * share(len(batch.nonpad))
             loss = (1 - config.xe_weight) * loss + config.xe_weight * cross_entropy
         return loss
 
     def take_reward(self) -> float:
-        """Return the mean reward since the last call; NaN if there was none."""
+        """Return the mean reward since the last call; NaN if there was none.
+
+        Of several processes, each returns its share: the mean is their sum.
+        """
         reward = float(np.mean(self.batch_rewards)) if self.batch_rewards else float("nan")
         self.batch_rewards.clear()
         return reward
@@ -136,6 +141,7 @@ def policy_loss(
     drawn: Tensor,
     advantages: Tensor,
     rules: DecodingOptions,
+    share: Share = whole,
 ) -> Tensor:
     """Return the mean over all tokens of −advantage · log-probability, a scalar.
 
@@ -146,6 +152,7 @@ def policy_loss(
         drawn: (R, T) int64, from `draw_captions`.
         advantages: (R,) float32, reward minus baseline of each draw.
         rules: the constraints of the draw; what they forbid has no probability here either.
+        share: of the tokens of this process.
     """
     max_length = rules.length_limit
     # An EOS forced at the maximum length was not the decoder's choice.
@@ -174,4 +181,4 @@ def policy_loss(
     log_probs = -F.cross_entropy(
         logits.masked_fill(is_forbidden, -torch.inf), targets, ignore_index=PAD, reduction="none"
     )
-    return -(weights * log_probs).sum() / num_tokens
+    return -(weights * log_probs).sum() / num_tokens * share(num_tokens)

@@ -123,6 +123,17 @@ def output_mode(*, quiet: bool = False, json: bool = False) -> Iterator[None]:
         _mode.quiet, _mode.json = previous
 
 
+def silence_output() -> None:
+    """Print nothing from now on, because another process of the same command prints it."""
+    _mode.quiet, _mode.json = True, None
+    console.quiet = error_console.quiet = True
+
+
+def silence_errors(is_silent: bool) -> None:
+    """Print no warnings and errors from now on, or print them again."""
+    error_console.quiet = is_silent
+
+
 def is_quiet() -> bool:
     """Return whether `--quiet` was given."""
     return _mode.quiet

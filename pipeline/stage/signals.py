@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 LIMIT_S = 1.5
 REPEAT_S = 0.5  # `timeout` repeats its signal at once; a later one is the user's
+TORCHRUN_REPEAT_S = 30.0  # torchrun repeats Ctrl-C when it can, and kills its processes after that
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -43,6 +44,7 @@ class _State:
     stopped: Stopped | None = None
     is_deferred = False
     is_reported = False
+    repeat_s = REPEAT_S
 
 
 _state = _State()
@@ -110,7 +112,7 @@ def _watch(reader: int) -> None:
             continue
         if not os.read(reader, 1):  # the command has ended; the process may still hang
             time.sleep(deadline - now)
-        elif now - started > REPEAT_S:
+        elif now - started > _state.repeat_s:
             break
     end_children(kill=True)
     _report(Stopped(received[0]))
@@ -124,6 +126,16 @@ def _report(stopped: Stopped) -> None:
         show_cursor = "\x1b[?25h\r" if os.isatty(2) else ""  # a progress bar may have hidden it
         with suppress(OSError):
             os.write(2, f"{show_cursor}error: {stopped}\n".encode())
+
+
+def expect_repeated_signals() -> None:
+    """Do not end the process at a second signal: torchrun repeats those that it receives."""
+    _state.repeat_s = TORCHRUN_REPEAT_S
+
+
+def silence_report() -> None:
+    """Print nothing if a signal stops this process, because another process reports it."""
+    _state.is_reported = True
 
 
 @contextmanager
