@@ -19,6 +19,7 @@ BENCH_STAGES = (
     "workers",
     "shards",
     "train",
+    "train-processes",
     "decode",
     "scorers",
     "serve",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test and measure showtell on a GPU machine, in at most six minutes on one H100 or H200.
+# Test and measure showtell on a GPU machine, in at most seven minutes on one H100 or H200.
 #
 #   bench/gpu.sh [--out DIR] [--wheels DIR] [--coco DIR] [--dry-run | --list]
 #
@@ -45,7 +45,7 @@ export ROOT PYTHON COCO PYTHONUNBUFFERED=1
 export SCALE=1 SECONDS_PER_STAGE=5 ENCODER=resnet50 IMAGE_SIZE=224 TESTS='' LIMIT_FACTOR=1
 if [ -n "$dry_run" ]; then
   SCALE=0.001 SECONDS_PER_STAGE=0.2 ENCODER=resnet18 IMAGE_SIZE=64 LIMIT_FACTOR=4
-  TESTS='(gru and none and float32 and not bfloat16) or decoded'
+  TESTS='(gru and none and float32 and not bfloat16) or decoded or torchrun'
   export CUDA_VISIBLE_DEVICES='' SHOWTELL_TEST_DEVICE=cpu
 fi
 
@@ -82,6 +82,11 @@ features() {
   showtell bench features workers --dataset scenes --data "$DATA" --seconds "$SECONDS_PER_STAGE"
 }
 
+# With one GPU: one process of torchrun, beside one without it.
+processes() {
+  showtell bench train-processes --dataset scenes --data "$DATA" --seconds "$SECONDS_PER_STAGE"
+}
+
 coco_images() {
   showtell prepare --dataset coco2017 --source "$COCO" --data "$DATA/full-size"
   showtell features --dataset coco2017 --data "$DATA/full-size" \
@@ -94,6 +99,7 @@ steps() {
   run_step coco_scale 100
   run_step scst 70
   run_step features 70
+  run_step processes 45
   if [ -n "$COCO" ]; then run_step coco_images 45; fi
 }
 
@@ -145,7 +151,7 @@ if [ -z "$dry_run" ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cu
   exit 2
 fi
 
-export -f python showtell random_weights gpu_tests coco_scale scst features coco_images
+export -f python showtell random_weights gpu_tests coco_scale scst features processes coco_images
 failed=''
 : >"$out/steps.tsv"
 : >"$out/log.txt"

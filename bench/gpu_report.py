@@ -40,7 +40,8 @@ def main(data: Path, steps: Path) -> None:
     """Print the table and the time of each step."""
     summary = read_summary(data)
     machine = describe_machine(summary)
-    rows = [*epoch_rows(summary, data), *decoding_rows(summary), *worker_rows(summary, "224×224")]
+    rows = [*epoch_rows(summary, data), *process_rows(summary), *decoding_rows(summary)]
+    rows += worker_rows(summary, "224×224")
     rows += worker_rows(read_summary(data / "full-size"), "640×480")
     print(table(HEADER, [(r.what, r.measured, r.goal, r.command, machine) for r in rows]))
     print()
@@ -90,6 +91,15 @@ def read_precision(data: Path, run: str) -> str:
         precision: str = json.loads(path.read_text("utf-8"))["train"]["precision"]
         return precision
     return "unknown precision"
+
+
+def process_rows(summary: Summary) -> Iterator[Row]:
+    """Yield the row of training with torchrun."""
+    if "train-processes" in summary:
+        details, rate = summary["train-processes"]["details"], summary["train-processes"]
+        what = f"training with {details['num_processes']} process by torchrun, batches of 128"
+        measured = f"{rate['throughput']:,.0f} captions/s, {details['speedup']:.2f} times one alone"
+        yield Row(what, measured, "showtell bench train-processes --dataset scenes")
 
 
 def decoding_rows(summary: Summary) -> Iterator[Row]:

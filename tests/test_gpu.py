@@ -143,6 +143,28 @@ def test_stopped_training_resumes_to_the_same_weights(scenes, monkeypatch, preci
     assert torch.dist(resumed, whole) < 0.02 * whole.norm()
 
 
+def test_one_process_of_torchrun_trains_the_same_weights(scenes, monkeypatch) -> None:
+    config = TrainConfig(
+        data=scenes, dataset="scenes", run="alone", hidden_size=32, embed_size=32, batch_size=16,
+        epochs=2, precision="fp32", val_images=2, device=GPU.type,
+    )  # fmt: skip
+    train(config)
+    environment = {
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    train(replace(config, run="group"))  # with NCCL on a GPU
+    alone, group = (
+        torch.cat([value.flatten() for name, value in sorted(weights.items()) if "model." in name])
+        for run in ("alone", "group")
+        for weights in (load_file(scenes / f"runs/{run}/last.safetensors"),)
+    )
+    # A GPU adds in varying order.
+    assert torch.dist(alone, group) < 0.02 * alone.norm()
+
+
 def test_decoded_batches_are_pinned_and_stay_intact(scenes) -> None:
     paths = sorted((scenes / "scenes" / "raw" / "images").glob("*.jpg"))[:40]
     names, spans = [path.name for path in paths], split_into_batches(0, len(paths), 8)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...model.config import TrainConfig
 from ...model.training.batches import CaptionBatch
 from ...model.training.data import load_training_data
-from ...model.training.loss import whole
 from ...model.training.trainer import Trainer
 from ..config import BenchConfig
 from ..decoder_products import training_products
@@ -98,11 +97,14 @@ class TimedSteps:
         """Train on the captions at these positions."""
         trainer = self.trainer
         with self._timed("gather"):
-            batch = trainer.batches.gather(positions)
+            batch, share = trainer.group.gather_part(trainer.batches, positions)
         with self._timed("forward"), trainer.precision.autocast():
-            loss = trainer.loss_of(trainer.decoder, batch, whole)
+            loss = trainer.loss_of(trainer.decoder, batch, share)
         with self._timed("backward"):
             trainer.precision.scaler.scale(loss).backward()
+        if trainer.group.size > 1:
+            with self._timed("exchange"):
+                trainer.group.sum_gradients(trainer.decoder.parameters())
         with self._timed("optimizer"):
             trainer.step_optimizer()
         self.num_steps += 1
@@ -117,4 +119,4 @@ class TimedSteps:
         yield
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        self.parts[part] += time.perf_counter() - started
+        self.parts[part] = self.parts.get(part, 0.0) + time.perf_counter() - started

@@ -150,7 +150,7 @@ class Group:
     # --- training -------------------------------------------------------------------------------
 
     def gather_part(
-        self, batches: CaptionBatches, positions: Tensor, views: Tensor
+        self, batches: CaptionBatches, positions: Tensor, views: Tensor | None = None
     ) -> tuple[CaptionBatch, Share]:
         """Gather this rank's part of a batch, and return how to weight its losses.
 
