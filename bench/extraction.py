@@ -104,23 +104,13 @@ def existing_images(options: FeaturesConfig) -> ImageList:
             f"None of the {len(images):,} images of {options.dataset} exists under "
             f"{images.source}. Restore them, or name the other stages to measure only those."
         )
-    return replace(
-        images,
-        image_ids=images.image_ids[positions],
-        file_names=[images.file_names[i] for i in positions],
-        stamps=[images.stamps[i] for i in positions],
-    )
+    return images.select(positions)
 
 
 def repeat_images(images: ImageList, count: int) -> ImageList:
     """Return `count` images: those of a list, repeated in order, with new ids."""
-    positions = [i % len(images) for i in range(count)]
-    return replace(
-        images,
-        image_ids=np.arange(count),
-        file_names=[images.file_names[i] for i in positions],
-        stamps=[images.stamps[i] for i in positions],
-    )
+    repeated = images.select([i % len(images) for i in range(count)])
+    return replace(repeated, image_ids=np.arange(count))
 
 
 def decode_images(
@@ -141,6 +131,7 @@ def decode_images(
         split_into_batches(0, len(images), batch_size),
         num_workers,
         for_gpu=in_processes,
+        members=images.members,
     )
 
 

@@ -34,11 +34,13 @@ class ImageList:
 
     Attributes:
         files: where they are.
-        source: the folder they are in.
+        source: the folder or URL they are in.
         sha256: of the images.parquet that lists them.
         image_ids: (N,) int64, increasing.
         file_names: N names, relative to the source.
-        stamps: size and time of each file, None if it does not exist.
+        stamps: size and time of each file or its archive, None if it does not exist.
+        members: (N, 2) int64, offset and size of each image in its tar archive, -1 if it is in
+            none; None if no image is in a tar archive.
     """
 
     files: ImageFiles
@@ -47,18 +49,24 @@ class ImageList:
     image_ids: npt.NDArray[np.int64]
     file_names: list[str]
     stamps: list[str | None]
+    members: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.file_names)
 
-    def part(self, start: int, stop: int) -> "ImageList":
-        """Return the images at positions `start` to `stop`."""
+    def select(self, positions: Sequence[int]) -> "ImageList":
+        """Return the images at some positions, in that order."""
         return replace(
             self,
-            image_ids=self.image_ids[start:stop],
-            file_names=self.file_names[start:stop],
-            stamps=self.stamps[start:stop],
+            image_ids=self.image_ids[positions],
+            file_names=[self.file_names[i] for i in positions],
+            stamps=[self.stamps[i] for i in positions],
+            members=None if self.members is None else self.members[positions],
         )
+
+    def part(self, start: int, stop: int) -> "ImageList":
+        """Return the images at positions `start` to `stop`."""
+        return self.select(range(start, stop))
 
 
 @dataclass(frozen=True)
@@ -104,19 +112,21 @@ def list_images(config: FeaturesConfig) -> ImageList:
     Raises:
         MissingArtifactError: the dataset is not prepared.
     """
-    source = Path(require_stage(config.captions_dir).details["source"])
+    source: str = require_stage(config.captions_dir).details["source"]
     path = config.captions_dir / IMAGES_PARQUET
     table = read_images(path)
     order = np.argsort(table.image_ids, kind="stable")
-    names = [table.file_names[row] for row in order]
+    names = [*table.file_names.take(order)]
     files = ImageFiles(source)
+    members = table.members
     return ImageList(
         files=files,
-        source=str(source),
+        source=source,
         sha256=hash_file(path),
         image_ids=table.image_ids[order],
         file_names=names,
         stamps=files.fingerprints(names),
+        members=None if members is None else members[order],
     )
 
 
@@ -139,6 +149,8 @@ def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> l
             images.file_names[start:stop],
             images.stamps[start:stop],
         ]
+        if images.members is not None:
+            content.append(images.members[start:stop].tolist())
         name = f"part-{index:05}{FORMATS[config.format].suffix}"
         jobs.append(ShardJob(name, start, stop, hash_json([network, content])))
     return jobs

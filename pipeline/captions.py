@@ -28,7 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .datasets.records import ImageRecord
-from .stage.artifacts import open_output, reading, repair_command
+from .images.image_files import ImageFiles
+from .layout import IMAGES_PARQUET
+from .stage.artifacts import open_output, reading, repair_command, require_manifest
 from .stage.errors import MismatchError
 from .stage.ragged import Int32Array, Ints, select_rows, to_offsets
 
@@ -82,6 +84,13 @@ class ImageTable:
     splits: npt.NDArray[np.object_]
     offsets: Ints | None = None
     num_bytes: Ints | None = None
+
+    @property
+    def members(self) -> Ints | None:
+        """(N, 2) int64, offset and length of each image in its tar archive; None without tars."""
+        if self.offsets is None or self.num_bytes is None:
+            return None
+        return np.stack([self.offsets, self.num_bytes], 1)
 
     def select(self, split: str) -> Ints:
         """Return the ids of the images in `split`: (n,) int64; empty if there are none."""
@@ -188,6 +197,24 @@ def read_images(path: Path) -> ImageTable:
             for name in ("offset", "num_bytes")
         ),
     )
+
+
+def open_images(captions_dir: Path, image_ids: Sequence[int]) -> tuple[ImageFiles, list[str]]:
+    """Return what reads some images of a prepared dataset, and their names in the same order.
+
+    Raises:
+        MissingArtifactError: the dataset is not prepared.
+        DamagedFileError: its manifest or images.parquet is damaged.
+        KeyError: there is no such image.
+    """
+    source = require_manifest(captions_dir).details["source"]
+    table = read_images(captions_dir / IMAGES_PARQUET)
+    names = table.find_names(image_ids)
+    if (members := table.members) is None:
+        return ImageFiles(source), names
+    rows = np.flatnonzero(np.isin(table.image_ids, np.asarray(image_ids, np.int64)))
+    places = map(tuple, members[rows].tolist())
+    return ImageFiles(source, dict(zip(table.file_names.take(rows), places, strict=True))), names
 
 
 def read_captions(path: Path) -> EncodedCaptions:

@@ -6,7 +6,6 @@ Both compute in float32 on all cores of the CPU. The images whose captions diffe
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -116,13 +115,7 @@ def read_val_images(config: BenchConfig, captioner: Captioner) -> Sequence[Pixel
     images = existing_images(FeaturesConfig(data=config.data, dataset=config.dataset))
     val_ids = read_images(config.captions_dir / IMAGES_PARQUET).select("val").tolist()
     positions = np.flatnonzero(np.isin(images.image_ids, val_ids))[:MAX_IMAGES].tolist()
-    val_images = replace(
-        images,
-        image_ids=images.image_ids[positions],
-        file_names=[images.file_names[i] for i in positions],
-        stamps=[images.stamps[i] for i in positions],
-    )
-    batches = decode_images(val_images, captioner.backbone.transform, BATCH_SIZE)
+    batches = decode_images(images.select(positions), captioner.backbone.transform, BATCH_SIZE)
     return [np.ascontiguousarray(batch.pixels.numpy()) for batch in batches]
 
 

@@ -102,6 +102,7 @@ class LocalEngine(Engine):
             for_gpu=self.device.type == "cuda",
             num_views=config.views,
             max_pixels=config.max_pixels,
+            members=images.members,
         )
         num_finished = len(images) - sum(len(job) for job in jobs)
         progress = ProgressLine("features", total=len(images), unit="img", start=num_finished)

@@ -25,10 +25,8 @@ from torch import Tensor
 from ...features.reading.broken_images import UnreadableImageError
 from ...features.reading.decode import decode_image
 from ...features.reading.transform import Transform
-from ...pipeline.captions import read_images
+from ...pipeline.captions import open_images
 from ...pipeline.images.image_files import ImageFiles
-from ...pipeline.layout import IMAGES_PARQUET
-from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.stage.errors import DatasetError, MissingArtifactError, ScorerError
 from ...pipeline.stage.files import hash_file
@@ -243,10 +241,9 @@ def read_image(files: ImageFiles, file_name: str) -> Image.Image:
 def _find_images(captions: CaptionSet) -> NamedImages:
     """Return the images of the prepared dataset that the captions belong to."""
     assert captions.captions_dir is not None
-    images = read_images(captions.captions_dir / IMAGES_PARQUET)
-    names = dict(zip(images.image_ids.tolist(), images.file_names, strict=True))
-    source = Path(require_stage(captions.captions_dir).details["source"])
-    return NamedImages(ImageFiles(source), names)
+    ids = [*captions.hypotheses]
+    files, names = open_images(captions.captions_dir, ids)
+    return NamedImages(files, dict(zip(ids, names, strict=True)))
 
 
 def _read_in_batches(image_ids: list[int], images: NamedImages) -> Iterator[dict[int, Image.Image]]:

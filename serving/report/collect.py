@@ -13,10 +13,8 @@ from ...model.compare import Difference
 from ...model.config import EvalConfig, TrainConfig
 from ...model.runs.curves import Curve
 from ...model.runs.run import RunConfig
-from ...pipeline.captions import read_images, read_references
-from ...pipeline.images.image_files import ImageFiles
+from ...pipeline.captions import open_images, read_images, read_references
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
-from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.console import print_note, print_warning
 from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.manifest import Manifest
@@ -183,13 +181,11 @@ def _collect_images(
     """Return the images of the gallery with everything that belongs to each."""
     ids = _spread([*results.captions], config.max_images)
     captions_dir = results.data / results.dataset / "captions"
-    table = read_images(captions_dir / IMAGES_PARQUET)
-    names = table.find_names(ids)
+    files, names = open_images(captions_dir, ids)
     references = read_references(captions_dir / CAPTIONS_PARQUET, "caption", ids)
-    source = Path(require_stage(captions_dir).details["source"])
     thumbnails: list[Thumbnail | None] = [None] * len(ids)
     if config.image_size and config.suffix == "html":
-        thumbnails = make_thumbnails(ImageFiles(source), names, config.image_size)
+        thumbnails = make_thumbnails(files, names, config.image_size)
     transform = Transform(**_transform_of(runs))
     cider, ranked, other_ciders = results.cider, results.read_nbest(), [o.cider for o in others]
     images = []
