@@ -101,6 +101,20 @@ class FeaturesConfig(DatasetConfig):
     batch_size: int = option(
         64, "Images per forward pass; each view counts as one.", at_least=1, group="Hardware"
     )
+    retry_skipped: bool = option(
+        False,
+        "Read and encode all skipped images again, and no others. Without it, a run only tries "
+        "those again that failed for a passing reason, such as a server that did not answer.",
+        group="Repair",
+        affects_result=False,
+    )
+    recompute: list[str] | None = option(
+        None,
+        "Compute this shard again although it is finished, such as part-00003. Can be repeated.",
+        group="Repair",
+        affects_result=False,
+        metavar="SHARD",
+    )
     num_workers: int | None = num_workers_option()
     max_pixels: int = max_pixels_option()
     device: str = device_option()
@@ -129,6 +143,10 @@ class FeaturesConfig(DatasetConfig):
         affects_result=False,
         metavar="DIR|URL",
     )
+
+    def is_recomputed(self, shard_name: str) -> bool:
+        """Return whether `--recompute` names a shard, with or without its suffix."""
+        return Path(shard_name).stem in {Path(name).stem for name in self.recompute or ()}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,18 +9,20 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..pipeline.layout import IMAGES_INPUT
 from ..pipeline.stage.checksums import checksums_of
 from ..pipeline.stage.command_line import command_line, command_of
-from ..pipeline.stage.console import format_bytes, format_seconds, print_note, print_table
+from ..pipeline.stage.console import print_note
 from ..pipeline.stage.errors import ConfigError, DatasetError, ShowTellError
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.options import require
 from ..pipeline.stage.stopwatch import Stopwatch
 from .config import FeaturesConfig
 from .encoders.registry import AUTO, check_weights, find_family
@@ -28,18 +30,23 @@ from .engines.engine import Engine
 from .engines.local import LocalEngine
 from .layout import absolute_weights, features_dir
 from .manifest import describe_features, describe_network, is_up_to_date, read_manifest
-from .plan import ImageList, find_finished, list_images, plan_shards
+from .plan import (
+    ImageList,
+    ShardJob,
+    Skipped,
+    find_files,
+    find_finished,
+    list_images,
+    plan_shards,
+    shard_names,
+)
 from .pooled_files import MAPPED
 from .reading.broken_images import MISSING
 from .remote_shards import fetch_shards, list_files
+from .retry import RETRIED, find_retries, retry_images
+from .summary import describe_counts, print_summary
 
 STAGING = ".next"
-NUM_SKIPPED_SHOWN = 3
-OPTIONAL_COUNTS = {
-    "views": "num_views",
-    "grid cells": "grid_places",
-    "grid width": "grid_dim",
-}  # label → key in the manifest
 
 
 def extract(config: FeaturesConfig) -> Manifest:
@@ -56,14 +63,17 @@ def extract(config: FeaturesConfig) -> Manifest:
     # Checked before the folder is created, so that a typo leaves no folder behind.
     check_weights(config.encoder, config.weights)
     images = list_images(config)
+    require_shards(config, images)
     config = resolve_auto_weights(config, images)
     directory = features_dir(config)
     done = read_manifest(directory)
     config = keep_extras(config, done)
     # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
-    if done is not None and is_up_to_date(done, directory, config, images):
+    is_repaired = config.recompute or (config.retry_skipped and done is not None and done.skipped)
+    if done is not None and not is_repaired and is_up_to_date(done, directory, config, images):
         remove_leftovers(directory, done)
-        print_note(f"features: {directory} is up to date ({describe_counts(done)})")
+        counts = describe_counts(done) + (", none skipped" if config.retry_skipped else "")
+        print_note(f"features: {directory} is up to date ({counts})")
         return done
     with locked(directory), pillow_warnings_ignored():
         require_images_still_exist(done, directory, images)
@@ -141,26 +151,73 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
     done = read_manifest(directory)
     staging = directory / STAGING if done else directory
     grid_shape = (network.num_cells, network.grid_dim) if config.grid else None
-    width, limit = network.feature_dim, config.max_pixels
-    skipped = find_finished(jobs, directory, staging, done, width, grid_shape, limit)
+    kept = [job for job in jobs if not config.is_recomputed(job.name)]
+    found = find_files(kept, directory, staging, done, network.feature_dim, grid_shape)
+    skipped = {name: images_of for name, (_, images_of) in found.items()}
     todo = [job for job in jobs if job.name not in skipped]
-    if config.store is not None and fetch_shards(config, todo, staging):
-        fetched = find_finished(todo, staging, staging, None, width, grid_shape, limit)
-        print_note(f"features: {len(fetched)} of {len(todo)} shards are in {config.store}")
+    remove_outdated(config, jobs, {path for path, _ in found.values()}, staging)
+    stored = [job for job in todo if not config.is_recomputed(job.name)]
+    if config.store is not None and fetch_shards(config, stored, staging):
+        fetched = find_finished(stored, staging, staging, None, network.feature_dim, grid_shape)
+        print_note(f"features: {len(fetched)} of {len(stored)} shards are in {config.store}")
         skipped |= fetched
         todo = [job for job in todo if job.name not in fetched]
+    retries = find_retries(engine, images, [job for job in jobs if job.name in skipped], skipped)
     watch = Stopwatch()
     for job, unreadable in engine.compute(images, todo, staging, watch):
         skipped[job.name] = unreadable
     num_computed = sum(len(job) for job in todo)
-    details = {
+    if done is None or todo or staging.exists() or not retries:
+        work = describe_work(engine, watch, num_computed)
+        done = finish(engine, images, jobs, skipped, staging, directory, work, started)
+    if retries:
+        staging = directory / STAGING
+        skipped |= retry_images(engine, images, retries, directory, staging, watch)
+        num_tried = sum(len(retry.positions) for retry in retries)
+        work = describe_work(engine, watch, num_computed + num_tried)
+        manifest = finish(engine, images, jobs, skipped, staging, directory, work, started)
+        print_note(
+            f"features: {len(done.skipped) - len(manifest.skipped):,} of {num_tried:,} images that "
+            "were skipped could be read now"
+        )
+        done = manifest
+    return done
+
+
+def describe_work(engine: Engine, watch: Stopwatch, num_computed: int) -> dict[str, Any]:
+    """Return the details of this run for the manifest."""
+    return {
         "device": str(engine.device),
         "num_computed": num_computed,
         "images_per_second": num_computed / max(watch.seconds, 1e-9),
         "shares": watch.shares(),
     }
 
-    manifest = describe_features(config, images, network, jobs, skipped)
+
+def finish(
+    engine: Engine,
+    images: ImageList,
+    jobs: Sequence[ShardJob],
+    skipped: Mapping[str, Skipped],
+    staging: Path,
+    directory: Path,
+    work: dict[str, Any],
+    started: float,
+) -> Manifest:
+    """Publish all shards and write their manifest.
+
+    Args:
+        engine: its config and its network made the features.
+        images: all images of the dataset.
+        jobs: all shards.
+        skipped: name of each shard → its skipped images.
+        staging: folder with new shards.
+        directory: the features folder.
+        work: from `describe_work`.
+        started: `time.perf_counter()` at the start of the stage.
+    """
+    config = engine.config
+    manifest = describe_features(config, images, engine.network, jobs, skipped)
     reason = manifest.skipped[0][1] if manifest.skipped else ""
     require_readable(len(manifest.skipped) < len(images), images, reason, config)
     names = [name for job in jobs for name in list_files(config, job.name)]
@@ -172,7 +229,7 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
         checksums=checksums_of(directory, [job.name for job in jobs]),
         command=command_of("features", repair_config(config)),
         seconds=time.perf_counter() - started,
-        details=manifest.details | details,
+        details=manifest.details | work,
     ).write(directory)
     remove_stale(directory, manifest)
     return manifest
@@ -196,6 +253,34 @@ def open_engine(config: FeaturesConfig) -> AbstractContextManager[Engine]:
             f"{platform.python_version()} yet, use an earlier Python, or --engine local."
         ) from None
     return RayEngine.open(config)
+
+
+def require_shards(config: FeaturesConfig, images: ImageList) -> None:
+    """Check the names in `--recompute`.
+
+    Raises:
+        ConfigError: there is no such shard.
+    """
+    names = [Path(name).stem for name in shard_names(config, images)]
+    for name in config.recompute or ():
+        require(
+            Path(name).stem in names,
+            f"--recompute must name a shard, {names[0]} to {names[-1]}, got {name!r}.",
+        )
+
+
+def remove_outdated(
+    config: FeaturesConfig, jobs: Sequence[ShardJob], kept: Collection[Path], staging: Path
+) -> None:
+    """Delete the shards in the staging folder that are not kept, so that none is published.
+
+    They may belong to other options, or be without their grid files. Of shards to recompute, no
+    engine may find an earlier copy.
+    """
+    for job in jobs:
+        if staging / job.name not in kept:
+            for name in list_files(config, job.name):
+                (staging / name).unlink(missing_ok=True)
 
 
 def require_readable(
@@ -239,7 +324,8 @@ def remove_stale(directory: Path, manifest: Manifest) -> None:
     """Delete shards that the manifest does not list, and the staging folder."""
     for path in find_stale(directory, manifest):
         path.unlink(missing_ok=True)
-    shutil.rmtree(directory / STAGING, ignore_errors=True)
+    for name in (STAGING, RETRIED):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path, manifest: Manifest) -> None:
@@ -262,31 +348,3 @@ def pillow_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
-
-
-def describe_counts(manifest: Manifest) -> str:
-    """Return the counts as text, e.g. `8,000 images, 6 views, 49 grid cells`."""
-    counts = manifest.counts
-    labels = {"images": "num_images", **OPTIONAL_COUNTS}
-    return ", ".join(f"{counts[key]:,} {label}" for label, key in labels.items() if key in counts)
-
-
-def print_summary(directory: Path, manifest: Manifest) -> None:
-    """Print the summary table of the finished stage."""
-    counts, details = manifest.counts, manifest.details
-    shares = "  ".join(f"{name} {share:.0%}" for name, share in details["shares"].items())
-    rows = [
-        ("images", f"{counts['num_images']:,}"),
-        ("skipped", f"{counts['num_skipped']:,}"),
-        *(("", f"{name}: {reason}") for name, reason in manifest.skipped[:NUM_SKIPPED_SHOWN]),
-        ("feature width", f"{counts['feature_dim']:,} ({details['backbone']})"),
-        *((label, f"{counts[key]:,}") for label, key in OPTIONAL_COUNTS.items() if key in counts),
-        ("precision", manifest.config["precision"]),
-        ("shards", f"{counts['num_shards']:,}"),
-        ("computed now", f"{details['num_computed']:,}"),
-        ("speed", f"{details['images_per_second']:,.1f} images/s  {shares}"),
-        ("time", format_seconds(manifest.seconds)),
-        ("size", format_bytes(sum(manifest.outputs.values()))),
-        ("path", str(directory)),
-    ]
-    print_table("features", rows)

@@ -90,7 +90,7 @@ def describe_features(
     left_out = [(names[image_id], why) for job in jobs for image_id, why in skipped[job.name]]
     fingerprints = {job.name: job.final_fingerprint(skipped[job.name], images) for job in jobs}
     inputs = describe_inputs(images, config, network.weights_sha256)
-    if RETRY in fingerprints.values():
+    if any(fingerprint.startswith(RETRY) for fingerprint in fingerprints.values()):
         inputs["images"] += f" {RETRY}"  # so that the next run is not up to date
     return Manifest(
         stage="features",

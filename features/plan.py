@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,9 @@ from .config import FeaturesConfig
 from .grids import grid_name, open_grid
 from .reading.batches import split_into_batches
 from .reading.broken_images import MISSING, READ_FAILED, is_above_lower_limit
-from .reading.limits import MAX_PIXELS
-from .shards import FORMATS, read_shard
+from .shards import FORMATS, FeatureShard, has_checksum, read_shard
 
-# Stored instead of a fingerprint if a file could not be read, so that the next run tries again.
+# Stored before the fingerprint if an image may be readable later: the next run tries it again.
 RETRY = "retry"
 
 Skipped = tuple[tuple[int, str], ...]  # (image_id, reason) of each image of a shard without a row
@@ -95,15 +95,20 @@ class ShardJob:
         """
         return split_into_batches(self.start, self.stop, batch_size)
 
+    @property
+    def retry_fingerprint(self) -> str:
+        """The fingerprint to store if the next run is to try some images again."""
+        return f"{RETRY} {self.fingerprint}"
+
     def final_fingerprint(self, skipped: Skipped, images: ImageList) -> str:
-        """Return the fingerprint to store: `RETRY` if a file exists but could not be read."""
+        """Return the fingerprint to store."""
         rows = np.searchsorted(images.image_ids, [image_id for image_id, _ in skipped])
-        exists = [images.stamps[row] is not None for row in rows]
-        failed = any(
-            reason.startswith(READ_FAILED) or (reason == MISSING and file_exists)
-            for (_, reason), file_exists in zip(skipped, exists, strict=True)
+        stamps = [images.stamps[row] for row in rows]
+        is_retried = any(
+            may_be_readable(reason, stamp)
+            for (_, reason), stamp in zip(skipped, stamps, strict=True)
         )
-        return RETRY if failed else self.fingerprint
+        return self.retry_fingerprint if is_retried else self.fingerprint
 
 
 def list_images(config: FeaturesConfig) -> ImageList:
@@ -143,7 +148,7 @@ def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> l
     """
     jobs = []
     spans = split_into_batches(0, len(images), config.shard_size)
-    for index, (start, stop) in enumerate(spans):
+    for name, (start, stop) in zip(shard_names(config, images), spans, strict=True):
         content = [
             images.image_ids[start:stop].tolist(),
             images.file_names[start:stop],
@@ -151,20 +156,29 @@ def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> l
         ]
         if images.members is not None:
             content.append(images.members[start:stop].tolist())
-        name = f"part-{index:05}{FORMATS[config.format].suffix}"
         jobs.append(ShardJob(name, start, stop, hash_json([network, content])))
     return jobs
 
 
-def find_finished(
+def shard_names(config: FeaturesConfig, images: ImageList) -> list[str]:
+    """Return the file names of all shards."""
+    count = -(-len(images) // config.shard_size)
+    return [f"part-{index:05}{FORMATS[config.format].suffix}" for index in range(count)]
+
+
+def find_finished(*args: Any, **options: Any) -> dict[str, Skipped]:
+    """Return name → skipped images of the shards that `find_files` finds. Arguments as there."""
+    return {name: skipped for name, (_, skipped) in find_files(*args, **options).items()}
+
+
+def find_files(
     jobs: Sequence[ShardJob],
     directory: Path,
     staging: Path,
     done: Manifest | None,
     feature_dim: int,
     grid_shape: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> dict[str, Skipped]:
+) -> dict[str, tuple[Path, Skipped]]:
     """Find the shards that exist, are undamaged and have the fingerprint of their job.
 
     Shards are read completely, because the new manifest will list them as valid.
@@ -176,27 +190,60 @@ def find_finished(
         done: the manifest of the features folder.
         feature_dim: D.
         grid_shape: (P, G), if each shard needs a grid file.
-        max_pixels: the value of `--max-pixels`.
 
     Returns:
-        Name of each shard found → its skipped images.
+        Name of each shard found → its file, and its skipped images; some of them may have to be
+        tried again.
     """
-    found: dict[str, Skipped] = {}
+    found: dict[str, tuple[Path, Skipped]] = {}
     changed = find_changed(done, directory) if done else set()
     for job in jobs:
         paths = [staging / job.name, directory / job.name]
-        for path in paths[:1] if (job.name, job.fingerprint) in changed else paths:
+        fingerprints = (job.fingerprint, job.retry_fingerprint)
+        for path in paths:
             if job.name in found or not path.exists():
                 continue
             with suppress(ShowTellError):
                 shard = read_shard(path, feature_dim)
-                if shard.fingerprint != job.fingerprint or is_limited(shard.skipped, max_pixels):
+                # A retry that was killed may have moved a merged shard into the folder.
+                if (job.name, shard.fingerprint) in changed and not has_checksum(path):
                     continue
-                if grid_shape is not None:
-                    grid_path = path.with_name(grid_name(job.name))
-                    open_grid(grid_path, shard, grid_shape, check_all_rows=True)
-                found[job.name] = shard.skipped
+                # Without a row there is nothing to keep: all its images are tried again.
+                if shard.fingerprint in fingerprints[: 1 + (len(shard.image_ids) > 0)]:
+                    if grid_shape is not None:
+                        open_moved_grid(path, directory, shard, grid_shape)
+                    found[job.name] = path, shard.skipped
     return found
+
+
+def open_moved_grid(
+    path: Path, directory: Path, shard: FeatureShard, grid_shape: tuple[int, int]
+) -> None:
+    """Verify the grid file of a shard. A killed run may have moved it to `directory` already.
+
+    Raises:
+        ShowTellError: it does not exist or is damaged.
+    """
+    name = grid_name(path.name)
+    try:
+        open_grid(path.with_name(name), shard, grid_shape, check_all_rows=True)
+    except ShowTellError:
+        open_grid(directory / name, shard, grid_shape, check_all_rows=True)
+
+
+def may_be_readable(reason: str, stamp: str | None, max_pixels: int = 0) -> bool:
+    """Return whether a skipped image may be readable now, although it has not changed.
+
+    Args:
+        reason: why it was skipped.
+        stamp: of its file, None if there is none.
+        max_pixels: `--max-pixels`, which may have been lower before.
+    """
+    return (
+        reason.startswith(READ_FAILED)
+        or (reason == MISSING and stamp is not None)
+        or is_above_lower_limit(reason, max_pixels)
+    )
 
 
 def is_limited(skipped: Iterable[tuple[object, str]], max_pixels: int) -> bool:

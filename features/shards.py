@@ -178,6 +178,11 @@ def verify_checksum(content: bytes) -> None:
         raise ValueError(CHANGED)
 
 
+def has_checksum(path: Path) -> bool:
+    """Return whether a shard contains its own checksum; those of earlier versions do not."""
+    return MARK.search(path.read_bytes()) is not None
+
+
 @contextmanager
 def reading_shard(path: Path, *library_errors: type[Exception]) -> Iterator[None]:
     """Turn any error of reading a shard or its grid file into one that `read_shard` raises."""

@@ -138,7 +138,8 @@ class ShardActor:
             yield from self.compute_in(self.directory, engine, group)
             return
         with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
-            fetch_shards(engine.config, group.jobs, Path(folder))
+            stored = [job for job in group.jobs if not engine.config.is_recomputed(job.name)]
+            fetch_shards(engine.config, stored, Path(folder))
             yield from self.compute_in(Path(folder), engine, group)
 
     def compute_in(self, directory: Path, engine: LocalEngine, group: Group) -> Iterator[Any]:
@@ -155,7 +156,6 @@ class ShardActor:
             done=None,
             feature_dim=network.feature_dim,
             grid_shape=(network.num_cells, network.grid_dim) if config.grid else None,
-            max_pixels=config.max_pixels,
         )
         todo = [job for job in group.jobs if job.name not in finished]
         computed = engine.compute(group.images, todo, directory, watch)

@@ -8,7 +8,10 @@ from .options import StageConfig, flag, options_of, spec_of
 
 # Options that say where or how a command runs, but not what it makes. The options of a preset are
 # filled in already; with the preset, they would replace options that are at their default.
-LEFT_OUT = ("data", "device", "num_workers", "resume", "preset")
+LEFT_OUT = (
+    *("data", "device", "num_workers", "resume", "preset"),
+    *("retry_skipped", "recompute"),
+)
 
 
 def command_of(stage: str, config: StageConfig) -> str:
