@@ -49,7 +49,9 @@ def merge_shards(
         ]
         first = len(grids[0])
         with ExitStack() as unfinished:
-            writer = GridWriter(merged_path.with_name(grid_name(path.name)), grids[0].shape[1:])
+            num_views, num_cells, width = grids[0].shape[1:]
+            grid_path = merged_path.with_name(grid_name(path.name))
+            writer = GridWriter(grid_path, (num_views, num_cells, width))
             unfinished.callback(writer.discard)
             for row in order.tolist():
                 grid, row = (grids[0], row) if row < first else (grids[1], row - first)

@@ -154,16 +154,14 @@ class RemoteError(StorageError):
     """A file by URL cannot be read.
 
     Args:
-        location: its URL.
-        reason: in a few words.
+        message: the text of the error.
+        reason: in a few words, without the URL.
         may_pass: whether a second request may succeed.
     """
 
-    def __init__(self, location: str, reason: str, *, may_pass: bool = False) -> None:
-        super().__init__(
-            f"{location} cannot be read: {reason}. Check the URL, the network and your credentials."
-        )
-        self.reason, self.may_pass = reason, may_pass
+    def __init__(self, message: str, reason: str = "", *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.may_pass = reason or message, may_pass
 
 
 class _RemoteFile(io.RawIOBase):
@@ -300,6 +298,11 @@ def _storage_error(location: str, error: BaseException) -> StorageError:
         return StorageError(f"{location} cannot be read: {getattr(error, 'strerror', error)}.")
     status = getattr(error, "status", None)
     reason = f"HTTP {status}" if status else " ".join(str(error).split())[:200].rstrip(".")
+    reason = reason or type(error).__name__
     # The libraries for S3 and GCS repeat requests themselves.
     may_pass = location.startswith(HTTP) and (status or 500) in (408, 429, *range(500, 600))
-    return RemoteError(location, reason or type(error).__name__, may_pass=may_pass)
+    return RemoteError(
+        f"{location} cannot be read: {reason}. Check the URL, the network and your credentials.",
+        reason,
+        may_pass=may_pass,
+    )

@@ -106,7 +106,7 @@ def test_unreachable_store_is_a_reason_that_may_pass(monkeypatch) -> None:
     pytest.importorskip("aiohttp")
 
     def refused(*_: object) -> None:
-        raise fetch.RemoteError("s3://b/x.jpg", "HTTP 503")
+        raise fetch.RemoteError("s3://b/x.jpg cannot be read: HTTP 503.", "HTTP 503")
 
     monkeypatch.setattr(fetch, "open_url", refused)
     (content,) = ImageFiles("s3://b").stream([("x.jpg", -1, -1)])
