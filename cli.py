@@ -5,7 +5,6 @@ so that `showtell --help` loads no torch.
 """
 
 import atexit
-import errno
 import gc
 from functools import partial
 from typing import Annotated
@@ -17,15 +16,16 @@ from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
 from .model.config import (
     EvalConfig,
-    RunsConfig,
     StatusConfig,
     TrainConfig,
     VerifyConfig,
 )
+from .model.runs.config import RunsConfig
 from .model.scoring.config import CompareConfig, ScoreConfig
+from .model.sweeps.config import SweepConfig
 from .pipeline.config import DownloadConfig, PrepareConfig
 from .pipeline.stage.console import find_lost_output, print_error, print_json, protect_output
-from .pipeline.stage.errors import ShowTellError
+from .pipeline.stage.errors import DISK_ERRORS, ShowTellError
 from .pipeline.stage.signals import run_stoppable
 from .serving.config import (
     CaptionConfig,
@@ -52,24 +52,6 @@ Examples:
   showtell eval --run gru --beam 5
   showtell caption photo.jpg --run gru
 """
-
-# Errors of the disk, and of exhausted resources. Without a path, only errno tells them from a bug.
-DISK_ERRORS = (
-    errno.EIO,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ENODEV,
-)
 
 app = typer.Typer(
     cls=Group,
@@ -297,7 +279,23 @@ def bench(config: BenchConfig) -> None:
     bench(config)
 
 
-@tool("runs", RunsConfig, examples=("", "--sort CIDEr", "--csv runs.csv"))
+@tool(
+    "sweep", SweepConfig, examples=("sweep.toml", "sweep.toml --workers 2", "sweep.toml --dry-run")
+)
+def sweep(config: SweepConfig) -> None:
+    """Train many runs: all combinations of options and seeds, or options chosen by a search.
+
+    Prints the mean score of each setting and its standard deviation over the seeds. A sweep that
+    was stopped continues when you repeat the command, and new values in the file add runs.
+    It needs pip install 'showtell[sweep]'.
+    """
+    from .model.sweep import sweep
+
+    if not sweep(config):
+        raise typer.Exit(1)
+
+
+@tool("runs", RunsConfig, examples=("", "'sweep-*' --sort val_CIDEr", "--csv runs.csv"))
 def runs(config: RunsConfig) -> None:
     """List runs and ensembles: the options that differ, the best epoch, and all scores."""
     from .model.runs.list_runs import show_runs

@@ -373,21 +373,6 @@ class StatusConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunsConfig(StageConfig):
-    """Options of `showtell runs`."""
-
-    sort: str | None = option(
-        None,
-        "Column to sort by, such as CIDEr, val_CIDEr or seed: highest first. Default: by name.",
-        group="Output",
-        metavar="COLUMN",
-    )
-    csv: str | None = option(
-        None, "Write all columns as CSV to this file; - is stdout.", group="Output", metavar="FILE"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(StageConfig):
     """Options of `showtell verify`."""
 

@@ -5,11 +5,9 @@ training loop is in training/trainer.py.
 """
 
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..features.device import choose_precision, precision_name
 from ..pipeline.stage.console import print_note
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
@@ -23,9 +21,9 @@ from .training.resume import (
     prepare_run,
     repair_run,
     require_same_run,
+    resolve_options,
     restore_options,
 )
-from .training.source import inherit_options
 from .training.trainer import Trainer
 
 
@@ -63,12 +61,8 @@ def _find_run(config: TrainConfig, group: Group) -> tuple[TrainConfig, Path, Man
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
         return restore_options(run_dir, config), run_dir, repair_run(run_dir)
-    if config.init is not None:
-        config = inherit_options(config)
-    # Resolved once: a run keeps its precision when it is resumed on another machine.
-    dtype = choose_precision(config.precision, group.choose_device(config.device))
-    config = choose_window(replace(config, precision=precision_name(dtype)), run_dir)
-    return config, run_dir, None
+    config = resolve_options(config, group.choose_device(config.device))
+    return choose_window(config, run_dir), run_dir, None
 
 
 def _open_run(

@@ -45,7 +45,8 @@ ORDER = {
         "config",
         "runs",
         "training evaluation",
-        "train evaluate compare",
+        "sweeps",
+        "train evaluate compare sweep",
         "verify score",
     ],
     "serving": [
@@ -113,6 +114,7 @@ HOMES = {
     "prometheus_client": {"serving/server/*"},
     "onnxruntime": {"serving/onnx_runtime.py"},
     "huggingface_hub": {"model/runs/hub.py", "serving/hub.py", "features/encoders/timm_hub.py"},
+    "optuna": {"model/sweeps/search.py"},
     "timm": {"features/encoders/timm_models.py"},
     "ray": {"features/engines/ray*"},
 }

@@ -21,18 +21,20 @@ from showtell.bench.config import BenchConfig
 from showtell.features.config import FeaturesConfig
 from showtell.model.config import (
     EvalConfig,
-    RunsConfig,
     StatusConfig,
     TrainConfig,
     VerifyConfig,
 )
 from showtell.model.generation.options import DecodingOptions
+from showtell.model.runs.config import RunsConfig
 from showtell.model.scoring.config import CompareConfig, ScoreConfig
+from showtell.model.sweeps.config import SweepConfig
 from showtell.pipeline import prepare as prepare_module
 from showtell.pipeline.config import DownloadConfig, PrepareConfig
 from showtell.pipeline.datasets.scenes import draw_scenes
 from showtell.pipeline.stage import console
 from showtell.pipeline.stage.errors import (
+    DISK_ERRORS,
     DatasetError,
     HubUnreachableError,
     ShowTellError,
@@ -64,6 +66,7 @@ CONFIGS = {
     "runs": RunsConfig,
     "compare": CompareConfig,
     "score": ScoreConfig,
+    "sweep": SweepConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,
@@ -357,7 +360,7 @@ def test_path_that_cannot_be_used_is_an_error(showtell: Run, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("path", ["/data/x", None])
-@pytest.mark.parametrize("code", cli.DISK_ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", DISK_ERRORS, ids=errno.errorcode.get)
 def test_error_of_the_disk_is_one_line(showtell: Run, monkeypatch, code: int, path: str) -> None:
     def fail(config: PrepareConfig) -> None:
         raise OSError(code, os.strerror(code), path)

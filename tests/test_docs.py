@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from showtell.cli import app
 from showtell.cli_command import configs
+from showtell.model.sweeps.plan import read_plan
 from showtell.pipeline.captions import read_captions
 from showtell.pipeline.stage.config_file import read_config_file
 
@@ -120,6 +121,9 @@ def test_config_files_have_options_that_exist(page: Path, tmp_path: Path) -> Non
     for block in blocks(page, "toml"):
         path = tmp_path / "run.toml"
         path.write_text(block, "utf-8")
+        if "[grid]" in block:
+            assert read_plan(path, tmp_path).combinations
+            continue
         for command in ("train", "eval"):
             assert read_config_file(path, command, configs)
 

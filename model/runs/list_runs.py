@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.files import write_bytes
 from ...pipeline.stage.options import flag, require_choice
 from ...pipeline.status import holds_files
-from ..config import RunsConfig, TrainConfig
+from ..config import TrainConfig
+from .config import RunsConfig
 from .layout import CONFIG_NAME, LOG_NAME, METRICS_NAME
 from .status import eval_status, holds_run, run_status
 
@@ -35,7 +37,7 @@ def show_runs(config: RunsConfig) -> None:
         ConfigError: `--sort` names no column.
         StorageError: the CSV file cannot be written.
     """
-    rows, options = find_rows(config.data)
+    rows, options = find_rows(config.data, config.names or ["*"])
     columns = list(dict.fromkeys(column for row in rows for column in row))
     rows = [{column: row.get(column) for column in columns} for row in rows]
     if config.sort is not None and rows:
@@ -50,18 +52,29 @@ def show_runs(config: RunsConfig) -> None:
             print_note(f"runs: {len(rows):,} rows written to {config.csv}.")
     elif rows:
         _print_rows(rows, options, config)
+    elif config.names:
+        print_result(f"{config.data / 'runs'} has no runs named {', '.join(config.names)}.")
     else:
         print_result(f"{config.data / 'runs'} has no runs. Start with 'showtell train'.")
 
 
-def find_rows(data: Path) -> tuple[list[Row], list[str]]:
+def find_rows(data: Path, names: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Return a row for each evaluation and for each run without one.
+
+    Args:
+        data: root of all files.
+        names: the runs and ensembles to list; `*` stands for any characters.
 
     Returns:
         rows: sorted by the names of runs and evaluations.
         options: the options of `showtell train` that differ between the runs; they are columns.
     """
-    runs = {run.name: run for run in sorted(data.glob("runs/*")) if holds_run(run)}
+
+    def find(kind: str) -> list[Path]:
+        folders = sorted(data.glob(f"{kind}/*"))
+        return [path for path in folders if any(fnmatchcase(path.name, name) for name in names)]
+
+    runs = {run.name: run for run in find("runs") if holds_run(run)}
     trained = {name: read_options(run) for name, run in runs.items()}
     options = find_differing([known for known in trained.values() if known is not None])
     rows: list[Row] = []
@@ -75,7 +88,7 @@ def find_rows(data: Path) -> tuple[list[Row], list[str]]:
             row |= read_best_epoch(run / LOG_NAME, known["monitor"])
         evaluated = list(evaluation_rows(data, run, row))
         rows += evaluated or [row]
-    for ensemble in sorted(data.glob("ensembles/*")):
+    for ensemble in find("ensembles"):
         row = dict.fromkeys(FIRST_COLUMNS) | {"run": ensemble.name, "state": "done"}
         rows += evaluation_rows(data, ensemble, row)
     return rows, options

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
+import torch
+
+from ...features.device import choose_precision, precision_name
 from ...pipeline.stage.checksums import checksum_of_file, checksums_of
 from ...pipeline.stage.command_line import command_of, data_option
 from ...pipeline.stage.console import print_note, print_warning
@@ -25,7 +28,7 @@ from ..runs.run import RunConfig, require_same_backbone
 from ..runs.run_log import RunLog
 from .data import TrainingData
 from .distributed import resume_command
-from .source import is_given, moves_dataset
+from .source import inherit_options, is_given, moves_dataset
 
 
 def default_run_name(config: TrainConfig) -> str:
@@ -39,6 +42,26 @@ def default_run_name(config: TrainConfig) -> str:
         return f"{start}-{'scst' if config.scst else 'tuned'}"
     parts = [config.dataset, config.cell, config.attention]
     return "-".join(part for part in parts if part != "none")
+
+
+def resolve_options(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return the options of a new run: those of `--init` are taken over, `auto` is replaced.
+
+    A run keeps its precision when it is resumed on another machine.
+
+    Args:
+        config: the options given by the user.
+        device: the device to train on.
+
+    Raises:
+        MissingArtifactError: there is no run or bundle to start from.
+        MismatchError: an option given by the user contradicts it.
+        ConfigError: the device does not support the precision.
+    """
+    if config.init is not None:
+        config = inherit_options(config)
+    dtype = choose_precision(config.precision, device)
+    return replace(config, precision=precision_name(dtype))
 
 
 def restore_options(run_dir: Path, config: TrainConfig) -> TrainConfig:
@@ -135,15 +158,25 @@ def train_again(run_dir: Path, saved: RunConfig) -> str:
     )
 
 
-def require_same_run(run_dir: Path, config: TrainConfig, data: TrainingData) -> None:
+def require_same_run(
+    run_dir: Path,
+    config: TrainConfig,
+    data: TrainingData,
+    advice: str = "Choose another name with --run.",
+) -> None:
     """Check that a run that has started has these options and inputs.
+
+    Args:
+        run_dir: folder of the run.
+        config: the options.
+        data: the inputs.
+        advice: the end of the error.
 
     Raises:
         MismatchError: an option or input differs.
     """
     if not has_started(run_dir) or (saved := read_config(run_dir)) is None:
         return
-    advice = "Choose another name with --run."
     # Runs of an earlier version lack some options, which then have their defaults.
     trained = TrainConfig().as_json() | saved.train
     for name, now in config.result_options().items():

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 from .options import StageConfig, flag, options_of, spec_of
 
@@ -24,13 +26,19 @@ def command_of(stage: str, config: StageConfig) -> str:
         value = getattr(config, declared.name)
         if declared.name in LEFT_OUT or value == declared.default:
             continue
-        name = [] if spec_of(declared).positional else [flag(declared.name)]
-        if isinstance(value, bool):
-            words.append(name[0] if value else flag(f"no_{declared.name}"))
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            words += [*name, str(item.absolute() if isinstance(item, Path) else item)]
+        words += words_of(declared, value)
     return shlex.join(words)
+
+
+def words_of(declared: "Field[Any]", value: Any) -> list[str]:
+    """Return the words that set an option: `--beam 5`. Relative paths become absolute."""
+    name = [] if spec_of(declared).positional else [flag(declared.name)]
+    if isinstance(value, bool):
+        return [name[0] if value else flag(f"no_{declared.name}")]
+    words = list[str]()
+    for item in value if isinstance(value, list) else [value]:
+        words += [*name, str(item.absolute() if isinstance(item, Path) else item)]
+    return words
 
 
 def command_line(data: Path, *words: object) -> str:

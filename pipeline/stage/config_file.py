@@ -36,7 +36,7 @@ def read_config_file(
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
     """
-    content = _read_toml(path)
+    content = read_toml(path, "--config")
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     shared = {key: value for key, value in content.items() if key not in tables}
     fields = {name: {f.name: f for f in options_of(config)} for name, config in configs.items()}
@@ -50,25 +50,45 @@ def read_config_file(
     for key, value in shared.items():
         is_of_others = bool(tables) and any(_to_name(key) in known for known in fields.values())
         if _to_name(key) in fields[command] or not is_of_others:
-            values |= _read_option(str(path), key, value, command, fields[command])
+            values |= read_option(str(path), key, value, command, fields[command])
     for key, value in tables.get(command, {}).items():
-        values |= _read_option(f"{path}: [{command}]", key, value, command, fields[command])
+        values |= read_option(f"{path}: [{command}]", key, value, command, fields[command])
     return values
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Args:
+        path: of the file.
+        option: the option or argument that takes the path, as typed: `--config`.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     import tomllib  # here, because commands without --config need not wait for it
 
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}.") from None
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # e.g. a number of 5,000 digits
-        raise ConfigError(f"--config {path} is not a TOML file: {error}.") from None
+        raise ConfigError(f"{option} {path} is not a TOML file: {error}.") from None
 
 
-def _read_option(where: str, key: str, value: Any, command: str, fields: Fields) -> dict[str, Any]:
-    """Return {name: validated value} of one key."""
+def read_option(where: str, key: str, value: Any, command: str, fields: Fields) -> dict[str, Any]:
+    """Return {name: validated value} of one key.
+
+    Args:
+        where: the file, and the table if there is one, for errors.
+        key: name of the option, with `-` or `_`.
+        value: as read from the file.
+        command: the command that has the option.
+        fields: name → option, for all options that the key may name.
+
+    Raises:
+        ConfigError: the key is unknown, or the value is invalid.
+    """
     name = _to_name(key)
     if name not in fields:
         raise ConfigError(

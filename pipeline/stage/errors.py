@@ -3,7 +3,26 @@
 Each message names the problem, the place, the expected value, and the command or change that helps.
 """
 
+import errno
 from signal import SIGINT
+
+# Errors of the disk, and of exhausted resources. Without a path, only errno tells them from a bug.
+DISK_ERRORS = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ENODEV,
+)
 
 
 class ShowTellError(Exception):

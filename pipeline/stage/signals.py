@@ -212,6 +212,20 @@ def end_children_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def stop_when_stdin_closes() -> None:
+    """Make this process receive SIGTERM when its stdin closes: the process that started it ended.
+
+    The reader of a pipe learns of that even if the writer was killed.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @contextmanager
 def deferred_signals() -> Iterator[list[signal.Signals]]:
     """Collect SIGINT and SIGTERM in a list, for the caller to check when it is convenient.

@@ -49,6 +49,13 @@ def set_score(data: Path, run: str, evaluation: str, cider: float) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
+def test_names_select_runs_and_ensembles(data, showtell_json, showtell: Run) -> None:
+    _, rows = showtell_json("runs", "a*", "x", "--data", data)
+    assert [row["run"] for row in rows] == ["a", "a+b"]
+    status, output = showtell("runs", "x", "--data", data)
+    assert (status, output) == (0, f"{data / 'runs'} has no runs named x.\n")
+
+
 def test_rows_hold_the_options_that_differ_and_all_scores(data, showtell_json) -> None:
     status, rows = showtell_json("runs", "--data", data)
     assert status == 0

@@ -1,0 +1,1 @@
+"""A sweep: which runs it has, and the processes that train them."""
