@@ -17,6 +17,7 @@ BENCH_STAGES = (
     "features",
     "features-coco",
     "workers",
+    "ray",
     "shards",
     "train",
     "train-processes",
@@ -63,6 +64,12 @@ class BenchConfig(DatasetConfig):
     )
     seconds: float = option(
         10.0, "Approximate time to measure each stage, in seconds.", above=0, group="Measuring"
+    )
+    num_images: int | None = option(
+        None,
+        "Images for the stage ray. Default: as many as the network alone computes in --seconds.",
+        at_least=1,
+        group="Measuring",
     )
     coco_scale: bool = option(
         False,

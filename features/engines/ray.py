@@ -37,7 +37,7 @@ from ..remote_shards import fetch_shards
 from ..shards import read_shard
 from .engine import Engine
 from .local import LocalEngine
-from .ray_cluster import MAX_RETRIES, Resources, connected, crashes_reported
+from .ray_cluster import MAX_RESTARTS, Resources, connected, crashes_reported
 
 MAX_GROUP, GROUPS_PER_ACTOR = 8, 4
 
@@ -199,7 +199,7 @@ def describe_on_node(weights: Weights, resources: Resources) -> tuple[NetworkInf
     if not resources.num_gpus:
         return describe(weights)  # here, which is faster
     # `max_calls`: its process would keep the memory of the network.
-    options = {"max_calls": 1, "max_retries": MAX_RETRIES, **resources.options()}
+    options = {"max_calls": 1, "max_retries": MAX_RESTARTS, **resources.options()}
     task = ray.remote(**options)(describe)
     found: tuple[NetworkInfo, str] | Exception = ray.get(task.remote(weights))
     return found
@@ -315,7 +315,7 @@ class RayEngine(Engine):
             size=min(self.resources.num_actors, len(rows)), max_tasks_in_flight_per_actor=1
         )
         with warnings.catch_warnings():
-            # Ray wants to name all parameters of actors, but has no name for these two yet.
+            # Ray wants to name all parameters of actors, but has no name for this one yet.
             warnings.simplefilter("ignore")
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 ShardActor,
@@ -323,8 +323,7 @@ class RayEngine(Engine):
                 batch_size=1,
                 batch_format="numpy",
                 compute=pool,
-                max_restarts=-1,
-                max_task_retries=MAX_RETRIES,
+                max_restarts=MAX_RESTARTS,
                 **self.resources.options(),
             )
         context = dataset.context

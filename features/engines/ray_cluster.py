@@ -27,9 +27,12 @@ from ..reading.broken_images import one_line
 
 # Threads that decode images share Python's lock, so more cores would wait for each other.
 MAX_CORES_PER_ACTOR = 4
-MAX_RETRIES = 5  # of one task; each time, its worker was killed
+# Of each worker. Retries of a task are not limited: they pass quickly while a lost node is noticed.
+MAX_RESTARTS = 20
 CONNECT_TIMEOUT_S = 10.0
 STORE_BYTES = 256 << 20  # object store of a local Ray; it holds file names and a weights file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,20 @@ def connected(address: str | None) -> Iterator[None]:
                     "without --address, a Ray starts on this machine."
                 ) from None
         stack.callback(ray.shutdown)
+        stack.enter_context(messages_hidden())
         yield
+
+
+@contextmanager
+def messages_hidden() -> Iterator[None]:
+    """Hide Ray's messages about each lost worker, which no option of Ray turns off."""
+    module, name = ray._private.worker, "print_to_stdstream"
+    show = getattr(module, name, None)
+    setattr(module, name, lambda data, **_: logger.info("%s", data))
+    try:
+        yield
+    finally:
+        setattr(module, name, show)
 
 
 @contextmanager
@@ -183,7 +199,7 @@ def crashes_reported() -> Iterator[None]:
         yield
     except (RayActorError, OutOfMemoryError, WorkerCrashedError, RaySystemError) as error:
         raise ShowTellError(
-            f"A worker of Ray was killed {MAX_RETRIES + 1} times at the same shards, most likely "
+            f"Ray lost a worker more than {MAX_RESTARTS} times, or the whole cluster, most likely "
             f"because memory ran out ({one_line(error)[:200]}). Finished shards are kept. Run the "
             "command again with a smaller --batch-size or --num-workers; Ray's logs are in "
             f"{ray_logs()}."

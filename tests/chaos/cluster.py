@@ -1,6 +1,6 @@
 """Kill parts of a Ray cluster while it computes features, and count what survives.
 
-    python tests/chaos/cluster.py [--quick] [--rounds N] [--output DIR]
+    python tests/chaos/cluster.py [--quick] [--rounds N] [--faults FAULT…] [--output DIR]
 
 A local cluster has a head node without cores and two nodes with one core. Each trial computes
 features of drawn images with `showtell features --engine ray` and is disturbed once. It survives if
@@ -295,9 +295,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--faults", nargs="+", choices=tuple(FAULTS), default=tuple(FAULTS))
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
-    faults, rounds = (QUICK_FAULTS, 1) if options.quick else (FAULTS, options.rounds)
+    faults, rounds = {fault: FAULTS[fault] for fault in options.faults}, options.rounds
+    if options.quick:
+        faults, rounds = QUICK_FAULTS, 1
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         prepare(Path(folder), 40 if options.quick else 200)
         results = run(Path(folder), rounds, faults, num_nodes=0 if options.quick else 2)
