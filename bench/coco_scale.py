@@ -62,7 +62,7 @@ def generate(data: Path, scale: float = 1.0, seed: int = 0, *, num_views: int = 
         PrepareConfig(
             data=data,
             dataset=COCO_SCALE_DATASET,
-            source=path.parent,
+            source=str(path.parent),
             karpathy=path,
             vocab_size=VOCAB_SIZE,
             min_count=None,

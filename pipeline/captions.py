@@ -16,10 +16,10 @@ captions.parquet, one row per caption, M rows:
     token_ids   list<int32>  (number of tokens,) ids in vocab.json, without BOS and EOS
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,33 @@ class EncodedCaptions:
         )
 
 
+class ParquetTable:
+    """A Parquet file that is written by groups of rows; all have the columns of the first.
+
+    Not atomic, like `write_images`. Use it in a `with` block.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            if self._writer is not None:
+                self._writer.close()
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Append rows."""
+        table = pa.table(dict(columns))
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd")
+        self._writer.write_table(table)
+
+
 def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
     """Write images.parquet; not atomically, because `prepare` renames all files together."""
     columns = {
@@ -159,23 +186,28 @@ def write_images(path: Path, records: Sequence[ImageRecord]) -> None:
 def write_captions(
     path: Path, encoded: EncodedCaptions, captions: pa.Array, words: pa.Array
 ) -> None:
-    """Write captions.parquet, like `write_images`.
+    """Write captions.parquet, like `write_images`; see `caption_columns` for the arguments."""
+    _write_table(path, caption_columns(encoded, captions, words))
+
+
+def caption_columns(
+    encoded: EncodedCaptions, captions: pa.Array, words: pa.Array
+) -> dict[str, Any]:
+    """Return the columns of captions.parquet.
 
     Args:
-        path: of the file.
         encoded: M captions as ids.
         captions: (M,) string, as written.
         words: (M,) string, tokens joined by single spaces.
     """
     offsets = pa.array(encoded.offsets.astype(np.int32))
-    columns = {
+    return {
         "caption_id": pa.array(encoded.caption_ids),
         "image_id": pa.array(encoded.image_ids),
         "caption": captions,
         "words": words,
         "token_ids": pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens)),
     }
-    _write_table(path, columns)
 
 
 def read_images(path: Path) -> ImageTable:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .layout import find_known_words
 from .stage.options import DatasetConfig, expand_home, option, require
+from .stage.urls import Location
 from .text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 
@@ -28,9 +29,10 @@ def check_vocab(vocab: str) -> str | None:
 class PrepareConfig(DatasetConfig):
     """Options of `showtell prepare`."""
 
-    source: Path | None = option(
+    source: str | None = option(
         None,
-        "Folder of the dataset in its published layout. Default: DATA/DATASET/raw.",
+        "Folder or URL of the dataset in its published layout. Default: DATA/DATASET/raw, or where "
+        "the table is.",
         group="Input",
         metavar="DIR",
     )
@@ -40,9 +42,11 @@ class PrepareConfig(DatasetConfig):
         group="Input",
         metavar="FILE",
     )
-    table: Path | None = option(
+    table: str | None = option(
         None,
-        "CSV, JSONL or Parquet table with columns file_name, caption and, optionally, split.",
+        "CSV, JSONL or Parquet table with columns file_name (or url), caption and, optionally, "
+        "split; WebDataset tar; Parquet with images. A path, a URL or a pattern of many, such as "
+        "'s3://bucket/set/*.tar'.",
         group="Input",
         metavar="FILE",
     )
@@ -86,6 +90,9 @@ class PrepareConfig(DatasetConfig):
     )
 
     def __post_init__(self) -> None:
+        for name in ("source", "table"):
+            if isinstance(value := getattr(self, name), str | Path):
+                object.__setattr__(self, name, Location(value))
         super().__post_init__()
         self.require_not_both("min_count", "vocab_size")
         self.require_not_both("karpathy", "table")

@@ -8,16 +8,17 @@ It writes `images.parquet` and `captions.parquet` (see `captions.py`), `vocab.js
     warnings      warnings about captions and splits
     vocab_sha256  hash of the vocabulary
     seconds       part of the stage → seconds
+    num_files, num_bad_files, bad_files
+                  only of tables that are read as a stream (`streaming/`): how many files there
+                  were, and those that could not be read to their end, with the reason
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,25 +28,27 @@ from .captions import EncodedCaptions, read_images, write_captions, write_images
 from .config import PrepareConfig
 from .datasets.records import SPLITS, Dataset, ImageRecord
 from .datasets.registry import find_reader, load_dataset, source_dir
+from .datasets.table_files import find_table_files
 from .datasets.text_files import reporting_errors
 from .images.image_files import ImageFiles
-from .layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
+from .layout import IMAGES_PARQUET
+from .outputs import VERSION, Outcome, config_json, make_manifest, replacing_outputs
 from .stage.artifacts import damaged
-from .stage.checksums import checksum_of_file, checksums_of
-from .stage.command_line import command_of
+from .stage.checksums import checksum_of_file
 from .stage.console import format_bytes, format_seconds, print_note, print_table, print_warning
-from .stage.errors import ConfigError, DamagedFileError, ShowTellError
-from .stage.files import atomic_path, file_size, hash_file, hash_json, locked, require_file, sync
+from .stage.errors import DamagedFileError, ShowTellError
+from .stage.files import file_size, hash_file, hash_json, locked
 from .stage.manifest import MANIFEST_NAME, Manifest
 from .stage.ragged import select_rows
 from .stage.stopwatch import Stopwatch
-from .text.columns import TokenizedCaptions, tokenize_all
+from .streaming.prepare import is_stream_up_to_date, prepare_stream
+from .text.columns import tokenize_all
 from .text.scripts import unspaced_words_warnings
-from .text.subwords import DEFAULT_NUM_PIECES, read_tokenizer, train_bpe
+from .text.subwords import read_tokenizer
 from .text.tokenizer import DEFAULT_TOKENIZER, UNITS
-from .text.vocab import DEFAULT_MIN_COUNT, SPECIALS, UNK, Vocab, build_piece_vocab, build_vocab
+from .text.vocab import SPECIALS, UNK, Vocab
+from .vocabulary import choose_vocab, read_known_words
 
-VERSION = 1
 IMAGE_NAMES_INPUT = "names of the images"  # key of the only manifest input that is not a file
 MAX_OOV_RATE = 0.2  # a higher out-of-vocabulary rate gives a warning
 
@@ -90,9 +93,11 @@ def prepare(config: PrepareConfig) -> Manifest:
         ConfigError: the file given by --vocab is not a tokenizer, or --vocab-size is too small.
     """
     # Check the options before `locked` creates the folder: an error should leave no folder.
-    find_reader(config)
+    files = find_table_files(config)
+    if files is None:
+        find_reader(config)
     tokenizer = None if config.vocab_file is None else read_tokenizer(config.vocab_file)
-    _read_known_words(config)
+    read_known_words(config)
     directory = config.captions_dir
     # Checked before `locked`, which writes a file: a folder that is up to date may be read-only.
     if done := up_to_date(config):
@@ -100,19 +105,32 @@ def prepare(config: PrepareConfig) -> Manifest:
         return done
     with locked(directory):
         stopwatch = Stopwatch()
-        with stopwatch.part("read"):
-            inputs = hash_inputs(config)
-            dataset = load_dataset(config)
-        for warning in dataset.warnings:
-            print_warning(warning)
-        prepared = _encode(config, dataset.records, tokenizer, stopwatch)
-        with stopwatch.part("write"):
-            outputs = _write_outputs(directory, prepared)
-        inputs[IMAGE_NAMES_INPUT] = _hash_names([record.file_name for record in prepared.records])
-        manifest = _make_manifest(config, dataset, prepared, inputs, outputs, stopwatch)
+        if files is None:
+            manifest = _prepare_in_memory(config, tokenizer, stopwatch)
+        else:
+            manifest = prepare_stream(config, files, tokenizer, stopwatch)
         manifest.write(directory)
     _print_summary(manifest, directory)
     return manifest
+
+
+def _prepare_in_memory(
+    config: PrepareConfig, tokenizer: str | None, stopwatch: Stopwatch
+) -> Manifest:
+    """Read all captions into memory, and write the outputs; return the manifest to write."""
+    with stopwatch.part("read"):
+        inputs = hash_inputs(config)
+        dataset = load_dataset(config)
+    for warning in dataset.warnings:
+        print_warning(warning)
+    prepared = _encode(config, dataset.records, tokenizer, stopwatch)
+    with stopwatch.part("write"), replacing_outputs(config.captions_dir) as paths:
+        write_images(paths[0], prepared.records)
+        write_captions(paths[1], prepared.encoded, prepared.captions, prepared.words)
+        paths[2].write_bytes(prepared.vocab.to_bytes())
+    inputs[IMAGE_NAMES_INPUT] = _hash_names([record.file_name for record in prepared.records])
+    source = str(source_dir(config).resolve())
+    return make_manifest(config, _describe(dataset, prepared, source, inputs), stopwatch)
 
 
 def up_to_date(config: PrepareConfig) -> Manifest | None:
@@ -127,6 +145,8 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     done = Manifest.read(directory)
     if done is None:
         return None
+    if (files := find_table_files(config)) is not None:
+        return done if is_stream_up_to_date(config, files, done) else None
     inputs = hash_inputs(config)
     try:
         names = read_images(directory / IMAGES_PARQUET).file_names
@@ -135,7 +155,8 @@ def up_to_date(config: PrepareConfig) -> Manifest | None:
     fingerprints = ImageFiles(source_dir(config)).fingerprints(names)
     present = [name for name, found in zip(names, fingerprints, strict=True) if found is not None]
     inputs[IMAGE_NAMES_INPUT] = _hash_names(present)
-    return done if done.matches(directory, VERSION, _config_json(config), inputs) else None
+    options = config_json(config, str(source_dir(config).resolve()))
+    return done if done.matches(directory, VERSION, options, inputs) else None
 
 
 def hash_inputs(config: PrepareConfig) -> dict[str, str]:
@@ -167,26 +188,6 @@ def _hash_names(names: Sequence[str]) -> str:
     return hash_json(sorted(names))
 
 
-def _config_json(config: PrepareConfig) -> dict[str, Any]:
-    """Return the options as JSON values, with absolute paths and resolved defaults."""
-    values = config.as_json()
-    values["source"] = str(source_dir(config).resolve())
-    for name in ("karpathy", "table", "known_words"):
-        path: Path | None = getattr(config, name)
-        values[name] = None if path is None else str(path.resolve())
-    if config.known_words is None:
-        del values["known_words"]  # so that datasets from before this option stay up to date
-    if config.tokenizer == DEFAULT_TOKENIZER:
-        del values["tokenizer"]  # likewise
-    if config.vocab_file is not None:
-        values["vocab"] = str(config.vocab_file.resolve())
-    if config.vocab == "words" and config.min_count is None and config.vocab_size is None:
-        values["min_count"] = DEFAULT_MIN_COUNT
-    if config.vocab == "bpe" and config.vocab_size is None:
-        values["vocab_size"] = DEFAULT_NUM_PIECES
-    return values
-
-
 def _encode(
     config: PrepareConfig, records: list[ImageRecord], tokenizer: str | None, stopwatch: Stopwatch
 ) -> Prepared:
@@ -204,8 +205,9 @@ def _encode(
     per_image = [len(record.captions) for record in records]
     splits = np.repeat([record.split for record in records], per_image)
     with stopwatch.part("vocabulary"):
-        vocab = _choose_vocab(config, tokenizer, tokenized.select(splits == "train"))
-        vocab = replace(vocab, word_tokenizer=config.tokenizer)
+        train = tokenized.select(splits == "train")
+        captions_of_train = lambda: train.texts().to_pylist()  # noqa: E731
+        vocab = choose_vocab(config, tokenizer, train.count(), captions_of_train)
     with stopwatch.part("encode"):
         tokens, offsets = tokenized.encode([vocab.encode([word]) for word in tokenized.words])
         encoded = EncodedCaptions(
@@ -216,37 +218,6 @@ def _encode(
         )
         words = tokenized.texts()
     return Prepared(records, captions, words, encoded, splits, vocab, left_out, warnings)
-
-
-def _choose_vocab(config: PrepareConfig, tokenizer: str | None, train: TokenizedCaptions) -> Vocab:
-    """Build a vocabulary of the configured kind from the captions of the train split."""
-    if config.vocab == "bpe":
-        captions = train.texts().to_pylist()
-        tokenizer = train_bpe(captions, config.vocab_size or DEFAULT_NUM_PIECES)
-    if tokenizer is not None:
-        return build_piece_vocab(train.count(), tokenizer)
-    counts = train.count()
-    vocab = build_vocab(counts, min_count=config.min_count, vocab_size=config.vocab_size)
-    known = _read_known_words(config)
-    return vocab if known is None else vocab.extended(known.ids, counts)
-
-
-def _read_known_words(config: PrepareConfig) -> Vocab | None:
-    """Read the vocabulary of `--known-words`, if it is given."""
-    if config.known_words is None:
-        return None
-    require_file(config.known_words, "--known-words", "the vocab.json of a run or a bundle")
-    known = Vocab.read(config.known_words)
-    if known.unit == "pieces":
-        raise ConfigError(
-            f"--known-words {config.known_words} has subword pieces, expected words. Leave it out."
-        )
-    if known.word_tokenizer != config.tokenizer:
-        raise ConfigError(
-            f"--known-words {config.known_words} was made with --tokenizer {known.word_tokenizer}, "
-            f"but this is --tokenizer {config.tokenizer}. Leave one of the two options out."
-        )
-    return known
 
 
 def _drop_captions_without_words(
@@ -276,38 +247,12 @@ def _drop_captions_without_words(
     return kept, tuple((name, "no word in any caption") for name in empty)
 
 
-def _write_outputs(directory: Path, prepared: Prepared) -> dict[str, int]:
-    """Write all files under temporary names, then rename them; return name → size in bytes.
-
-    The old manifest is deleted before the first rename: it must not describe a mix of old and new
-    files.
-    """
-    names = (IMAGES_PARQUET, CAPTIONS_PARQUET, VOCAB_JSON)
-    with ExitStack() as stack:
-        images, captions, vocab = (
-            stack.enter_context(atomic_path(directory / name)) for name in names
-        )
-        write_images(images, prepared.records)
-        write_captions(captions, prepared.encoded, prepared.captions, prepared.words)
-        vocab.write_bytes(prepared.vocab.to_bytes())
-        (directory / MANIFEST_NAME).unlink(missing_ok=True)
-        sync(directory)
-    return {name: (directory / name).stat().st_size for name in names}
-
-
-def _make_manifest(
-    config: PrepareConfig,
-    dataset: Dataset,
-    prepared: Prepared,
-    inputs: dict[str, str],
-    outputs: dict[str, int],
-    stopwatch: Stopwatch,
-) -> Manifest:
-    """Build the manifest, with counts in total and for each split."""
-    encoded, vocab = prepared.encoded, prepared.vocab
+def _describe(dataset: Dataset, prepared: Prepared, source: str, inputs: dict[str, str]) -> Outcome:
+    """Return what the manifest says, with counts in total and for each split."""
+    encoded = prepared.encoded
     images = Counter(record.split for record in prepared.records)
     counts = {"num_images": len(prepared.records), "num_captions": len(encoded)}
-    oov = {}
+    oov: dict[str, float] = {}
     for split in SPLITS:
         in_split = prepared.splits == split
         tokens, _ = select_rows(encoded.tokens, encoded.offsets, in_split)
@@ -317,26 +262,22 @@ def _make_manifest(
         if len(tokens):
             oov[split] = float((tokens == UNK).mean())
     skipped = (*dataset.left_out, *prepared.left_out)
-    return Manifest(
-        stage="prepare",
-        version=VERSION,
-        config=_config_json(config),
+    return Outcome(
+        source=source,
         inputs=inputs,
-        outputs=outputs,
-        checksums=checksums_of(config.captions_dir, outputs),
-        command=command_of("prepare", config),
-        counts={**counts, "vocab_size": len(vocab)},
+        counts=counts,
+        oov=oov,
+        vocab=prepared.vocab,
         skipped=skipped,
-        seconds=stopwatch.seconds,
-        details={
-            "source": str(source_dir(config).resolve()),
-            "oov": oov,
-            "left_out": dict(Counter(reason for _, reason in skipped)),
-            "warnings": [*dataset.warnings, *prepared.warnings],
-            "vocab_sha256": vocab.sha256,
-            "seconds": stopwatch.parts,
-        },
+        left_out=Counter(reason for _, reason in skipped),
+        warnings=[*dataset.warnings, *prepared.warnings],
     )
+
+
+def _bad_files_row(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the row of the summary about files that could not be read to their end."""
+    num_bad, num_files = (manifest.details.get(f"num_{kind}") for kind in ("bad_files", "files"))
+    return [("bad files", f"{num_bad:,} of {num_files:,}")] if num_bad else []
 
 
 def _print_summary(manifest: Manifest, directory: Path) -> None:
@@ -362,6 +303,7 @@ def _print_summary(manifest: Manifest, directory: Path) -> None:
     summary = [
         ("vocabulary", f"{num_words:,} {unit} and {len(SPECIALS)} special tokens"),
         *((f"left out, {reason}", f"{count:,} images") for reason, count in left_out),
+        *_bad_files_row(manifest),
         ("time", format_seconds(manifest.seconds)),
         ("size", format_bytes(sum(manifest.outputs.values()))),
         ("path", str(directory)),

@@ -22,7 +22,8 @@ ORDER = {
         "text archives status",
         "config images",
         "datasets",
-        "captions",
+        "captions vocabulary outputs",
+        "streaming",
         "prepare download verify",
     ],
     "features": [
@@ -84,6 +85,7 @@ HOMES = {
         "features/shards.py",
         "pipeline/captions.py",
         "pipeline/prepare.py",
+        "pipeline/streaming/*",
         "pipeline/datasets/*",
         "pipeline/images/parquet.py",
         "pipeline/text/columns.py",

@@ -51,7 +51,7 @@ def measure(config: BenchConfig) -> Measurement:
 def options_of(done: Manifest) -> dict[str, Any]:
     """Return the options that a dataset was prepared with."""
     paths = {
-        name: Path(value)
+        name: value
         for name in ("source", "karpathy", "table")
         if (value := done.config.get(name) or done.details.get(name))
     }

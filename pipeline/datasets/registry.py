@@ -43,8 +43,8 @@ def load_dataset(config: PrepareConfig) -> Dataset:
 def source_dir(config: PrepareConfig) -> Path:
     """Return the folder to which file names are relative."""
     if config.source is not None:
-        return config.source
-    return config.table.parent if config.table is not None else config.dataset_dir / "raw"
+        return Path(config.source)
+    return Path(config.table).parent if config.table is not None else config.dataset_dir / "raw"
 
 
 def find_reader(config: PrepareConfig) -> DatasetReader:
@@ -56,7 +56,7 @@ def find_reader(config: PrepareConfig) -> DatasetReader:
     """
     source = source_dir(config)
     if config.table is not None:
-        reader: DatasetReader = TableReader(config.table)
+        reader: DatasetReader = TableReader(Path(config.table))
     elif config.karpathy is not None:
         reader = KarpathyReader(config.karpathy, partial(find_image_folder, source))
     else:

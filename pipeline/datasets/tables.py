@@ -160,7 +160,7 @@ def read_parquet_columns(
     ):
         wanted = choose(file.schema_arrow.names)
         size = path.stat().st_size
-        _require_honest_size(file.metadata, size)
+        require_honest_size(file.metadata, size)
         numbers, num_bytes = itertools.count(1), 0
         for batch in file.iter_batches(PARQUET_BATCH, columns=wanted):
             num_bytes += batch.nbytes
@@ -171,7 +171,7 @@ def read_parquet_columns(
                 yield row
 
 
-def _require_honest_size(metadata: pq.FileMetaData, size: int) -> None:
+def require_honest_size(metadata: pq.FileMetaData, size: int) -> None:
     """Check how much a Parquet file of `size` bytes says it holds, before it is decoded.
 
     Repeated values take almost no space in a file, but each takes memory here. The metadata of

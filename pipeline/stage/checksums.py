@@ -29,6 +29,11 @@ def checksum(*contents: Buffer) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+def hash_text(text: str) -> int:
+    """Return a 64-bit hash of a text."""
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
 def checksum_of_file(path: Path) -> str:
     """Return the checksum of a file's content."""
     with path.open("rb", buffering=0) as file:

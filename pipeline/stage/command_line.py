@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import StageConfig, flag, options_of, spec_of
+from .urls import Location
 
 # Options that say where or how a command runs, but not what it makes. The options of a preset are
 # filled in already; with the preset, they would replace options that are at their default.
@@ -37,7 +38,7 @@ def words_of(declared: "Field[Any]", value: Any) -> list[str]:
         return [name[0] if value else flag(f"no_{declared.name}")]
     words = list[str]()
     for item in value if isinstance(value, list) else [value]:
-        words += [*name, str(item.absolute() if isinstance(item, Path) else item)]
+        words += [*name, str(item.absolute() if isinstance(item, Path | Location) else item)]
     return words
 
 

@@ -9,7 +9,8 @@ import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from .errors import ConfigError, MissingArtifactError, ShowTellError, StorageError
 from .files import atomic_path
+from .options import expand_home
 
 T = TypeVar("T")
 
@@ -26,6 +28,7 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_LOCATIONS = 1_000_000  # that a pattern may expand to
 BLOCK_BYTES = 8 << 20  # of a request
+NUM_REQUESTS = 32  # at a time, where each is short
 ATTEMPTS, FIRST_WAIT_S = 4, 1.0  # waits are 1, 2 and 4 s
 # Names under which file systems report the version of a file. The first that exists is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "Last-Modified", "mtime")
@@ -34,6 +37,18 @@ VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "Last-M
 def is_url(text: str) -> bool:
     """Return whether `text` is a URL, not a local path."""
     return URL.match(text) is not None
+
+
+class Location(str):
+    """The path or URL that an option names. A `Path` would turn `s3://` into `s3:/`."""
+
+    def __new__(cls, text: str | Path) -> "Location":
+        """Expand `~` in a path."""
+        return super().__new__(cls, text if is_url(str(text)) else expand_home(Path(text)))
+
+    def absolute(self) -> str:
+        """Return it as an absolute path, or as the URL that it is."""
+        return str(self) if is_url(self) else str(Path(self).absolute())
 
 
 def join(source: str, name: str) -> str:
@@ -69,7 +84,8 @@ def expand(pattern: str) -> list[str]:
 def open_url(location: str, start: int = 0) -> BinaryIO:
     """Open a file for reading in order, from the byte `start` on.
 
-    Files by URL are read in blocks of 8 MiB; failed requests are repeated a few times.
+    Files by URL are read in blocks of 8 MiB; failed requests are repeated a few times. The result
+    can seek, as Parquet files need, but each jump is a request.
 
     Raises:
         MissingArtifactError: the file does not exist.
@@ -164,6 +180,23 @@ class RemoteError(StorageError):
         self.reason, self.may_pass = reason or message, may_pass
 
 
+def stamps(locations: Sequence[str]) -> list[str | None]:
+    """Return the stamp of each file, or "" if it cannot be reached; many are asked for at a time.
+
+    Raises:
+        ConfigError: a library is missing.
+    """
+
+    def find(location: str) -> str | None:
+        try:
+            return stamp(location)
+        except StorageError:
+            return ""
+
+    with ThreadPoolExecutor(NUM_REQUESTS) as threads:
+        return list(threads.map(find, locations))
+
+
 class _RemoteFile(io.RawIOBase):
     """A file by URL. Raises the errors of `open_url`."""
 
@@ -183,6 +216,19 @@ class _RemoteFile(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _reporting_errors(self.location):
+            base = (0, self.position, self._file.size)[whence]
+            self._file.seek(base + offset)
+            self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
         content = _repeat(self.location, lambda: self._read(len(buffer)))

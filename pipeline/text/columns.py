@@ -35,6 +35,14 @@ class TokenizedCaptions:
     indices: Int32Array
     offsets: Ints
 
+    @classmethod
+    def parse(cls, texts: pa.Array) -> "TokenizedCaptions":
+        """Return what `texts` was called on: captions of at least one word, joined by spaces."""
+        lists = pc.split_pattern(texts, " ")
+        encoded = pc.list_flatten(lists).dictionary_encode()
+        offsets = to_offsets(pc.list_value_length(lists).to_numpy())
+        return cls(tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy(), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

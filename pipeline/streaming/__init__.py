@@ -1,0 +1,1 @@
+"""Prepares tables and archives of any size in flat memory."""
