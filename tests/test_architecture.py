@@ -64,6 +64,7 @@ ORDER = {
     "bench": [
         "config measurement limits gpu_report http_load",
         "decoder_products coco_scale extraction",
+        "scale_prepare",
         "stages",
         "run scale_training",
     ],
@@ -89,6 +90,7 @@ HOMES = {
         "pipeline/datasets/*",
         "pipeline/images/parquet.py",
         "pipeline/text/columns.py",
+        "bench/scale_prepare.py",
         "model/metrics/meteor/build_index.py",
         "model/scoring/per_image.py",
         "serving/table.py",
