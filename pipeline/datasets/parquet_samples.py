@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..images.parquet import find_image_column
 from ..stage.artifacts import describe
 from ..stage.errors import DatasetError
 from ..stage.urls import open_url
-from .parquet_images import find_image_column
 from .samples import CAPTION_COLUMNS, NO_IMAGE, LeftOut, Sample, find_title
 from .tables import require_honest_size
 from .text_samples import choose_columns, make_sample

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import PrepareConfig
+from ..images.parquet import find_image_column
 from ..stage.artifacts import FORMAT_ERRORS, describe
 from ..stage.console import print_warning
 from ..stage.errors import ConfigError, DatasetError, ShowTellError, StorageError
 from ..stage.files import hash_file, hash_json
 from ..stage.urls import expand, is_url, stamps
-from .parquet_images import find_image_column
 from .parquet_samples import read_parquet_samples
 from .samples import URL_COLUMNS, LeftOut, Sample, SampleReader
 from .tables import ROW_READERS, SPLIT_NAMES

@@ -14,5 +14,5 @@ def test_memory_is_flat(tmp_path, monkeypatch) -> None:
         _, peak, num_images = measure_prepare(f"{folder}/table/*.parquet", folder / "data")
         assert num_images == num_rows
         peaks.append(peak)
-    # In memory, 240,000 rows more take 250 MB.
-    assert peaks[1] - peaks[0] < 240_000 * 120, peaks
+    # As Python strings, the names and captions alone would take 300 bytes a row.
+    assert peaks[1] - peaks[0] < 240_000 * 200, peaks
