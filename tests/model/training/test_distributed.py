@@ -85,7 +85,7 @@ def launch(prepared_grids, tmp_path_factory) -> Iterator[Launch]:
         with pytest.raises(StoppedError):
             train(make_config(data, run="one-stopped"))
     with torchrun(PROGRAM, data, data.parent) as process:
-        output, errors = process.communicate(timeout=200)
+        output, errors = process.communicate(timeout=600)
     paths = [data.parent / f"{rank}.json" for rank in (0, 1)]
     assert all(path.exists() for path in paths), output + errors
     found = [json.loads(path.read_text()) for path in paths]
@@ -168,12 +168,12 @@ def test_killed_process_ends_the_training_and_resume_continues(scenes) -> None:
     with torchrun(
         "-m", "--", "showtell", "train", "--data", scenes, "--run", "r", *options
     ) as process:
-        for _ in range(1000):
+        for _ in range(3000):
             if checkpoint.exists():
                 break
             time.sleep(0.1)
         os.kill(find_rank(process.pid, 1), signal.SIGKILL)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     (line,) = own_lines(output + errors)
     assert "a process of the training was lost" in line
