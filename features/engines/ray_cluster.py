@@ -20,7 +20,7 @@ from ray.exceptions import (
 )
 
 from ...pipeline.stage.errors import ConfigError, ShowTellError
-from ...pipeline.stage.signals import signal_handlers_kept
+from ...pipeline.stage.signals import Stopped, signal_handlers_kept
 from ..config import FeaturesConfig
 from ..reading.batches import count_cores
 from ..reading.broken_images import one_line
@@ -33,6 +33,10 @@ CONNECT_TIMEOUT_S = 10.0
 STORE_BYTES = 256 << 20  # object store of a local Ray; it holds file names and a weights file
 
 logger = logging.getLogger(__name__)
+
+
+class LostWorkersError(ShowTellError):
+    """Ray has lost workers too often; its logs may tell why."""
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,19 @@ def require_reachable(address: str) -> None:
 
 @contextmanager
 def ray_folder() -> Iterator[str]:
-    """Yield a folder for the sockets and logs of a local Ray; it is kept if the run fails.
+    """Yield a folder for the sockets and logs of a local Ray; it is kept if Ray fails.
 
     Paths of sockets may have at most 107 bytes, so it is not in a long temporary folder.
     """
     parent = "/tmp" if os.access("/tmp", os.W_OK) else None
     folder = tempfile.mkdtemp(prefix="showtell-ray-", dir=parent)
-    yield folder
+    try:
+        yield folder
+    except LostWorkersError:
+        raise
+    except (ShowTellError, Stopped):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -193,12 +203,12 @@ def crashes_reported() -> Iterator[None]:
     """Turn the errors of Ray about killed workers into one that names the logs.
 
     Raises:
-        ShowTellError: a worker was killed again and again, or the cluster is gone.
+        LostWorkersError: a worker was killed again and again, or the cluster is gone.
     """
     try:
         yield
     except (RayActorError, OutOfMemoryError, WorkerCrashedError, RaySystemError) as error:
-        raise ShowTellError(
+        raise LostWorkersError(
             f"Ray lost a worker more than {MAX_RESTARTS} times, or the whole cluster, most likely "
             f"because memory ran out ({one_line(error)[:200]}). Finished shards are kept. Run the "
             "command again with a smaller --batch-size or --num-workers; Ray's logs are in "
