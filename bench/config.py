@@ -16,6 +16,7 @@ BENCH_STAGES = (
     "prepare",
     "features",
     "features-coco",
+    "features-tar",
     "workers",
     "ray",
     "shards",
