@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .layout import find_known_words
 from .stage.options import DatasetConfig, expand_home, option, require
-from .stage.urls import Location
+from .stage.urls import Location, is_url
 from .text.tokenizer import DEFAULT_TOKENIZER, UNITS
 
 
@@ -96,6 +96,10 @@ class PrepareConfig(DatasetConfig):
         super().__post_init__()
         self.require_not_both("min_count", "vocab_size")
         self.require_not_both("karpathy", "table")
+        is_local = self.source is None or not is_url(self.source)
+        require(
+            is_local or self.table is not None, "--source with a URL only applies with --table."
+        )
         is_words, is_file = self.vocab == "words", self.vocab_file is not None
         require(
             is_words or UNITS[self.tokenizer] == "words",

@@ -16,8 +16,14 @@ import pyarrow.parquet as pq
 from ..config import PrepareConfig
 from ..images.parquet import find_image_column
 from ..stage.artifacts import FORMAT_ERRORS, describe
-from ..stage.console import print_warning
-from ..stage.errors import ConfigError, DatasetError, ShowTellError, StorageError
+from ..stage.console import ProgressLine, print_warning
+from ..stage.errors import (
+    ConfigError,
+    DatasetError,
+    ShowTellError,
+    StoppedError,
+    StorageError,
+)
 from ..stage.files import hash_file, hash_json
 from ..stage.urls import expand, is_url, stamps
 from .parquet_samples import read_parquet_samples
@@ -82,29 +88,34 @@ class TableFiles:
             DatasetError: all files are bad.
             ConfigError: a library is missing.
         """
-        for location in self.locations:
-            count = 0
-            name = self.name_of(location)
-            split = self.splits.get(location)
-            try:
-                for sample in READERS[suffix_of(location)](location, name, self.left_out):
-                    sample.split = sample.split or split
-                    yield sample
-                    count += 1
-            except ConfigError:
-                raise
-            except (ShowTellError, *FORMAT_ERRORS) as error:
-                reason = describe(error).removeprefix(location).strip(" :")
-                bad = BadFile(location, reason, count, isinstance(error, StorageError))
-                self.bad.append(bad)
-                if len(self.locations) > 1:
-                    print_warning(f"{location}: {reason}. Used the {count:,} samples before that.")
+        with ProgressLine("prepare", total=len(self.locations), unit="files") as progress:
+            for location in self.locations:
+                yield from self._read_file(location)
+                progress.advance(1)
         if len(self.bad) == len(self.locations):
             first, *others = self.bad
             text = f"{first.location}: {first.reason}."
             if others:
                 text = f"none of the {len(self.bad):,} files can be read; the first is {text}"
             raise DatasetError(text)
+
+    def _read_file(self, location: str) -> Iterator[Sample]:
+        count = 0
+        name = self.name_of(location)
+        split = self.splits.get(location)
+        try:
+            for sample in READERS[suffix_of(location)](location, name, self.left_out):
+                sample.split = sample.split or split
+                yield sample
+                count += 1
+        except (ConfigError, StoppedError):
+            raise
+        except (ShowTellError, *FORMAT_ERRORS) as error:
+            reason = describe(error).removeprefix(location).strip(" :")
+            self.bad.append(BadFile(location, reason, count, isinstance(error, StorageError)))
+            if len(self.locations) > 1:
+                used = f"Used the {count:,} samples before that" if count else "Left it out"
+                print_warning(f"{location}: {reason}. {used}.")
 
     def name_of(self, location: str) -> str:
         """Return the name of a file relative to the source."""

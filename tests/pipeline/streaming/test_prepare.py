@@ -193,6 +193,19 @@ def test_only_bad_files_are_an_error(tmp_path) -> None:
     assert not [*(tmp_path / "data/mine/captions").glob(".*partial*")]
 
 
+def test_hostile_tables_are_refused_in_little_time_and_memory(tmp_path, within_limits) -> None:
+    (tmp_path / "line.csv").write_text("url,caption\n" + "x" * 50_000_000)
+    (tmp_path / "deep.jsonl").write_text('{"url": "https://h/x", "text": ' + "[" * 900_000 + "\n")
+    column = pa.array(["word " * 200_000]).dictionary_encode().take(pa.array([0] * 100_000))
+    table = pa.table({"url": column, "caption": column})
+    pq.write_table(table, tmp_path / "bomb.parquet")
+    members = [("1.jpg", b"x"), ("1.txt", b"word " * 10_000_000)]
+    write_tar(tmp_path / "long.tar", members)
+    for name in ("line.csv", "deep.jsonl", "bomb.parquet", "long.tar"):
+        with within_limits(), pytest.raises(DatasetError):
+            run(tmp_path, f"{tmp_path}/{name[:2]}*")
+
+
 def test_compressed_archives_are_refused(tmp_path) -> None:
     (tmp_path / "a.tar.gz").touch()
     with pytest.raises(DatasetError, match=r"unknown format.*\.tar\. Archives are read without"):
