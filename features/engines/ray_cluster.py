@@ -110,6 +110,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it prints a warning
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the local engine; Ray's default is 15
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as stack:

@@ -26,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# Ray's workers would wait for all other processes of a busy machine.
+os.environ |= {"RAY_worker_niceness": "0"}
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 from ray.cluster_utils import Cluster
