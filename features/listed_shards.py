@@ -22,17 +22,24 @@ def verify_shard(path: Path, manifest: Manifest) -> None:
         raise bad_shard(path, problem)
 
 
-def read_listed_shard(path: Path, manifest: Manifest) -> FeatureShard:
+def read_listed_shard(path: Path, manifest: Manifest, *, is_mapped: bool = False) -> FeatureShard:
     """Read a shard and check that it is the one that the manifest lists.
 
     The caller has verified its checksum, if the manifest lists one.
+
+    Args:
+        path: of the shard.
+        manifest: of the features.
+        is_mapped: see `read_shard`.
 
     Raises:
         MissingArtifactError: it does not exist.
         BadShardError: it is damaged, or is not the shard that the manifest lists.
     """
     is_verified = path.name in manifest.checksums  # by the caller
-    shard = read_shard(path, manifest.counts["feature_dim"], is_verified=is_verified)
+    shard = read_shard(
+        path, manifest.counts["feature_dim"], is_verified=is_verified, is_mapped=is_mapped
+    )
     num_views = manifest.counts.get("num_views", 1)
     fingerprint = manifest.details["fingerprints"][path.name]
     if shard.fingerprint != fingerprint or shard.num_views != num_views:

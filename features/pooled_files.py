@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..pipeline.stage.errors import ShowTellError
 from ..pipeline.stage.files import locked
-from .shards import FeatureShard, bad_shard, locate_arrays, read_shard, reading_shard, write_shard
+from .shards import FeatureShard, bad_shard, read_shard, reading_shard, write_shard
 
 MAPPED = "mapped"  # subfolder with the copies of Parquet shards
 
@@ -128,22 +128,22 @@ def open_shard(path: Path, shard: FeatureShard) -> tuple[StoredArray, ...]:
 
     Args:
         path: of the shard.
-        shard: its verified content, of at least one image.
+        shard: its verified content, of at least one image; memory-mapped if that is possible.
 
     Raises:
         BadShardError: the shard is damaged.
         StorageError: the copy cannot be written.
     """
-    offsets = locate_arrays(path)
-    if offsets is None:
+    if not isinstance(shard.features, np.memmap):
         path = copy_shard(path, shard)
-        offsets = locate_arrays(path)
-        assert offsets is not None
-    num_images, width = shard.features.shape
-    shapes = {"features": (num_images, width)}
-    if shard.views is not None:
-        shapes["views"] = (num_images, shard.views.shape[1] * width)
-    return tuple(StoredArray(path, offsets[name], shape) for name, shape in shapes.items())
+        shard = read_shard(path, is_verified=True, is_mapped=True)
+    arrays = [shard.features] if shard.views is None else [shard.features, shard.views]
+    stored = []
+    for array in arrays:
+        assert isinstance(array, np.memmap), path
+        shape = (len(array), array.size // len(array))
+        stored.append(StoredArray(path, array.offset, shape))
+    return tuple(stored)
 
 
 def copy_shard(path: Path, shard: FeatureShard) -> Path:

@@ -112,7 +112,11 @@ def write_shard(path: Path, shard: FeatureShard) -> None:
 
 
 def read_shard(
-    path: Path, feature_dim: int | None = None, *, is_verified: bool = False
+    path: Path,
+    feature_dim: int | None = None,
+    *,
+    is_verified: bool = False,
+    is_mapped: bool = False,
 ) -> FeatureShard:
     """Read and verify a shard.
 
@@ -121,6 +125,8 @@ def read_shard(
         feature_dim: the expected D, if known.
         is_verified: whether the caller has verified the checksum of the whole file, so that the
             values need no checks.
+        is_mapped: map `features` and `views` into memory instead of reading them, if the file
+            stores each in one piece: HDF5 without compression.
 
     Raises:
         MissingArtifactError: the file does not exist.
@@ -130,28 +136,13 @@ def read_shard(
     with reading_shard(path):
         if not is_verified:  # before parsing: libhdf5 may crash on a damaged file
             verify_checksum(path.read_bytes())
-        shard, crc32 = format_of(path).read(path)
+        shard, crc32 = format_of(path).read(path, is_mapped)
     check_fields(path, shard, feature_dim)
     if not is_verified:
         check_values(path, shard)
         if shard.crc32 != crc32:
             raise bad_shard(path, CHANGED)
     return shard
-
-
-def locate_arrays(path: Path) -> dict[str, int] | None:
-    """Return the byte offset of each array of a verified shard: name → offset.
-
-    Returns:
-        None if the file does not store its arrays in one piece each: Parquet, or compressed HDF5.
-    """
-    if format_of(path) is not FORMATS["hdf5"]:
-        return None
-    with reading_shard(path), h5py.File(path, "r", locking=False) as file:
-        arrays = [file[name] for name in ("features", "views") if name in file]
-        offsets = {array.name.lstrip("/"): array.id.get_offset() for array in arrays}
-        is_plain = all(array.dtype == np.dtype("<f2") for array in arrays)
-    return None if None in offsets.values() or not is_plain else offsets
 
 
 def fill_in_checksum(content: bytes) -> bytes:
@@ -266,7 +257,7 @@ def _encode_hdf5(shard: FeatureShard) -> bytes:
         return bytes(file.id.get_file_image())
 
 
-def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
+def _read_hdf5(path: Path, is_mapped: bool) -> tuple[FeatureShard, int]:
     # HDF5's own lock is unnecessary, since shards are replaced atomically, and some file systems do
     # not support it.
     with h5py.File(path, "r", locking=False) as file:
@@ -274,13 +265,22 @@ def _read_hdf5(path: Path) -> tuple[FeatureShard, int]:
         skipped = zip(file["skipped_ids"][:].tolist(), reasons, strict=True)
         shard = FeatureShard(
             image_ids=file["image_ids"][:],
-            features=file["features"][:],
+            features=_read_array(path, file["features"], is_mapped),
             skipped=tuple((image_id, str(reason)) for image_id, reason in skipped),
             fingerprint=str(file.attrs["fingerprint"]),
-            views=file["views"][:] if "views" in file else None,
+            views=_read_array(path, file["views"], is_mapped) if "views" in file else None,
             grid_crc32=file["grid_crc32"][:] if "grid_crc32" in file else None,
         )
         return shard, int(file.attrs["crc32"])
+
+
+def _read_array(path: Path, dataset: h5py.Dataset, is_mapped: bool) -> npt.NDArray[Any]:
+    """Read an array of an HDF5 file, or map it if the file stores it in one piece."""
+    offset = dataset.id.get_offset()  # None if it is empty, or stored in chunks
+    if is_mapped and offset is not None:
+        return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+    array: npt.NDArray[Any] = dataset[:]
+    return array
 
 
 def _encode_parquet(shard: FeatureShard) -> bytes:
@@ -311,7 +311,7 @@ def _encode_parquet(shard: FeatureShard) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read_parquet(path: Path) -> tuple[FeatureShard, int]:
+def _read_parquet(path: Path, is_mapped: bool) -> tuple[FeatureShard, int]:
     # Not by its path: pyarrow would treat some paths as URLs and expand a leading "~".
     with path.open("rb") as content, pq.ParquetFile(content) as file:
         table = file.read()
@@ -357,12 +357,12 @@ class ShardFormat:
     Attributes:
         suffix: of the file name.
         encode: shard → content of the file.
-        read: path → the shard and its stored crc32.
+        read: path, whether to map arrays if possible → the shard and its stored crc32.
     """
 
     suffix: str
     encode: Callable[[FeatureShard], bytes]
-    read: Callable[[Path], tuple[FeatureShard, int]]
+    read: Callable[[Path, bool], tuple[FeatureShard, int]]
 
 
 # The value of `--format` → the format.

@@ -101,7 +101,7 @@ class FeatureStore:
         stop = 0
         for name in names:
             verify_shard(directory / name, manifest)
-            shard = read_listed_shard(directory / name, manifest)
+            shard = read_listed_shard(directory / name, manifest, is_mapped=is_mapped)
             start, stop = stop, stop + len(shard.image_ids)
             if stop > shape[0]:
                 break

@@ -5,7 +5,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-SHARE_OF_FEATURES = 0.6  # the rest is for captions, weights, activations and the page cache
+# The rest is for captions, weights, activations and the page cache.
+SHARE_OF_FEATURES, RESERVED_BYTES = 0.6, 512 << 20
 
 # cgroup version → folder of the controller, its limit and its usage, and the parts of the usage
 # that the kernel gives back when memory is short.
@@ -17,7 +18,7 @@ CGROUPS = {
 
 def memory_for_features() -> int:
     """Return how many bytes of features this machine can hold, for all processes of the job."""
-    return int(SHARE_OF_FEATURES * available_memory())
+    return max(0, int(SHARE_OF_FEATURES * (available_memory() - RESERVED_BYTES)))
 
 
 def count_local_processes() -> int:

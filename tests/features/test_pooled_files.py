@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from showtell.features.pooled_files import MAPPED, PooledFiles
-from showtell.features.shards import FeatureShard, locate_arrays, write_shard
+from showtell.features.shards import FeatureShard, read_shard, write_shard
 from showtell.features.store import FeatureStore
 from showtell.pipeline.stage.checksums import checksums_of
 from showtell.pipeline.stage.errors import BadShardError
@@ -65,7 +65,6 @@ def test_hdf5_is_mapped_without_a_copy_and_parquet_is_copied_once(tmp_path) -> N
     FeatureStore.load(hdf5, is_mapped=True)
     assert not (hdf5 / MAPPED).exists()
     parquet = write_store(tmp_path / "d/features/parquet", ".parquet")
-    assert locate_arrays(parquet / "part-00000.parquet") is None
     copies = []
     for _ in range(2):
         FeatureStore.load(parquet, is_mapped=True)
@@ -94,3 +93,13 @@ def test_file_that_shrinks_is_reported(tmp_path) -> None:
         mapped.read(0, 7)
     with pytest.raises(BadShardError, match="part-00002"):
         mapped.gather(torch.tensor([5]))
+
+
+def test_mapping_a_shard_reads_none_of_its_features(tmp_path) -> None:
+    directory = write_store(tmp_path / "d/features/f", num_views=2)
+    mapped = read_shard(directory / "part-00000.h5", is_verified=True, is_mapped=True)
+    shard = read_shard(directory / "part-00000.h5")
+    for name in ("features", "views"):
+        assert isinstance(getattr(mapped, name), np.memmap)
+        np.testing.assert_array_equal(getattr(mapped, name), getattr(shard, name))
+    assert mapped.crc32 == shard.crc32
