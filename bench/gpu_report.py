@@ -113,6 +113,10 @@ def decoding_rows(summary: Summary) -> Iterator[Row]:
         yield Row(
             "features stage, start included", f"{rate:,.0f} images/s", "showtell bench features"
         )
+    if "features-tar" in summary:
+        rates = summary["features-tar"]
+        measured = f"{rates['throughput']:,.0f} images/s, from a folder {rates['limit']:,.0f}"
+        yield Row("features stage, images in tars", measured, "showtell bench features-tar")
 
 
 def worker_rows(summary: Summary, size: str) -> Iterator[Row]:

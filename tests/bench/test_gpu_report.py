@@ -15,6 +15,7 @@ WORKERS = {
 def test_table_shows_goal_command_and_machine(tmp_path, capsys) -> None:
     summary = {
         "coco-scale epoch": {"dataset": "coco-scale", "details": EPOCH},
+        "features-tar": {"throughput": 9_000.0, "limit": 10_000.0},
         "workers": {"dataset": "scenes", "details": WORKERS},
         "machine": {"gpu": "NVIDIA H200", "cores": 16, "torch": "2.11.0"},
     }
@@ -30,6 +31,7 @@ def test_table_shows_goal_command_and_machine(tmp_path, capsys) -> None:
         "| epoch of COCO's size, batches of 1,024, bf16 | 4.6 s | below 4 s: missed by 15% | "
         "showtell bench epoch --coco-scale | NVIDIA H200, 16 cores, torch 2.11.0 |"
     )
+    assert any("images in tars | 9,000 images/s, from a folder 10,000 |" in line for line in lines)
     assert "| scst | timed out | 70 | 70 |" in lines
 
 
