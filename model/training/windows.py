@@ -57,7 +57,7 @@ class WindowReader:
         self.index = -1
         self.window: Window | None = None
         self.buffer: Tensor | None = None  # of the current window
-        self.spare: Tensor | None = None
+        self.spares: list[Tensor] = []
         self.pending: tuple[int, Future[tuple[Window, Tensor]]] | None = None
 
     def get(self, index: int, num_windows: int, read: ReadWindow) -> Window:
@@ -95,18 +95,17 @@ class WindowReader:
         self._release()
         if self.pending is not None:
             _, buffer = self.pending[1].result()
-            self.spare = self.spare if buffer is None else buffer
+            self.spares.append(buffer)
             self.pending = None
 
     def _release(self) -> None:
         """Give up the current window and keep its buffer."""
         if self.buffer is not None:
-            self.spare = self.buffer
+            self.spares.append(self.buffer)
         self.window = self.buffer = None
 
     def _take_spare(self) -> Tensor | None:
-        buffer, self.spare = self.spare, None
-        return buffer
+        return self.spares.pop() if self.spares else None
 
 
 def _read_into(

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..images.parquet import find_image_column
@@ -66,7 +67,16 @@ def _read_image_rows(file: pq.ParquetFile, name: str, left_out: LeftOut) -> Iter
 def _read_rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[list[Any]]:
     """Yield the values of some columns, row by row."""
     for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-        if batch.nbytes > MAX_BATCH_BYTES:
-            raise ValueError(f"{BATCH_ROWS} rows hold {batch.nbytes:,} bytes of text")
+        num_bytes = max(batch.nbytes, *map(_decoded_bytes, batch.columns))
+        if num_bytes > MAX_BATCH_BYTES:
+            raise ValueError(f"{BATCH_ROWS} rows hold up to {num_bytes:,} bytes of text")
         values = [batch.column(column).to_pylist() for column in columns]
         yield from map(list, zip(*values, strict=True))
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    """Return an upper bound for the size of a dictionary's values once each row has its own."""
+    if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
+        return 0
+    sizes = pc.binary_length(column.dictionary.cast(pa.large_string()))
+    return len(column) * int(pc.max(sizes).as_py() or 0)

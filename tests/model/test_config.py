@@ -185,7 +185,7 @@ def test_comparison_needs_enough_draws() -> None:
 
 
 # These only end loops and cut lists: Python's own integers have no limit, and times may be long.
-UNBOUNDED = {"patience", "val_images", "save_every_s", "beam_groups", "num_samples"}
+UNBOUNDED = {"patience", "val_images", "save_every_s", "beam_groups", "num_samples", "window"}
 
 
 def numeric_options(config_class: type[Options]) -> Iterator[tuple[str, OptionSpec, type]]:
