@@ -3,8 +3,10 @@
     python -m showtell.bench.scale_prepare [--rows 1_000_000 3_000_000 10_000_000] [--work DIR]
 
 Each table is a set of Parquet files, prepared in a process of its own. It prints one line for each:
-rows, seconds, rows/s, and peak memory. Captions are as long as COCO's, with Zipf's distribution of
-words, and one word in a thousand occurs once: so the number of different words grows with the rows.
+rows, seconds, rows/s, and the peak memory of prepare; then that of two more processes, which read
+what `features` keeps of all images, and what `train` keeps of all captions. Captions are as long as
+COCO's, with Zipf's distribution of words, and one caption in a thousand has a word of its own: so
+the number of different words grows with the rows.
 """
 
 import argparse
@@ -21,16 +23,34 @@ from .coco_scale import generate_captions
 
 ROWS_PER_FILE = 100_000
 RARE_WORDS = 0.001  # of all captions end in a word that no other has
-PREPARE = """
+START = """
 import sys
 from pathlib import Path
 from showtell.bench.measurement import peak_memory
+from showtell.pipeline.stage.console import output_mode
+table, data = sys.argv[1], Path(sys.argv[2])
+"""
+PREPARE = """
 from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
-from showtell.pipeline.stage.console import output_mode
 with output_mode(quiet=True):
-    manifest = prepare(PrepareConfig(data=Path(sys.argv[2]), dataset="big", table=sys.argv[1]))
+    manifest = prepare(PrepareConfig(data=data, dataset="big", table=table))
 print(manifest.seconds, peak_memory(), manifest.counts["num_images"])
+"""
+# What `features` and `train` keep in memory for the whole run, besides the features themselves.
+LIST_IMAGES = """
+from showtell.features.config import FeaturesConfig
+from showtell.features.plan import list_images
+kept = list_images(FeaturesConfig(data=data, dataset="big"))
+print(peak_memory())
+"""
+READ_CAPTIONS = """
+import torch  # as in the stage
+from showtell.pipeline.captions import read_captions, read_images
+folder = data / "big" / "captions"
+images = read_images(folder / "images.parquet")
+kept = read_captions(folder / "captions.parquet").select(images.select("train"))
+print(peak_memory())
 """
 
 
@@ -54,12 +74,17 @@ def write_tables(folder: Path, num_rows: int, seed: int = 0) -> None:
         pq.write_table(table, folder / f"{start // ROWS_PER_FILE:05}.parquet")
 
 
+def run(code: str, pattern: str, data: Path) -> list[float]:
+    """Run code in a new process; return the numbers in the last line that it prints."""
+    command = [sys.executable, "-c", START + code, pattern, str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(number) for number in done.stdout.splitlines()[-1].split()]
+
+
 def measure_prepare(pattern: str, data: Path) -> tuple[float, int, int]:
     """Prepare a table in a new process; return seconds, peak memory in bytes, and images."""
-    command = [sys.executable, "-c", PREPARE, pattern, str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, peak, num_images = done.stdout.split()[-3:]
-    return float(seconds), int(peak), int(num_images)
+    seconds, peak, num_images = run(PREPARE, pattern, data)
+    return seconds, int(peak), int(num_images)
 
 
 def main() -> None:
@@ -68,13 +93,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10**6, 3 * 10**6, 10**7])
     parser.add_argument("--work", type=Path, help="folder for temporary files")
     options = parser.parse_args()
-    print(f"{'rows':>12} {'seconds':>9} {'rows/s':>9} {'peak MB':>9}")
+    titles = ("rows", "seconds", "rows/s", "prepare MB", "list MB", "captions MB")
+    print(*(f"{title:>12}" for title in titles))
     for num_rows in options.rows:
         with tempfile.TemporaryDirectory(dir=options.work) as work:
+            pattern, data = f"{work}/table/*.parquet", Path(work) / "data"
             write_tables(Path(work) / "table", num_rows)
-            seconds, peak, _ = measure_prepare(f"{work}/table/*.parquet", Path(work) / "data")
-        rate = num_rows / seconds
-        print(f"{num_rows:12,} {seconds:9.1f} {rate:9,.0f} {peak / 1e6:9,.0f}", flush=True)
+            seconds, peak, _ = measure_prepare(pattern, data)
+            peaks = [peak, *(run(code, pattern, data)[0] for code in (LIST_IMAGES, READ_CAPTIONS))]
+        figures = [num_rows, seconds, num_rows / seconds, *(peak / 1e6 for peak in peaks)]
+        print(*(f"{figure:12,.0f}" for figure in figures), flush=True)
 
 
 if __name__ == "__main__":

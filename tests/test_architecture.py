@@ -64,7 +64,7 @@ ORDER = {
     "bench": [
         "config measurement limits gpu_report http_load",
         "decoder_products coco_scale extraction",
-        "scale_prepare",
+        "scale scale_prepare",
         "stages",
         "run scale_training",
     ],

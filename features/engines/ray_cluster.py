@@ -27,6 +27,8 @@ from ..reading.broken_images import one_line
 
 # Threads that decode images share Python's lock, so more cores would wait for each other.
 MAX_CORES_PER_ACTOR = 4
+# One core each is faster (docs/scale.md), but each actor has a copy of the network and its buffers.
+BYTES_PER_ACTOR = 3 << 30
 # Of each worker. Retries of a task are not limited: they pass quickly while a lost node is noticed.
 MAX_RESTARTS = 20
 CONNECT_TIMEOUT_S = 10.0
@@ -59,7 +61,7 @@ class Resources:
 
         Args:
             device: the value of `--device`.
-            nodes: the resources of each node, such as {"CPU": 16, "GPU": 2}.
+            nodes: the resources of each node, such as {"CPU": 16, "GPU": 2, "memory": 32 << 30}.
 
         Raises:
             ConfigError: the cluster does not have this device.
@@ -82,6 +84,8 @@ class Resources:
         if not any(cpus):
             raise ConfigError("--engine ray: no node of the Ray cluster offers a CPU.")
         num_cpus = min(MAX_CORES_PER_ACTOR, *(cpu for cpu in cpus if cpu))
+        if all(node.get("memory", 0) >= BYTES_PER_ACTOR * node.get("CPU", 0) for node in nodes):
+            num_cpus = 1
         return cls(sum(cpu // num_cpus for cpu in cpus), num_cpus, 0)
 
     @property

@@ -52,6 +52,9 @@ def test_cores_and_gpus_are_used_once():
 
     assert Resources.choose("auto", [{"CPU": 2.0}]) == Resources(1, 2, 0)
     assert Resources.choose("auto", [{"CPU": 16.0}, {"CPU": 6.0}, {}]) == Resources(5, 4, 0)
+    large = {"CPU": 2.0, "memory": 8 << 30}
+    assert Resources.choose("auto", [large, {}]) == Resources(2, 1, 0)
+    assert Resources.choose("auto", [large, {"CPU": 2.0, "memory": 4 << 30}]) == Resources(2, 2, 0)
     gpus = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}]
     assert Resources.choose("auto", gpus) == Resources(5, 4, 1)
     assert Resources.choose("cpu", gpus) == Resources(22, 4, 0)
