@@ -61,10 +61,12 @@ def read_outcome(plan: Plan, values: Values, problem: str | None = None) -> Outc
     if manifest is None:
         return Outcome(run_dir.name, values, problem=problem)
     counts = manifest.counts
+    # With one val image, the monitored score is BLEU-4 instead of CIDEr.
+    (score,) = (score for name, score in manifest.details.items() if name != "run")
     return Outcome(
         run_dir.name,
         values,
-        manifest.details[plan.train_config(values).monitor],
+        score,
         counts["best_epoch"],
         counts["num_epochs"],
         manifest.seconds,

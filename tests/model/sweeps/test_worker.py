@@ -10,7 +10,8 @@ import torch
 
 from showtell.model.sweeps import worker
 from showtell.model.sweeps.plan import Plan
-from showtell.model.sweeps.worker import Workers, find_reason, train_words
+from showtell.model.sweeps.worker import Workers, find_reason, read_outcome, train_words
+from showtell.pipeline.stage.manifest import Manifest
 
 from .test_plan import GRID, plan_of
 
@@ -50,6 +51,15 @@ def test_stopped_run_is_continued_with_the_options_in_its_folder(tmp_path) -> No
     (run_dir / "last.safetensors").touch()
     expected = "train --run sweep-seed=0 --resume --device cpu"
     assert train_words(plan, {"seed": 0}) == expected.split()
+
+
+def test_score_of_one_val_image_is_bleu(plan: Plan, monkeypatch) -> None:
+    manifest = Manifest(
+        stage="train", version=1, config={}, inputs={}, outputs={},
+        counts={"best_epoch": 2, "num_epochs": 3}, details={"Bleu_4": 0.25, "run": {}},
+    )  # fmt: skip
+    monkeypatch.setattr(worker, "find_finished", lambda _: manifest)
+    assert read_outcome(plan, {"seed": 0}).score == 0.25
 
 
 @pytest.mark.parametrize(
