@@ -209,8 +209,13 @@ class Group:
                 advice = f"Run '{resume_command(self.run_dir)}' to continue."
             raise ProcessLostError(
                 "a process of the training was lost: it was killed, or its machine cannot be "
-                f"reached. {advice}"
+                f"reached ({first_line(error)}). {advice}"
             ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error of torch.distributed, which may have many."""
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
 def resume_command(run_dir: Path) -> str:
@@ -244,24 +249,24 @@ def joined_group() -> Iterator[Group]:
 
 def _join() -> Group:
     expect_repeated_signals()
-    if os.environ["RANK"] != "0":
-        silence_output()
     num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if num_processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it
         torch.set_num_threads(max(1, count_cores() // num_processes))
-    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-    group = Group(rank, size, PrefixStore(f"showtell-{next(group_numbers)}", store))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
+        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        group = Group(rank, size, PrefixStore(f"showtell-{next(group_numbers)}", store))
         dist.init_process_group(
             backend, store=group.store, rank=rank, world_size=size, timeout=TIMEOUT
         )
     except RuntimeError as error:
         raise ProcessLostError(
-            f"the {size} processes of the training cannot reach each other: {error}. If a machine "
-            "has several networks, name the one to use in GLOO_SOCKET_IFNAME and "
-            "NCCL_SOCKET_IFNAME."
+            f"process {os.environ['RANK']} of the training cannot reach the others: "
+            f"{first_line(error)}. If a machine has several networks, name the one to use in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."
         ) from error
+    if not group.is_first:  # only now, because each process prints its own error until here
+        silence_output()
     return group
 
 

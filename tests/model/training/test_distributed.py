@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 from showtell.model.config import TrainConfig
 from showtell.model.runs.tensors import read_tensors
 from showtell.model.train import train
+from showtell.model.training import distributed as distributed_module
 from showtell.model.training import trainer as trainer_module
+from showtell.model.training.distributed import Group, ProcessLostError
 from showtell.model.training.trainer import Trainer
 from showtell.pipeline.stage.errors import StoppedError
 
@@ -186,14 +188,39 @@ def test_killed_process_ends_the_training_and_resume_continues(scenes) -> None:
     assert f"at step {step + 1}." in str(stopped.value)
 
 
-def test_one_process_of_torchrun_trains_the_same_weights(grid_scenes, monkeypatch) -> None:
-    train(make_config(grid_scenes, run="alone", attention="soft", epochs=1))
+def set_environment(patch: pytest.MonkeyPatch, rank: int = 0, size: int = 1) -> None:
+    """Set the environment variables of torchrun."""
     environment = {
-        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
+
+
+def test_process_that_cannot_join_prints_the_reason(scenes, monkeypatch, showtell) -> None:
+    def fail(*_: object, **__: object) -> Iterator[None]:
+        raise RuntimeError("The client socket has timed out.\nframe #0: 0x1")
+        yield
+
+    set_environment(monkeypatch, rank=1, size=2)
+    monkeypatch.setattr(distributed_module, "rendezvous", fail)
+    status, output = showtell("train", "--data", scenes, "--dataset", "scenes")
+    assert status == 1
+    (line,) = own_lines(output)
+    assert "process 1 of the training cannot reach the others: The client socket" in line
+    assert "frame" not in line
+
+
+def test_lost_process_is_reported_with_the_error_of_the_backend() -> None:
+    expected = r"was lost: .* \(NCCL error: remote\)\. Run"
+    with pytest.raises(ProcessLostError, match=expected), Group()._noticing_lost_processes():
+        raise RuntimeError("NCCL error: remote.\nmore")
+
+
+def test_one_process_of_torchrun_trains_the_same_weights(grid_scenes, monkeypatch) -> None:
+    train(make_config(grid_scenes, run="alone", attention="soft", epochs=1))
+    set_environment(monkeypatch)
     train(make_config(grid_scenes, run="group", attention="soft", epochs=1))
     alone, group = (tensors_of(grid_scenes, run, "last") for run in ("alone", "group"))
     assert alone.keys() == group.keys()
