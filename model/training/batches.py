@@ -266,13 +266,12 @@ class CaptionBatches:
     ) -> tuple[Window, Tensor]:
         """Read a window of the epoch into a buffer, and copy it to the device if it has room."""
         rows, chosen, _ = self._choose_views(self.windows[index], views)
-        is_pinned = self.device.type == "cuda"
         if self.by_image:  # one view of each image
             shape = (len(rows), 1, *self._row_shape)
         else:
             rows = rows.unique()
             shape = (len(rows), self.num_views, *self._row_shape)
-        buffer = take_buffer(buffer, shape, is_pinned=is_pinned)
+        buffer = take_buffer(buffer, shape)
         features = buffer[: len(rows)]
         read = read_grids if self.grid else read_pooled
         read(self.store, rows, chosen if self.by_image else None, features)

@@ -18,6 +18,7 @@ from ..decoders.registry import decoder_class
 from ..runs.repair import has_started
 from .resume import read_config
 from .source import is_given
+from .windows import SLACK
 
 WINDOWS = 2  # in memory: one is trained on while the next is read
 MIN_WINDOW = 64  # images
@@ -42,7 +43,7 @@ def choose_window(config: TrainConfig, run_dir: Path) -> TrainConfig:
         num_images, image_bytes = size_of_images(config, directory)
         if num_images * image_bytes > memory_for_features():
             budget = memory_for_features() // count_local_processes()
-            window = max(MIN_WINDOW, budget // (WINDOWS * image_bytes))
+            window = max(MIN_WINDOW, int(budget / (WINDOWS * SLACK * image_bytes)))
             config = replace(config, window=_round_down(window))
         _report(config, num_images, num_images * image_bytes)
     return config

@@ -15,6 +15,7 @@ from ...pipeline.stage.memory import SHARE_OF_FEATURES
 BLOCKS_PER_WINDOW = 64  # at least, so that a window mixes images from everywhere
 BLOCK_BYTES = 4 << 20  # read in one piece, so that a disk reads at full speed
 MAX_GAP = 16  # unused rows that are read rather than skipped
+SLACK = 1.1  # rows of a buffer for each row of a window, because windows differ a little
 ROWS_TOGETHER, GRIDS_TOGETHER = 1024, 16  # read at a time
 
 
@@ -117,12 +118,14 @@ def _read_into(
         future.set_exception(error)
 
 
-def take_buffer(buffer: Tensor | None, shape: Sequence[int], *, is_pinned: bool) -> Tensor:
-    """Return a float16 tensor of at least `shape[0]` rows: the buffer, if it is large enough."""
+def take_buffer(buffer: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Return a float16 tensor of at least `shape[0]` rows: the buffer, if it is large enough.
+
+    It is not pinned: torch rounds the size of pinned memory up to a power of two.
+    """
     if buffer is None or len(buffer) < shape[0]:
-        # A tenth more, because windows differ a little.
-        rows = shape[0] + shape[0] // 10
-        buffer = torch.empty(rows, *shape[1:], dtype=torch.float16, pin_memory=is_pinned)
+        rows = int(SLACK * shape[0])
+        buffer = torch.empty(rows, *shape[1:], dtype=torch.float16)
     return buffer
 
 

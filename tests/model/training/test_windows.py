@@ -26,7 +26,7 @@ class Reads:
         self.indices, self.buffers, self.threads = [], [], set()
 
     def __call__(self, index: int, buffer: torch.Tensor | None) -> tuple[Window, torch.Tensor]:
-        buffer = take_buffer(buffer, (20 + index % 2, 1, 3), is_pinned=False)
+        buffer = take_buffer(buffer, (20 + index % 2, 1, 3))
         self.indices.append(index)
         if not any(buffer is other for other in self.buffers):
             self.buffers.append(buffer)
