@@ -211,8 +211,13 @@ def _check_shapes(path: Path, tensors: dict[str, Tensor], decoder: Decoder) -> N
         )
 
 
-def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
+def load_run_features(data: Path, run: RunConfig, *, is_mapped: bool | None = None) -> FeatureStore:
     """Load the features a run was trained on.
+
+    Args:
+        data: root of all files.
+        run: its config.
+        is_mapped: see `FeatureStore.load`.
 
     Raises:
         MissingArtifactError: the features are missing.
@@ -220,7 +225,7 @@ def load_run_features(data: Path, run: RunConfig) -> FeatureStore:
     """
     directory = data / run.dataset / "features" / run.features
     require_run_features(run, directory, run.train.get("views") or 1)
-    store = FeatureStore.load(directory, is_mapped=None)
+    store = FeatureStore.load(directory, is_mapped=is_mapped)
     require_same_backbone(run, store)
     return store
 

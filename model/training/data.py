@@ -125,13 +125,16 @@ def require_english_for_meteor(config: TrainConfig, vocab: Vocab) -> None:
 
 def load_features(config: TrainConfig) -> FeatureStore:
     """Load the features to train on: those of a resumed run, of the source, or of the dataset."""
+    # Windows take all the memory that features may use.
+    is_mapped = True if config.window else None
     if config.resume:
         assert config.run is not None
-        return load_run_features(config.data, find_config(config.data / "runs" / config.run))
+        saved = find_config(config.data / "runs" / config.run)
+        return load_run_features(config.data, saved, is_mapped=is_mapped)
     if config.init is not None:
-        return load_source_features(config)
+        return load_source_features(config, is_mapped=is_mapped)
     directory = find_features(config.dataset_dir, config.features)
-    return FeatureStore.load(directory, is_mapped=None)
+    return FeatureStore.load(directory, is_mapped=is_mapped)
 
 
 def require_features(config: TrainConfig, store: FeatureStore) -> None:

@@ -70,8 +70,12 @@ def moves_dataset(config: TrainConfig) -> bool:
     return True
 
 
-def load_source_features(config: TrainConfig) -> FeatureStore:
+def load_source_features(config: TrainConfig, *, is_mapped: bool | None) -> FeatureStore:
     """Load the dataset's features, computed by the encoder of the source.
+
+    Args:
+        config: the options; `init` names the source.
+        is_mapped: see `FeatureStore.load`.
 
     Raises:
         MissingArtifactError: there are none; the message names the command that computes them.
@@ -81,7 +85,7 @@ def load_source_features(config: TrainConfig) -> FeatureStore:
     saved = RunConfig.read(find_model(config.data, config.init))
     try:
         directory = find_features(config.dataset_dir, config.features)
-        store = FeatureStore.load(directory, is_mapped=None)
+        store = FeatureStore.load(directory, is_mapped=is_mapped)
     except MissingArtifactError:
         folder = config.dataset_dir / "features" / saved.features
         require_run_features(saved, folder, config.views or saved.train.get("views") or 1)

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from showtell.features.pooled_files import PooledFiles
 from showtell.model.config import TrainConfig
 from showtell.model.train import train
 from showtell.model.training import memory as memory_module
+from showtell.model.training.data import load_features
 from showtell.model.training.memory import choose_window, size_of_images
 
 SMALL = {"hidden_size": 8, "embed_size": 8, "batch_size": 8, "epochs": 1}
@@ -54,6 +56,14 @@ def test_run_keeps_its_window_when_the_memory_changes(scenes, capsys, monkeypatc
     assert train(make_config(scenes)) == manifest
     assert train(make_config(scenes, resume=True)) == manifest
     assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("window", "is_mapped"), [(None, False), (0, False), (7, True)])
+def test_features_stay_in_their_files_if_windows_take_the_memory(
+    scenes, window: int | None, is_mapped: bool
+) -> None:
+    store = load_features(make_config(scenes, window=window))
+    assert isinstance(store.pooled, PooledFiles) == is_mapped
 
 
 def test_given_window_is_kept(scenes) -> None:
