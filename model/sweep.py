@@ -106,7 +106,7 @@ def require_same_runs(plan: Plan, known: list[Values]) -> None:
     configs = [resolve_options(config, choose_device(config.device)) for config in given]
     for _, group in itertools.groupby(sorted(configs, key=inputs), key=inputs):
         same = [(config, plan.data / "runs" / str(config.run)) for config in group]
-        data = load_training_data(choose_window(*same[0]))
+        data = load_training_data(same[0][0])
         for config, run_dir in same:
             if has_started(run_dir):
                 require_same_run(

@@ -3,12 +3,12 @@
 import statistics
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...pipeline.stage.errors import ConfigError
-from .plan import Plan, Range, Values
+from .plan import Plan, Range, Values, describe
 from .worker import Outcome
 
 if TYPE_CHECKING:
@@ -78,15 +78,20 @@ class Search:
 
         search = self.plan.search
         distributions = {name: make_distribution(limits) for name, limits in search.items()}
+        started = dict[str, list[Future[Outcome]]]()
         with ThreadPoolExecutor(num_workers) as runs, ThreadPoolExecutor(num_workers) as settings:
 
             def train_setting(index: int) -> Setting:
                 study = self.studies[index]
                 with self.lock:
                     trial = study.ask(distributions)
-                chosen = {name: r.round(trial.params[name]) for name, r in search.items()}
-                options = self.plan.combinations[index] | chosen
-                setting = Setting(options, list(runs.map(train_run, self.plan.runs_of(options))))
+                    chosen = {name: r.round(trial.params[name]) for name, r in search.items()}
+                    options = self.plan.combinations[index] | chosen
+                    # A search can choose the same numbers again, even before it knows their score.
+                    if (key := describe(options)) not in started:
+                        planned = self.plan.runs_of(options)
+                        started[key] = [runs.submit(train_run, values) for values in planned]
+                setting = Setting(options, [run.result() for run in started[key]])
                 with self.lock:
                     state = TrialState.FAIL if setting.mean is None else None
                     study.tell(trial, setting.mean, state)

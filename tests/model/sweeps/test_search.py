@@ -1,6 +1,7 @@
 import itertools
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_failed_runs_do_not_end_a_search(plan: Plan) -> None:
     settings = Search(plan).train(fail_often, num_workers=1)
     assert len(settings) == 50
     assert sum(s.mean is None for s in settings) == 25
+
+
+def test_numbers_that_are_chosen_twice_are_trained_once(tmp_path) -> None:
+    search = "[search]\ntrials = 6\nnum-layers = { low = 1, high = 2 }\n[grid]\nseed = [0, 1]\n"
+    trained = list[str]()
+
+    def train_slowly(values: Values) -> Outcome:
+        trained.append(str(values))
+        time.sleep(0.05)
+        return Outcome(str(values), values, score=0.5)
+
+    settings = Search(plan_of(tmp_path, search)).train(train_slowly, num_workers=4)
+    assert [len(setting.runs) for setting in settings] == [2] * 6
+    assert len(trained) == len(set(trained)) <= 4
 
 
 def test_optuna_is_only_needed_for_a_sweep(plan: Plan, monkeypatch) -> None:
