@@ -19,6 +19,7 @@ from ..pipeline.stage.console import (
     print_warning,
 )
 from ..pipeline.stage.errors import StoppedError
+from ..pipeline.stage.memory import memory_for_features
 from ..pipeline.stage.options import flag
 from ..pipeline.stage.signals import deferred_signals
 from .config import TrainConfig
@@ -60,13 +61,14 @@ def sweep(config: SweepConfig) -> bool:
     search = Search(plan)
     known = [run for settings in search.known for s in settings for run in plan.runs_of(s)]
     require_same_runs(plan, known)
-    if config.dry_run:
-        show_plan(plan, search, known)
-        return True
     num_runs = len(search.order) * len(plan.runs_of({}))
+    num_workers = min(config.workers, num_runs)
+    if config.dry_run:
+        show_plan(plan, search, known, memory_for_features() // num_workers)
+        return True
     with (
         deferred_signals() as signals,
-        Workers(plan, min(config.workers, num_runs), signals) as workers,
+        Workers(plan, num_workers, signals) as workers,
         ProgressLine(f"sweep {plan.name}", num_runs, "runs") as line,
     ):
 
@@ -77,7 +79,7 @@ def sweep(config: SweepConfig) -> bool:
                 line.advance(1, text="runs")
             return outcome
 
-        settings = search.train(train_run, min(config.workers, num_runs))
+        settings = search.train(train_run, num_workers)
     if signals:
         options = ("--workers", config.workers) if config.is_set("workers") else ()
         command = command_line(plan.data, "sweep", config.file, *options)
@@ -117,9 +119,9 @@ def require_same_runs(plan: Plan, known: list[Values]) -> None:
                 )
 
 
-def show_plan(plan: Plan, search: Search, known: list[Values]) -> None:
+def show_plan(plan: Plan, search: Search, known: list[Values], memory: int) -> None:
     """Print what the sweep would train."""
-    runs = [describe_run(plan, values) for values in known]
+    runs = [describe_run(plan, values, memory) for values in known]
     num_chosen = len(search.order) * len(plan.runs_of({})) - len(known)
     print_json({"sweep": plan.name, "runs": runs, "num_runs_to_choose": num_chosen})
     for run in runs:

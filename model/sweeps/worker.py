@@ -7,17 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import torch
 
+from ...features.store import find_features
 from ...pipeline.stage.command_line import command_line, words_of
+from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.files import is_locked
+from ...pipeline.stage.memory import memory_for_features
 from ...pipeline.stage.signals import start_program
+from ..config import TrainConfig
 from ..runs.repair import has_started
+from ..training.memory import fit_window, size_of_images
 from ..training.resume import find_finished
+from ..training.source import inherit_options
 from .plan import OPTIONS, Plan, Values
 
 POLL_S = 0.1
@@ -73,19 +80,40 @@ def read_outcome(plan: Plan, values: Values, problem: str | None = None) -> Outc
     )
 
 
-def train_words(plan: Plan, values: Values) -> list[str]:
-    """Return the command that trains a run or continues it, without `showtell` and `--data`."""
+def train_words(plan: Plan, values: Values, memory: int) -> list[str]:
+    """Return the command that trains a run or continues it, without `showtell` and `--data`.
+
+    Args:
+        plan: the sweep.
+        values: options of the run in the grid and the search.
+        memory: bytes that the features of a run may use.
+    """
     run_dir = plan.run_dir(values)
     options = plan.fixed | values
     words = ["train", "--run", run_dir.name]
     if has_started(run_dir):  # the folder holds the options
         words.append("--resume")
         options = {name: value for name, value in options.items() if name == "device"}
+    elif "window" not in options:
+        options |= choose_shared_window(plan.train_config(values), memory)
     return words + [word for name in options for word in words_of(OPTIONS[name], options[name])]
 
 
+def choose_shared_window(config: TrainConfig, memory: int) -> Values:
+    """Return the option `window`, which all runs over the same features share.
+
+    A run by itself would choose by the memory that the other runs have left.
+    """
+    with suppress(ShowTellError):  # the training raises it again
+        if config.init is not None:
+            config = inherit_options(config)
+        directory = find_features(config.dataset_dir, config.features, is_quiet=True)
+        return {"window": fit_window(*size_of_images(config, directory), memory) or 0}
+    return {}
+
+
 class Workers:
-    """The processes of a sweep, and the cores and GPUs that they share.
+    """The processes of a sweep, and the cores, memory and GPUs that they share.
 
     Args:
         plan: what to train.
@@ -95,6 +123,7 @@ class Workers:
 
     def __init__(self, plan: Plan, num_workers: int, signals: Sequence[signal.Signals]) -> None:
         self.plan, self.signals = plan, signals
+        self.memory = memory_for_features() // num_workers
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
         }
@@ -131,7 +160,7 @@ class Workers:
                 time.sleep(POLL_S)
             if self.signals or find_finished(run_dir) is not None:
                 return read_outcome(self.plan, values)
-            problem = self._run([*train_words(self.plan, values), *device])
+            problem = self._run([*train_words(self.plan, values, self.memory), *device])
         except OSError as error:  # for example, not enough memory to start a process
             problem = f"it could not be started: {error.strerror}"
         finally:
@@ -174,15 +203,21 @@ def find_reason(status: int, output: str) -> str:
     return [f"exit status {status}", *lines, *errors][-1]
 
 
-def describe_run(plan: Plan, values: Values) -> dict[str, str | None]:
-    """Return the name of a run, its state, and the command that the sweep would run for it."""
+def describe_run(plan: Plan, values: Values, memory: int) -> dict[str, str | None]:
+    """Return the name of a run, its state, and the command that the sweep would run for it.
+
+    Args:
+        plan: the sweep.
+        values: options of the run in the grid and the search.
+        memory: bytes that the features of a run may use.
+    """
     run_dir = plan.run_dir(values)
     state = "continue" if has_started(run_dir) else "train"
     if find_finished(run_dir) is not None:
         state = "finished"
     if is_locked(run_dir):
         state = "running"
-    command = command_line(plan.data, *train_words(plan, values))
+    command = command_line(plan.data, *train_words(plan, values, memory))
     return {
         "run": run_dir.name,
         "state": state,

@@ -41,12 +41,23 @@ def choose_window(config: TrainConfig, run_dir: Path) -> TrainConfig:
     with suppress(ShowTellError):  # loading the features raises it again
         directory = find_features(config.dataset_dir, config.features, is_quiet=True)
         num_images, image_bytes = size_of_images(config, directory)
-        if num_images * image_bytes > memory_for_features():
-            budget = memory_for_features() // count_local_processes()
-            window = max(MIN_WINDOW, int(budget / (WINDOWS * SLACK * image_bytes)))
-            config = replace(config, window=_round_down(window))
+        config = replace(config, window=fit_window(num_images, image_bytes, memory_for_features()))
         _report(config, num_images, num_images * image_bytes)
     return config
+
+
+def fit_window(num_images: int, image_bytes: int, memory: int) -> int | None:
+    """Return how many images a window has if two of them fit into memory; None if all images fit.
+
+    Args:
+        num_images: of the features.
+        image_bytes: of the features of an image.
+        memory: bytes for the features, for all processes of this machine together.
+    """
+    if num_images * image_bytes <= memory:
+        return None
+    budget = memory // count_local_processes()
+    return _round_down(max(MIN_WINDOW, int(budget / (WINDOWS * SLACK * image_bytes))))
 
 
 def size_of_images(config: TrainConfig, directory: Path) -> tuple[int, int]:

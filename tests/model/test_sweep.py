@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from showtell import cli
+from showtell.model.config import TrainConfig
+from showtell.model.sweeps import worker
 from showtell.model.sweeps.worker import Workers
 from showtell.model.training import trainer as train_module
+from showtell.model.training.memory import size_of_images
 from showtell.pipeline.stage.errors import ShowTellError
 from showtell.pipeline.stage.manifest import Manifest
 
@@ -139,6 +142,22 @@ def test_search_continues_with_the_settings_that_it_has_chosen(
     assert first["settings"][0]["options"] in options
     assert len(trained) == len(options) == 2
     assert options[0] != options[1]
+
+
+def test_workers_share_the_memory_for_features(
+    grid_scenes, trained, showtell: Run, monkeypatch
+) -> None:
+    [folder] = (grid_scenes / "scenes" / "features").iterdir()
+    images, image_bytes = size_of_images(TrainConfig(data=grid_scenes, dataset="scenes"), folder)
+    monkeypatch.setattr(worker, "memory_for_features", lambda: 2 * images * image_bytes)
+    # Grids are larger than pooled features.
+    path = write_sweep(grid_scenes, '[grid]\nattention = ["none", "soft"]\nseed = [0, 1]\n')
+    assert showtell("sweep", path, "--data", grid_scenes, "--workers", 2)[0] == 0
+    windows = {words.split()[2]: words.split()[-1] for words in trained}
+    attention = {"none": "0", "soft": "64"}
+    expected = {f"tiny-attention={a}-seed={s}": attention[a] for a in attention for s in (0, 1)}
+    assert windows == expected
+    assert all("--window" in words for words in trained)
 
 
 def test_missing_features_are_one_line_before_anything_is_trained(

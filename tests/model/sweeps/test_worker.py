@@ -41,7 +41,7 @@ def wait_for(path: str) -> None:
 def test_command_has_the_options_that_the_file_gives(plan: Plan) -> None:
     words = "train --run sweep-tie-embeddings=false-seed=0 --dataset scenes"
     expected = f"{words} --no-tie-embeddings --seed 0"
-    assert train_words(plan, {"tie_embeddings": False, "seed": 0}) == expected.split()
+    assert train_words(plan, {"tie_embeddings": False, "seed": 0}, 0) == expected.split()
 
 
 def test_stopped_run_is_continued_with_the_options_in_its_folder(tmp_path) -> None:
@@ -50,7 +50,7 @@ def test_stopped_run_is_continued_with_the_options_in_its_folder(tmp_path) -> No
     run_dir.mkdir(parents=True)
     (run_dir / "last.safetensors").touch()
     expected = "train --run sweep-seed=0 --resume --device cpu"
-    assert train_words(plan, {"seed": 0}) == expected.split()
+    assert train_words(plan, {"seed": 0}, 0) == expected.split()
 
 
 def test_score_of_one_val_image_is_bleu(plan: Plan, monkeypatch) -> None:
