@@ -11,6 +11,7 @@ from pathlib import Path
 from ..pipeline.stage.console import print_note
 from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
+from ..pipeline.stage.memory import available_memory
 from .config import TrainConfig
 from .training.data import TrainingData, load_training_data
 from .training.distributed import Group, joined_group
@@ -42,7 +43,9 @@ def train(config: TrainConfig) -> Manifest:
         ProcessLostError: another process of the training has ended.
     """
     with joined_group() as group, ExitStack() as stack:
-        config, run_dir, manifest = group.first(partial(_find_run, config, group))
+        available = min(group.gather(available_memory()))  # of the machine with the least
+        find_run = partial(_find_run, config, group, available)
+        config, run_dir, manifest = group.first(find_run)
         group.run_dir = run_dir
         if manifest is not None:
             print_note(f"train: {run_dir} is finished.")
@@ -56,13 +59,15 @@ def train(config: TrainConfig) -> Manifest:
     return manifest
 
 
-def _find_run(config: TrainConfig, group: Group) -> tuple[TrainConfig, Path, Manifest | None]:
+def _find_run(
+    config: TrainConfig, group: Group, available: int
+) -> tuple[TrainConfig, Path, Manifest | None]:
     """Return the resolved options, the run's folder, and the manifest of a run to resume."""
     run_dir = config.data / "runs" / (config.run or default_run_name(config))
     if config.resume:
         return restore_options(run_dir, config), run_dir, repair_run(run_dir)
     config = resolve_options(config, group.choose_device(config.device))
-    return choose_window(config, run_dir), run_dir, None
+    return choose_window(config, run_dir, available), run_dir, None
 
 
 def _open_run(

@@ -24,7 +24,7 @@ WINDOWS = 2  # in memory: one is trained on while the next is read
 MIN_WINDOW = 64  # images
 
 
-def choose_window(config: TrainConfig, run_dir: Path) -> TrainConfig:
+def choose_window(config: TrainConfig, run_dir: Path, available: int | None = None) -> TrainConfig:
     """Return the options with `window` resolved: None trains from all features in memory.
 
     A run keeps its window, because the order of its captions depends on it. One line says what was
@@ -33,6 +33,7 @@ def choose_window(config: TrainConfig, run_dir: Path) -> TrainConfig:
     Args:
         config: of a new run, or of one that may be up to date.
         run_dir: folder of the run.
+        available: bytes of memory; default what this machine has available.
     """
     if is_given(config, "window"):
         return config
@@ -41,8 +42,10 @@ def choose_window(config: TrainConfig, run_dir: Path) -> TrainConfig:
     with suppress(ShowTellError):  # loading the features raises it again
         directory = find_features(config.dataset_dir, config.features, is_quiet=True)
         num_images, image_bytes = size_of_images(config, directory)
-        config = replace(config, window=fit_window(num_images, image_bytes, memory_for_features()))
-        _report(config, num_images, num_images * image_bytes)
+        available = available_memory() if available is None else available
+        window = fit_window(num_images, image_bytes, memory_for_features(available))
+        config = replace(config, window=window)
+        _report(config, num_images, num_images * image_bytes, available)
     return config
 
 
@@ -71,8 +74,8 @@ def size_of_images(config: TrainConfig, directory: Path) -> tuple[int, int]:
     return num_images, num_values * np.dtype(np.float16).itemsize
 
 
-def _report(config: TrainConfig, num_images: int, num_bytes: int) -> None:
-    sizes = f"{format_bytes(num_bytes)} of features, {format_bytes(available_memory())} available"
+def _report(config: TrainConfig, num_images: int, num_bytes: int, available: int) -> None:
+    sizes = f"{format_bytes(num_bytes)} of features, {format_bytes(available)} available"
     if config.window is None:
         print_note(f"train: {sizes}: all captions are shuffled together.")
     else:

@@ -16,9 +16,14 @@ CGROUPS = {
 }
 
 
-def memory_for_features() -> int:
-    """Return how many bytes of features this machine can hold, for all processes of the job."""
-    return max(0, int(SHARE_OF_FEATURES * (available_memory() - RESERVED_BYTES)))
+def memory_for_features(available: int | None = None) -> int:
+    """Return how many bytes of features a machine can hold, for all processes of the job.
+
+    Args:
+        available: bytes that can still be allocated; default those of this machine.
+    """
+    available = available_memory() if available is None else available
+    return max(0, int(SHARE_OF_FEATURES * (available - RESERVED_BYTES)))
 
 
 def count_local_processes() -> int:

@@ -10,7 +10,7 @@ from showtell.model.training import memory as memory_module
 
 def test_epoch_is_measured_from_windows(tmp_path, monkeypatch) -> None:
     generate(tmp_path, 0.001, num_views=2)
-    monkeypatch.setattr(memory_module, "memory_for_features", lambda: 500_000)
+    monkeypatch.setattr(memory_module, "memory_for_features", lambda _: 500_000)
     arguments = argparse.Namespace(data=tmp_path, views=2, cell="gru", steps=3)
     figures = scale_training.measure_epoch(arguments)
     assert figures["window"] == memory_module.MIN_WINDOW

@@ -19,7 +19,7 @@ def make_config(data, **options: object) -> TrainConfig:
 
 
 def limit(monkeypatch, num_bytes: int) -> None:
-    monkeypatch.setattr(memory_module, "memory_for_features", lambda: num_bytes)
+    monkeypatch.setattr(memory_module, "memory_for_features", lambda _: num_bytes)
 
 
 def features_bytes(data) -> tuple[int, int]:
@@ -64,6 +64,12 @@ def test_features_stay_in_their_files_if_windows_take_the_memory(
 ) -> None:
     store = load_features(make_config(scenes, window=window))
     assert isinstance(store.pooled, PooledFiles) == is_mapped
+
+
+def test_machine_with_the_least_memory_decides(grid_scenes, capsys) -> None:
+    config = make_config(grid_scenes, attention="soft")
+    assert choose_window(config, grid_scenes / "runs" / "r", available=1 << 20).window == 64
+    assert "1.0 MB available: captions are shuffled in windows" in capsys.readouterr().out
 
 
 def test_given_window_is_kept(scenes) -> None:
