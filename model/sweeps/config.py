@@ -17,7 +17,8 @@ class SweepConfig(StageConfig):
     )
     workers: int = option(
         1,
-        "Runs to train at the same time. They share the cores, and the GPUs if there are several.",
+        "Runs to train at the same time. They share the cores, the memory for features, and the "
+        "GPUs if there are several.",
         at_least=1,
         limit=1000,
         group="Hardware",
