@@ -1,12 +1,16 @@
 """Prepares tables and archives of any size: samples → words → vocabulary → ids, batch by batch."""
 
+import shlex
 from dataclasses import asdict
+from math import inf
+from pathlib import Path
 
 from ..config import PrepareConfig
 from ..datasets.records import SPLITS
 from ..datasets.table_files import TableFiles
 from ..outputs import VERSION, Outcome, config_json, make_manifest, replacing_outputs
 from ..stage.console import print_warning
+from ..stage.errors import StorageError
 from ..stage.files import hash_file
 from ..stage.manifest import Manifest
 from ..stage.stopwatch import Stopwatch
@@ -38,7 +42,7 @@ def prepare_stream(
 
     Raises:
         DatasetError: the files hold no usable sample, or contradict each other.
-        StorageError: the disk is full.
+        StorageError: the disk is full, or files of a finished dataset cannot be read this time.
     """
     directory = config.captions_dir
     inputs = _hash_options(config)
@@ -46,6 +50,7 @@ def prepare_stream(
         stamps = files.find_stamps()
     with Spool(directory) as spool:
         spooled = spool_samples(files, spool, config.tokenizer, stopwatch)
+        _keep_finished_dataset(directory, files)
         has_tars = bool(spooled.in_tar.any())
         with stopwatch.part("split"):
             rows = arrange_rows(
@@ -87,9 +92,34 @@ def prepare_stream(
 
 def is_stream_up_to_date(config: PrepareConfig, files: TableFiles, done: Manifest) -> bool:
     """Return whether the outputs of an earlier run are those of these options and files."""
-    inputs = _hash_options(config) | files.to_inputs(files.find_stamps())
+    stamps = files.find_stamps()
+    if "" in stamps.values():  # it cannot be reached, and may have changed
+        return False
+    inputs = _hash_options(config) | files.to_inputs(stamps)
     options = config_json(config, files.source)
     return done.matches(config.captions_dir, VERSION, options, inputs)
+
+
+def _keep_finished_dataset(directory: Path, files: TableFiles) -> None:
+    """Stop if a failure that may pass would replace a finished dataset by a smaller one.
+
+    Raises:
+        StorageError: fewer samples of a file were read than before.
+    """
+    done = Manifest.read(directory)
+    if done is None or done.find_problems(directory, check_content=False):
+        return
+    before = {bad["location"]: bad["num_samples"] for bad in done.details.get("bad_files", ())}
+    lost = [
+        bad for bad in files.bad if bad.may_pass and bad.num_samples < before.get(bad.location, inf)
+    ]
+    if lost:
+        raise StorageError(
+            f"{directory} was not replaced, because {len(lost):,} of {len(files.locations):,} "
+            f"files cannot be read at the moment, such as {lost[0].location}: {lost[0].reason}. "
+            "Repeat the command later. To prepare without these files, run "
+            f"'rm -r {shlex.quote(str(directory))}' first."
+        )
 
 
 def _hash_options(config: PrepareConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,8 @@ from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.datasets import table_files
 from showtell.pipeline.prepare import prepare, up_to_date
 from showtell.pipeline.stage import urls
-from showtell.pipeline.stage.errors import ConfigError, DatasetError
+from showtell.pipeline.stage.errors import ConfigError, DatasetError, StorageError
+from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.streaming import passes
 
 CAPTIONS = [f"A {word} dog runs." for word in ("big", "small", "red", "old", "wet", "fat")]
@@ -225,6 +227,29 @@ def test_files_that_failed_for_now_are_read_again(tmp_path, serve_folder) -> Non
     assert up_to_date(config) is None
     assert prepare(config).counts["num_images"] == 12
     assert up_to_date(config) is not None
+
+
+def test_failure_of_the_network_keeps_a_finished_dataset(tmp_path, serve_folder) -> None:
+    for part in range(2):
+        write_tar(tmp_path / f"set/{part:05}.tar", members(6 * part))
+    served = serve_folder(tmp_path / "set")
+    table = f"{served.url}/{{00000..00001}}.tar"
+    config = PrepareConfig(data=tmp_path / "data", dataset="mine", table=table, min_count=1)
+    done = prepare(config)
+    served.statuses["/00001.tar"] = [503] * 1000
+    assert up_to_date(config) is None
+    with pytest.raises(StorageError, match=r"not replaced, because 1 of 2 .*00001\.tar: .* 503"):
+        prepare(config)
+    assert Manifest.read(config.captions_dir) == done
+    assert len(rows_of(tmp_path)) == 12
+    served.statuses.clear()
+    assert prepare(config) == done
+    # As the error advises: without the finished dataset, the files that can be read are enough.
+    shutil.rmtree(config.captions_dir)
+    served.statuses["/00001.tar"] = [503] * 1000
+    for _ in range(2):  # the second replaces the first: no file gives fewer samples than before
+        assert prepare(config).counts["num_images"] == 6
+        assert up_to_date(config) is None
 
 
 def fail_after_stamp(served: Any, path: str) -> None:
