@@ -15,6 +15,7 @@ from .text_files import MAX_CAPTION_LETTERS, NOT_IN_CAPTIONS, NOT_IN_NAMES, pars
 # Titles of columns, and keys of JSON objects, in the order of preference.
 URL_COLUMNS = ("url", "image_url", "URL")
 CAPTION_COLUMNS = ("caption", "captions", "text", "TEXT", "sentences")
+URL_SCHEMES = ("https://", "http://", "s3://", "gs://")  # file:// would lead outside the source
 MAX_URL_BYTES = 4096
 MAX_EXAMPLES = 10  # of each reason
 
@@ -108,7 +109,8 @@ def clean_name(value: object) -> str:
     if value is None or value == "":
         raise BadSampleError(NO_IMAGE)
     if isinstance(value, str) and is_url(value := value.strip()):
-        if NOT_IN_NAMES.search(value) or len(value) > MAX_URL_BYTES:
+        is_known = value.startswith(URL_SCHEMES)
+        if not is_known or NOT_IN_NAMES.search(value) or len(value) > MAX_URL_BYTES:
             raise BadSampleError(BAD_NAME)
         return value
     try:
