@@ -4,6 +4,7 @@ A single local table of file names of at most `MAX_TABLE_BYTES` is read by `tabl
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -189,7 +190,8 @@ def suffix_of(location: str) -> str:
 
 
 def _absolute(location: str) -> str:
-    return location if is_url(location) else str(Path(location).resolve())
+    # Links are kept: in the cache of Hugging Face, a link has the suffix, and its target has none.
+    return location if is_url(location) else os.path.abspath(location)  # noqa: PTH100
 
 
 def _folder_of(pattern: str) -> str:
