@@ -26,7 +26,7 @@ from ..stage.errors import (
     StorageError,
 )
 from ..stage.files import hash_file, hash_json
-from ..stage.urls import expand, is_url, stamps
+from ..stage.urls import expand, is_url, open_url, stamps
 from .parquet_samples import read_parquet_samples
 from .samples import URL_COLUMNS, LeftOut, Sample, SampleReader
 from .tables import ROW_READERS, SPLIT_NAMES
@@ -105,13 +105,19 @@ class TableFiles:
         name = self.name_of(location)
         split = self.splits.get(location)
         try:
+            # The names of images in a file lead to it.
+            if not self._is_in_source(location) and _holds_images(location):
+                raise ConfigError(
+                    f"{location} is not in --source {self.source}. Leave out --source, or give "
+                    "the folder that holds the archives."
+                )
             for sample in READERS[suffix_of(location)](location, name, self.left_out):
                 sample.split = sample.split or split
                 yield sample
                 count += 1
         except (ConfigError, StoppedError):
             raise
-        except (ShowTellError, *FORMAT_ERRORS) as error:
+        except (ShowTellError, pa.ArrowException, *FORMAT_ERRORS) as error:
             reason = describe(error).removeprefix(location).strip(" :")
             self.bad.append(BadFile(location, reason, count, isinstance(error, StorageError)))
             if len(self.locations) > 1:
@@ -119,15 +125,13 @@ class TableFiles:
                 print_warning(f"{location}: {reason}. {used}.")
 
     def name_of(self, location: str) -> str:
-        """Return the name of a file relative to the source."""
-        if location.startswith(f"{self.source.rstrip('/')}/"):
+        """Return the name of a file relative to the source; of one elsewhere, the last part."""
+        if self._is_in_source(location):
             return location[len(self.source.rstrip("/")) + 1 :]
-        if suffix_of(location) in (".tar", ".parquet"):  # names of its images must lead to it
-            raise ConfigError(
-                f"{location} is not in --source {self.source}. Leave out --source, or give the "
-                "folder that holds the archives."
-            )
         return location.rpartition("/")[2]
+
+    def _is_in_source(self, location: str) -> bool:
+        return location.startswith(f"{self.source.rstrip('/')}/")
 
     @cached_property
     def splits(self) -> dict[str, str]:
@@ -187,6 +191,14 @@ def suffix_of(location: str) -> str:
     path = location.partition("?")[0] if is_url(location) else location
     name = path.rpartition("/")[2].lower()
     return f".{name.rpartition('.')[2]}"
+
+
+def _holds_images(location: str) -> bool:
+    """Return whether a file is an archive, or a Parquet file with the bytes of images."""
+    if suffix_of(location) != ".parquet":
+        return suffix_of(location) == ".tar"
+    with open_url(location) as content:
+        return find_image_column(pq.read_schema(content)) is not None
 
 
 def _absolute(location: str) -> str:

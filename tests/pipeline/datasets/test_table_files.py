@@ -1,10 +1,15 @@
 """Which files `--table` names, and where they may lie."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from showtell.pipeline.config import PrepareConfig
+from showtell.pipeline.datasets import table_files
 from showtell.pipeline.datasets.table_files import TableFiles, find_table_files
+from showtell.pipeline.stage.errors import ConfigError
 
 
 def find(table: object, **options: object) -> TableFiles:
@@ -24,3 +29,20 @@ def test_links_to_files_without_a_suffix_are_read(tmp_path) -> None:
         files = find(table)
         assert files.source == str(tmp_path / "set")
         assert [sample.name for sample in files.read()] == ["a.parquet/0"]
+
+
+def test_parquet_tables_of_names_may_lie_outside_the_source(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(table_files, "MAX_TABLE_BYTES", 0)
+    names = pa.table({"file_name": ["x.jpg", "sub/y.jpg"], "caption": ["A dog.", "A cat."]})
+    pq.write_table(names, tmp_path / "names.parquet")
+    files = find(tmp_path / "names.parquet", source=str(tmp_path / "images"))
+    assert [sample.name for sample in files.read()] == ["x.jpg", "sub/y.jpg"]
+    images = pa.table({"image": [{"bytes": b"i"}], "caption": ["A dog."]})
+    pq.write_table(images, tmp_path / "images.parquet")
+    files = find(tmp_path / "images.parquet", source=str(tmp_path / "images"))
+    with pytest.raises(ConfigError, match=r"images\.parquet is not in --source .*/images\. Leave"):
+        list(files.read())
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" * 9)
+    files = find(f"{tmp_path}/{{damaged,names}}.parquet", source=str(tmp_path / "images"))
+    assert len(list(files.read())) == 2
+    assert [Path(bad.location).name for bad in files.bad] == ["damaged.parquet"]
