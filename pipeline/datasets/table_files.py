@@ -55,7 +55,7 @@ class BadFile:
         location: of the file.
         reason: why not.
         num_samples: number of samples that were read before, and are used.
-        may_pass: whether another attempt may succeed, as after a failure of the network.
+        may_pass: whether another attempt may succeed, as after a failure of the network or disk.
     """
 
     location: str
@@ -119,7 +119,9 @@ class TableFiles:
             raise
         except (ShowTellError, pa.ArrowException, *FORMAT_ERRORS) as error:
             reason = describe(error).removeprefix(location).strip(" :")
-            self.bad.append(BadFile(location, reason, count, isinstance(error, StorageError)))
+            # An OSError without errno comes from a library: the file itself is damaged.
+            may_pass = isinstance(error, StorageError) or getattr(error, "errno", None) is not None
+            self.bad.append(BadFile(location, reason, count, may_pass))
             if len(self.locations) > 1:
                 used = f"Used the {count:,} samples before that" if count else "Left it out"
                 print_warning(f"{location}: {reason}. {used}.")
@@ -154,7 +156,7 @@ class TableFiles:
 
     def to_inputs(self, found: dict[str, str | None]) -> dict[str, str]:
         """Return the files as inputs of a manifest, given their stamps from before the reading."""
-        # The next run reads a file again if a failure of the network may have passed.
+        # The next run reads a file again if the failure may have passed.
         found = found | {bad.location: "" for bad in self.bad if bad.may_pass}
         if len(found) == 1 and _is_hashed(self.locations[0]):
             return {self.locations[0]: str(found[self.locations[0]])}
