@@ -26,6 +26,7 @@ LONG_CAPTION = f"with a caption of more than {MAX_CAPTION_LETTERS:,} characters"
 BAD_NAME = "with a file name or URL that cannot be used"
 BAD_SPLIT = "with a split other than train, val and test"
 BAD_ROW = "in a row that cannot be read"
+OPEN_QUOTE = "in lines joined by an unclosed quote"
 
 
 @dataclass(slots=True)

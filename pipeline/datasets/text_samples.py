@@ -16,6 +16,7 @@ from ..stage.urls import is_url, open_url
 from .samples import (
     BAD_ROW,
     CAPTION_COLUMNS,
+    OPEN_QUOTE,
     URL_COLUMNS,
     BadSampleError,
     LeftOut,
@@ -45,17 +46,16 @@ def read_csv_samples(location: str, name: str, left_out: LeftOut) -> Iterator[Sa
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
         if header := _header_of_urls(first if separator == "\t" else ""):
             # Captions of such files contain quotes that are not closed.
-            lines, quoting = chain([first], lines), csv.QUOTE_NONE
+            quoting = csv.QUOTE_NONE
         else:
             header = [title.strip() for title in next(csv.reader([first], delimiter=separator), [])]
+            first = ""  # an empty row in its place keeps the numbers of the lines
         columns = choose_columns(header, location)
+        lines = chain([first], lines)
         rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         places = [header.index(title) for title in columns]
-        for row in _read_rows(rows, name, left_out):
-            if len(row) == len(header):
-                yield from make_sample([row[place] for place in places], name, left_out)
-            elif row:
-                left_out.add(f"{name}, line {rows.line_num}", BAD_ROW)
+        for row in _read_rows(rows, len(header), separator, name, left_out):
+            yield from make_sample([row[place] for place in places], name, left_out)
 
 
 def read_jsonl_samples(location: str, name: str, left_out: LeftOut) -> Iterator[Sample]:
@@ -123,14 +123,32 @@ def _read_lines(content: BinaryIO) -> Iterator[str]:
         yield line
 
 
-def _read_rows(rows: Any, name: str, left_out: LeftOut) -> Iterator[list[str]]:
-    """Yield the rows of a CSV reader, without those whose quotes are wrong."""
+def _read_rows(
+    rows: Any, num_columns: int, separator: str, name: str, left_out: LeftOut
+) -> Iterator[list[str]]:
+    """Yield the rows of a CSV reader that have all columns; count the lines of the others."""
     while True:
+        first_line = rows.line_num + 1
         try:
-            row = next(rows, None)
-        except csv.Error:
-            left_out.add(f"{name}, line {rows.line_num}", BAD_ROW)
-            continue
-        if row is None:
+            row = next(rows)
+        except StopIteration:
             return
-        yield row
+        except csv.Error:
+            row = [""]  # a table has two columns or more
+        num_lines = rows.line_num - first_line + 1
+        is_good = len(row) == num_columns
+        if num_lines > 1 and (not is_good or _joins_rows(row, separator)):
+            left_out.add(f"{name}, line {first_line}", OPEN_QUOTE, num_lines)
+        elif is_good:
+            yield row
+        elif row:
+            left_out.add(f"{name}, line {first_line}", BAD_ROW)
+
+
+def _joins_rows(row: list[str], separator: str) -> bool:
+    """Return whether a line within a cell looks like a row, as after an unclosed quote."""
+    return any(
+        len(cells) >= len(row) and (separator == "\t" or any(map(is_url, cells)))
+        for cell in row
+        for cells in (line.split(separator) for line in cell.splitlines())
+    )
