@@ -66,9 +66,9 @@ class LeftOut:
 
     def add(self, name: str, reason: str, count: int = 1) -> None:
         """Count images that are left out."""
-        self.counts[reason] += count
-        if self.counts[reason] <= MAX_EXAMPLES:
+        if self.counts[reason] < MAX_EXAMPLES:
             self.examples.append((name, reason))
+        self.counts[reason] += count
 
 
 # Reads a table or an archive. Arguments: its location, its name relative to the source, and what
