@@ -27,6 +27,7 @@ class TarImages:
         self.archive = archive
         self._file = open_forward(location)
         self._end: int | None = None  # where the archive ends, once that is known
+        self._is_end_exact = True  # otherwise it ends there or before
 
     def close(self) -> None:
         """Close the archive."""
@@ -55,7 +56,7 @@ class TarImages:
             self._file.seek(start)
         content = self._file.read(stop - start)
         if len(content) < stop - start:
-            self._end = start + len(content)
+            self._end, self._is_end_exact = start + len(content), bool(content)
             raise self._cut_off()
         try:
             header = tarfile.TarInfo.frombuf(content[:HEADER_BYTES], "utf-8", "surrogateescape")
@@ -66,7 +67,8 @@ class TarImages:
         return content[HEADER_BYTES:]
 
     def _cut_off(self) -> OSError:
-        return OSError(f"{self.archive} is damaged: it ends at byte {self._end:,}")
+        place = "at" if self._is_end_exact else "at or before"
+        return OSError(f"{self.archive} is damaged: it ends {place} byte {self._end:,}")
 
     def _changed(self, name: str, offset: int) -> OSError:
         return OSError(

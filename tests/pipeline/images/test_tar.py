@@ -63,6 +63,17 @@ def test_images_behind_the_end_of_a_cut_archive_have_that_reason(tmp_path, write
     assert contents[30:] == CONTENTS[:3]
 
 
+def test_archive_that_ends_before_a_member_does_not_end_where_that_starts(
+    tmp_path, write_tar
+) -> None:
+    images = write_tar(tmp_path, "0.tar", CONTENTS)
+    path = tmp_path / "0.tar"
+    path.write_bytes(path.read_bytes()[: images[10][1]])
+    start = images[20][1] - 512
+    reasons = {str(error) for error in ImageFiles(tmp_path).stream(images[20:30])}
+    assert reasons == {f"0.tar is damaged: it ends at or before byte {start:,}"}
+
+
 def test_damaged_header_and_another_archive_are_found(tmp_path, write_tar) -> None:
     images = write_tar(tmp_path, "0.tar", CONTENTS)
     content = bytearray((tmp_path / "0.tar").read_bytes())
