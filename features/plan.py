@@ -1,6 +1,6 @@
 """The plan of the features stage: which images, in which shards, and which shards exist already."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from ..pipeline.captions import read_images
 from ..pipeline.images.image_files import ImageFiles
-from ..pipeline.layout import IMAGES_PARQUET
-from ..pipeline.stage.artifacts import require_stage
-from ..pipeline.stage.errors import ShowTellError
+from ..pipeline.layout import IMAGES_PARQUET, PARQUET_STAMPS
+from ..pipeline.stage.artifacts import repair_command, require_stage
+from ..pipeline.stage.errors import DatasetError, ShowTellError
 from ..pipeline.stage.files import hash_file, hash_json
 from ..pipeline.stage.manifest import Manifest
 from .config import FeaturesConfig
@@ -116,13 +116,18 @@ def list_images(config: FeaturesConfig) -> ImageList:
 
     Raises:
         MissingArtifactError: the dataset is not prepared.
+        DatasetError: a Parquet file with images has changed since then.
     """
-    source: str = require_stage(config.captions_dir).details["source"]
+    prepared = require_stage(config.captions_dir)
+    source: str = prepared.details["source"]
     path = config.captions_dir / IMAGES_PARQUET
     table = read_images(path)
     order = np.argsort(table.image_ids, kind="stable")
     names = [*table.file_names.take(order)]
     files = ImageFiles(source)
+    stamps = files.fingerprints(names)
+    if expected := prepared.details.get(PARQUET_STAMPS):
+        require_unchanged(path, files, names, stamps, expected)
     members = table.members
     return ImageList(
         files=files,
@@ -130,9 +135,37 @@ def list_images(config: FeaturesConfig) -> ImageList:
         sha256=hash_file(path),
         image_ids=table.image_ids[order],
         file_names=names,
-        stamps=files.fingerprints(names),
+        stamps=stamps,
         members=None if members is None else members[order],
     )
+
+
+def require_unchanged(
+    path: Path,
+    files: ImageFiles,
+    file_names: Sequence[str],
+    stamps: Sequence[str | None],
+    expected: Mapping[str, str],
+) -> None:
+    """Check that Parquet files are those that `prepare` read: their rows may be other images now.
+
+    Args:
+        path: of the image list.
+        files: the images.
+        file_names: of N images.
+        stamps: of the N images; an archive that is missing has None.
+        expected: name → stamp of each Parquet file when `prepare` read it.
+
+    Raises:
+        DatasetError: naming the first file that has changed.
+    """
+    for name, stamp in zip(file_names, stamps, strict=True):
+        archive = name.rpartition("/")[0]
+        if stamp is not None and expected.get(archive, stamp) != stamp:
+            raise DatasetError(
+                f"{files.locate(archive)} has changed since it was prepared, so its captions may "
+                f"belong to other rows. Run '{repair_command(path)}', then the same command again."
+            )
 
 
 def plan_shards(config: FeaturesConfig, images: ImageList, network: object) -> list[ShardJob]:

@@ -9,6 +9,9 @@ VOCAB_JSON = "vocab.json"
 # Key of images.parquet among the inputs in the manifest of a features folder.
 IMAGES_INPUT = f"captions/{IMAGES_PARQUET}"
 
+# Key in the details of the manifest of prepare: name → stamp of each Parquet file of --table.
+PARQUET_STAMPS = "parquet_stamps"
+
 BUILT_IN = Path(__file__).parents[1] / "serving" / "models"  # bundles that come with showtell
 
 

@@ -154,6 +154,14 @@ class TableFiles:
         others = [location for location in self.locations if location not in found]
         return found | dict(zip(others, stamps(others), strict=True))
 
+    def parquet_stamps(self, found: dict[str, str | None]) -> dict[str, str]:
+        """Return name → stamp of each Parquet file: its images have no names, only row numbers."""
+        return {
+            self.name_of(location): stamp
+            for location, stamp in found.items()
+            if stamp and suffix_of(location) == ".parquet"
+        }
+
     def to_inputs(self, found: dict[str, str | None]) -> dict[str, str]:
         """Return the files as inputs of a manifest, given their stamps from before the reading."""
         # The next run reads a file again if the failure may have passed.

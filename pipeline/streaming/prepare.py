@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import PrepareConfig
 from ..datasets.records import SPLITS
 from ..datasets.table_files import TableFiles
+from ..layout import PARQUET_STAMPS
 from ..outputs import VERSION, Outcome, config_json, make_manifest, replacing_outputs
 from ..stage.console import print_warning
 from ..stage.errors import StorageError
@@ -85,6 +86,7 @@ def prepare_stream(
             "num_files": len(files.locations),
             "num_bad_files": len(files.bad),
             "bad_files": [asdict(bad) for bad in files.bad[:MAX_BAD_FILES]],
+            PARQUET_STAMPS: files.parquet_stamps(stamps),
         },
     )
     return make_manifest(config, outcome, stopwatch)

@@ -13,7 +13,10 @@ from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
 from showtell.features.plan import list_images
 from showtell.pipeline.captions import open_images, read_images
+from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.images import fetch
+from showtell.pipeline.prepare import prepare
+from showtell.pipeline.stage.errors import DatasetError
 from showtell.pipeline.stage.manifest import Manifest
 
 from .test_extract import (
@@ -148,6 +151,23 @@ def test_shards_of_an_archive_that_changed_are_computed_again(tmp_path, network)
     path.write_bytes(content + bytes(512))  # holds the images 20 and 21, in the last of 3 shards
     assert extract(config).counts["num_skipped"] == 0
     assert network.num_images == NUM_IMAGES - 16
+
+
+def test_parquet_file_that_changed_since_prepare_is_refused(tmp_path, network) -> None:
+    folder = make_dataset(tmp_path)
+    path = tmp_path / "archives" / "0.parquet"
+    path.parent.mkdir()
+    contents = [image_path(folder, index).read_bytes() for index in range(NUM_IMAGES)]
+    rows = [{"image": {"bytes": content}, "caption": "a caption"} for content in contents]
+    options = PrepareConfig(data=folder.data, dataset="rows", table=str(path), min_count=1)
+    config = replace(folder, dataset="rows")
+    for table in (rows, rows[::-1]):
+        pq.write_table(pa.Table.from_pylist(table), path)
+        if config.captions_dir.exists():
+            with pytest.raises(DatasetError, match=r"0\.parquet has changed .* 'showtell prepare "):
+                extract(config)
+        prepare(options)
+        assert extract(config).counts["num_images"] == NUM_IMAGES
 
 
 def test_damaged_archive_is_passed_and_reported(tmp_path, network, capsys) -> None:
