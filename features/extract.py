@@ -181,6 +181,7 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
             "were skipped could be read now"
         )
         done = manifest
+    shutil.rmtree(directory / RETRIED, ignore_errors=True)
     return done
 
 
@@ -324,21 +325,22 @@ def remove_stale(directory: Path, manifest: Manifest) -> None:
     """Delete shards that the manifest does not list, and the staging folder."""
     for path in find_stale(directory, manifest):
         path.unlink(missing_ok=True)
-    for name in (STAGING, RETRIED):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    shutil.rmtree(directory / STAGING, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path, manifest: Manifest) -> None:
-    """Delete what a run left that was killed right after it wrote the manifest.
+    """Delete what a run left that was killed right after it wrote the manifest, or in a retry.
 
     Shards in the staging folder are kept: they belong to an interrupted run with other options.
     Does nothing in a read-only folder, or while another process computes these features.
     """
-    if find_stale(directory, manifest) or (directory / STAGING).exists():
+    folders = directory / STAGING, directory / RETRIED
+    if find_stale(directory, manifest) or any(folder.exists() for folder in folders):
         with suppress(ShowTellError, OSError), locked(directory):
             if read_manifest(directory) == manifest:
                 for path in find_stale(directory, manifest):
                     path.unlink(missing_ok=True)
+                shutil.rmtree(directory / RETRIED, ignore_errors=True)
                 (directory / STAGING).rmdir()  # fails if it holds shards
 
 

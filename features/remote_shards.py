@@ -5,12 +5,12 @@ first, each at once. A later job with the same dataset and options fetches it in
 it; the fingerprint in the shard decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ..pipeline.stage.urls import download, join, upload
+from ..pipeline.stage.urls import discard, download, join, upload
 from .config import FeaturesConfig
 from .grids import grid_name
 from .layout import features_dir
@@ -56,6 +56,14 @@ def fetch_shards(config: FeaturesConfig, jobs: Sequence[ShardJob], directory: Pa
 def _fetch(config: FeaturesConfig, directory: Path, shard_name: str) -> bool:
     names = list_files(config, shard_name)
     return all(download(location_of(config, name), directory / name) for name in names)
+
+
+def discard_stored(config: FeaturesConfig, shard_names: Iterable[str]) -> None:
+    """Delete shards from the store, if there is one and it allows that."""
+    if config.store is not None:
+        for shard_name in shard_names:
+            for name in list_files(config, shard_name):
+                discard(location_of(config, name))
 
 
 def location_of(config: FeaturesConfig, name: str) -> str:

@@ -4,18 +4,19 @@ Only these images are read and encoded, into small shards in the subfolder `.ret
 merged with the complete shard it belongs to: rows ordered by image id, all others unchanged.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..pipeline.stage.files import hash_json
+from ..pipeline.stage.files import hash_file, hash_json, write_bytes
 from ..pipeline.stage.stopwatch import Stopwatch
 from .engines.engine import Engine
 from .merge import merge_shards
 from .plan import ImageList, ShardJob, Skipped, find_finished, may_be_readable
-from .remote_shards import put_shard
+from .remote_shards import discard_stored, put_shard
 
 RETRIED = ".retry"  # subfolder with the features of images that were tried again
 
@@ -74,7 +75,8 @@ def retry_images(
 ) -> dict[str, Skipped]:
     """Compute the features of the images, and write the merged shards.
 
-    An interrupted call goes on where it stopped: what it has computed stays in `.retry/`.
+    An interrupted call goes on where it stopped: what it has computed stays in `.retry/`. The
+    caller deletes that folder once the merged shards are published.
 
     Args:
         engine: the network.
@@ -89,10 +91,11 @@ def retry_images(
     """
     folder, network, config = directory / RETRIED, engine.network, engine.config
     chosen = images.select([row for retry in retries for row in retry.positions])
-    jobs, start = list[ShardJob](), 0
+    jobs, start, retry_id = list[ShardJob](), 0, identify(folder)
     for retry in retries:
         stop = start + len(retry.positions)
-        content = [retry.job.fingerprint, chosen.image_ids[start:stop].tolist(), config.max_pixels]
+        ids = chosen.image_ids[start:stop].tolist()
+        content = [retry.job.fingerprint, ids, config.max_pixels, retry_id]
         jobs.append(ShardJob(retried_name(retry.job.name), start, stop, hash_json(content)))
         start = stop
     grid_shape = (network.num_cells, network.grid_dim) if config.grid else None
@@ -112,7 +115,19 @@ def retry_images(
             paths = directory / name, folder / retried_name(name), staging / name
             merge_shards(*paths, skipped, fingerprint, grid_shape)
             put_shard(config, staging / name)
+    discard_stored(config, (job.name for job in jobs))
     return merged
+
+
+def identify(folder: Path) -> str:
+    """Return an id that differs from that of earlier retries, whose results must not be used.
+
+    It is stored in `.retry/`, so that an interrupted retry keeps it.
+    """
+    path = folder / "id"
+    if not path.exists():
+        write_bytes(path, secrets.token_bytes(16))
+    return hash_file(path)
 
 
 def retried_name(shard_name: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -158,6 +158,13 @@ def upload(path: Path, location: str) -> None:
             f"{location} cannot be written: {error.reason}. Check the URL, the network and your "
             "credentials."
         ) from None
+
+
+def discard(location: str) -> None:
+    """Delete a file by path or URL, if it exists and its folder or bucket allows that."""
+    with suppress(ShowTellError), _reporting_errors(location):
+        system, path = _file_system(location)
+        system.rm_file(path)
 
 
 def size_of(location: str) -> int:

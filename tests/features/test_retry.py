@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from showtell.features.config import FeaturesConfig
+from showtell.features.engines.local import LocalEngine
 from showtell.features.extract import extract
 from showtell.features.layout import features_dir
 from showtell.features.retry import RETRIED
@@ -23,6 +24,7 @@ from .test_extract import (
     NUM_IMAGES,
     SHARD_SIZE,
     FakeBackbone,
+    StoppingBackbone,
     contents,
     image_path,
     make_dataset,
@@ -158,10 +160,11 @@ def test_nothing_is_lost_wherever_a_retry_is_killed(
             extract(config)
         except Killed:
             left = 0
+            num_done = len([*(features_dir(config) / RETRIED).glob("retry-*.h5")])
             network.num_images = 0
             fail_reading(*(index for index in range(NUM_IMAGES) if index not in failing))
             assert extract(config).skipped == (), number
-            assert network.num_images <= len(failing) * config.views
+            assert network.num_images <= (len(failing) - num_done) * config.views
             assert read_extras(config) == expected
         else:
             break
@@ -191,6 +194,39 @@ def test_killed_computation_goes_on_where_it_stopped(
     backbone = use(FakeBackbone(), monkeypatch)
     assert extract(config).skipped == ()
     assert 1 <= backbone.num_images < len(FAILING)
+
+
+def test_results_of_an_earlier_retry_are_not_used(tmp_path, network, monkeypatch) -> None:
+    """Workers of a cluster find them in the store, where a killed run leaves them."""
+    config = replace(make_dataset(tmp_path), store=str(tmp_path / "store"))
+    image_path(config, 5).write_bytes(b"no image")
+    extract(config)
+    fingerprints, compute = list[str](), LocalEngine.compute
+
+    def record(self, images, jobs, directory, watch):  # type: ignore[no-untyped-def]
+        fingerprints.extend(job.fingerprint for job in jobs)
+        return compute(self, images, jobs, directory, watch)
+
+    monkeypatch.setattr(LocalEngine, "compute", record)
+    for _ in range(2):
+        extract(replace(config, retry_skipped=True))
+        assert not [*(tmp_path / "store").rglob("retry-*")]
+    assert len(set(fingerprints)) == 2
+
+
+def test_killed_retry_is_deleted_by_the_next_run_without_retry(
+    tmp_path, network, fail_reading, monkeypatch
+) -> None:
+    config = make_dataset(tmp_path)
+    fail_reading(3, error=OSError("HTTP 404"))
+    before = extract(config)
+    fail_reading()
+    use(StoppingBackbone(1, KeyboardInterrupt()), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        extract(replace(config, retry_skipped=True))
+    assert (features_dir(config) / RETRIED).exists()
+    assert extract(config) == before
+    assert not (features_dir(config) / RETRIED).exists()
 
 
 def test_failures_of_an_interrupted_run_are_tried_again_by_the_next(
