@@ -33,7 +33,7 @@ from ..encoders.family import is_weights_file
 from ..encoders.network import NetworkInfo
 from ..manifest import describe_network
 from ..plan import ImageList, ShardJob, Skipped, find_finished
-from ..remote_shards import fetch_shards
+from ..remote_shards import fetch_shards, location_of
 from ..shards import read_shard
 from .engine import Engine
 from .local import LocalEngine
@@ -297,6 +297,7 @@ class RayEngine(Engine):
         Raises:
             StorageError: the store lacks some of them.
             BadShardError: one is damaged.
+            MismatchError: one is of another run.
         """
         count = fetch_shards(self.config, jobs, directory)
         if count < len(jobs):
@@ -305,7 +306,13 @@ class RayEngine(Engine):
                 "there. Run the same command again: it computes the missing ones."
             )
         for job in jobs:
-            read_shard(directory / job.name, self.network.feature_dim)
+            shard = read_shard(directory / job.name, self.network.feature_dim)
+            if shard.fingerprint not in (job.fingerprint, job.retry_fingerprint):
+                raise MismatchError(
+                    f"Another run, of other options or images, has replaced "
+                    f"{location_of(self.config, job.name)}. Run the same command again with a "
+                    "--store of its own."
+                )
 
     def run(self, groups: Iterable[Group], directory: Path) -> Iterator[Any]:
         """Send groups to the actors; yield what `ShardActor.compute` yields."""

@@ -4,12 +4,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from showtell.features.config import FeaturesConfig
 from showtell.features.extract import extract
-from showtell.pipeline.stage.errors import ConfigError
+from showtell.features.plan import ShardJob
+from showtell.features.remote_shards import location_of
+from showtell.features.shards import FeatureShard, write_shard
+from showtell.pipeline.stage.errors import ConfigError, MismatchError
 
 CHAOS = Path(__file__).parents[2] / "chaos" / "cluster.py"
 
@@ -64,6 +69,19 @@ def test_cores_and_gpus_are_used_once():
         Resources.choose("cuda:1", gpus)
     with pytest.raises(ConfigError, match="no node of the Ray cluster offers a CPU"):
         Resources.choose("auto", [{}])
+
+
+def test_shard_that_another_run_has_replaced_is_refused(tmp_path):
+    pytest.importorskip("ray")
+    from showtell.features.engines.ray import RayEngine
+
+    config = FeaturesConfig(data=tmp_path, dataset="scenes", store=str(tmp_path / "store"))
+    engine = SimpleNamespace(config=config, network=SimpleNamespace(feature_dim=4))
+    shard = FeatureShard(np.arange(2), np.zeros((2, 4), np.float16), (), "of this run")
+    write_shard(Path(location_of(config, "part-00000.h5")), shard)
+    RayEngine.fetch(engine, [ShardJob("part-00000.h5", 0, 2, "of this run")], tmp_path)
+    with pytest.raises(MismatchError, match=r"Another run.*store/scenes/.*/part-00000\.h5\. Run"):
+        RayEngine.fetch(engine, [ShardJob("part-00000.h5", 0, 2, "of another")], tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds the processes of Ray in /proc")
