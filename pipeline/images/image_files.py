@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from .fetch import Fetcher
 
 ARCHIVES = (".tar/", ".parquet/")
-MEMBER = re.compile(r"(.+?\.(?:tar|parquet))/(.+)")
+ROW = re.compile(r"(.+\.parquet)/\d+")
+TAR = re.compile(r"\.tar(?=/)")
 FILE_BY_URL = "url"  # its fingerprint: asking for a better one is a request for each image
 NUM_REQUESTS = 32  # at once; a request waits for its server most of the time
 
@@ -240,9 +241,9 @@ class ImageFiles:
             return FILE_BY_URL
         is_remote = not isinstance(self.root, Path)
         if any(suffix in file_name for suffix in ARCHIVES):
-            found = MEMBER.fullmatch(file_name)
-            if found and (is_remote or self._is_archive(found[1])):
-                return found[1]
+            for archive in possible_archives(file_name):
+                if is_remote or self._is_archive(archive):
+                    return archive
         return FILE_BY_URL if is_remote else None
 
     def _is_archive(self, name: str) -> bool:
@@ -311,3 +312,14 @@ class ImageFiles:
                 path = self._folder / f"{folder}.zip"
                 self._zips[folder] = ZipImages(path) if is_file(path) else None
             return self._zips[folder]
+
+
+def possible_archives(file_name: str) -> Iterator[str]:
+    """Yield the parts of a name that may be its archive, the most likely first.
+
+    Others are folders: Spark writes `x.parquet/part-00000.parquet`.
+    """
+    if row := ROW.fullmatch(file_name):
+        yield row[1]
+    for suffix in TAR.finditer(file_name):
+        yield file_name[: suffix.end()]
