@@ -42,7 +42,7 @@ from .plan import (
 )
 from .pooled_files import MAPPED
 from .reading.broken_images import MISSING
-from .remote_shards import fetch_shards, list_files
+from .remote_shards import delete_shard, fetch_shards, list_files
 from .retry import RETRIED, find_retries, retry_images
 from .summary import describe_counts, print_summary
 
@@ -280,8 +280,7 @@ def remove_outdated(
     """
     for job in jobs:
         if staging / job.name not in kept:
-            for name in list_files(config, job.name):
-                (staging / name).unlink(missing_ok=True)
+            delete_shard(config, staging / job.name)
 
 
 def require_readable(

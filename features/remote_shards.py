@@ -24,6 +24,12 @@ def list_files(config: FeaturesConfig, shard_name: str) -> list[str]:
     return [grid_name(shard_name), shard_name] if config.grid else [shard_name]
 
 
+def delete_shard(config: FeaturesConfig, path: Path) -> None:
+    """Delete a local shard and its grid file, if they exist."""
+    for name in list_files(config, path.name):
+        path.with_name(name).unlink(missing_ok=True)
+
+
 def put_shard(config: FeaturesConfig, path: Path) -> str:
     """Copy a finished shard and its grid file to the store, if there is one.
 

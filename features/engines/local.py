@@ -26,7 +26,7 @@ from ..encoders.network import NetworkInfo
 from ..grids import GridWriter, grid_name
 from ..plan import ImageList, ShardJob, Skipped
 from ..reading.batches import ImageBatch, read_batches
-from ..remote_shards import put_shard
+from ..remote_shards import delete_shard, put_shard
 from ..shards import FeatureShard, find_finite, write_shard
 from .engine import Engine
 
@@ -41,11 +41,13 @@ class LocalEngine(Engine):
         config: the stage's options, with the precision used.
         backbone: the frozen network.
         device: where it runs.
+        keeps_files: whether a shard stays in its folder once it is in the store.
     """
 
     config: FeaturesConfig
     backbone: Backbone
     device: torch.device
+    keeps_files: bool = True
 
     @classmethod
     def load(cls, config: FeaturesConfig) -> Self:
@@ -121,7 +123,7 @@ class LocalEngine(Engine):
                     unfinished.callback(grids.discard)
                 shard = compute_shard(job, self, reader, grids, writer, progress)
                 shard = replace(shard, fingerprint=job.final_fingerprint(shard.skipped, images))
-                writer.submit(write_files, config, path, shard, grids)
+                writer.submit(write_files, self, path, shard, grids)
                 yield job, shard.skipped
             writer.wait()
 
@@ -224,13 +226,15 @@ def start_grids(config: FeaturesConfig, backbone: Backbone, path: Path) -> GridW
 
 
 def write_files(
-    config: FeaturesConfig, path: Path, shard: FeatureShard, grids: GridWriter | None
+    engine: LocalEngine, path: Path, shard: FeatureShard, grids: GridWriter | None
 ) -> None:
     """Write the grid file, then the shard, so that a shard on disk always has its grid file."""
     if grids is not None:
         shard = replace(shard, grid_crc32=grids.publish())
     write_shard(path, shard)
-    logger.info("%s is written", put_shard(config, path))
+    logger.info("%s is written", put_shard(engine.config, path))
+    if not engine.keeps_files:
+        delete_shard(engine.config, path)
 
 
 def require_finite(

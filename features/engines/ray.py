@@ -33,7 +33,7 @@ from ..encoders.family import is_weights_file
 from ..encoders.network import NetworkInfo
 from ..manifest import describe_network
 from ..plan import ImageList, ShardJob, Skipped, find_finished
-from ..remote_shards import fetch_shards, location_of
+from ..remote_shards import delete_shard, fetch_shards, location_of
 from ..shards import read_shard
 from .engine import Engine
 from .local import LocalEngine
@@ -122,7 +122,8 @@ class ShardActor:
         if self.weights.config.store is None:
             require_folder(self.directory, "Give --store a URL, or share the data folder")
         torch.set_num_threads(num_cpus_here())
-        engine = self.weights.load()
+        has_folder = self.weights.config.store is None
+        engine = replace(self.weights.load(), keeps_files=has_folder)
         if describe_network(engine.config, engine.network) != self.network:
             raise MismatchError(
                 f"The worker on {platform.node()} loaded another network than the first one: other "
@@ -157,6 +158,9 @@ class ShardActor:
             feature_dim=network.feature_dim,
             grid_shape=(network.num_cells, network.grid_dim) if config.grid else None,
         )
+        if not engine.keeps_files:
+            for name in finished:
+                delete_shard(config, directory / name)
         todo = [job for job in group.jobs if job.name not in finished]
         computed = engine.compute(group.images, todo, directory, watch)
         with output_mode(quiet=True), closing(computed):

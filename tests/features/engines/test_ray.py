@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from showtell.features.config import FeaturesConfig
+from showtell.features.engines.local import LocalEngine
 from showtell.features.extract import extract
-from showtell.features.plan import ShardJob
-from showtell.features.remote_shards import location_of
+from showtell.features.plan import ShardJob, list_images, plan_shards
+from showtell.features.remote_shards import fetch_shards, location_of
 from showtell.features.shards import FeatureShard, write_shard
 from showtell.pipeline.stage.errors import ConfigError, MismatchError
 
@@ -82,6 +83,33 @@ def test_shard_that_another_run_has_replaced_is_refused(tmp_path):
     RayEngine.fetch(engine, [ShardJob("part-00000.h5", 0, 2, "of this run")], tmp_path)
     with pytest.raises(MismatchError, match=r"Another run.*store/scenes/.*/part-00000\.h5\. Run"):
         RayEngine.fetch(engine, [ShardJob("part-00000.h5", 0, 2, "of another")], tmp_path)
+
+
+def test_worker_keeps_no_shard_that_is_in_the_store(tmp_path, scenes, random_weights):
+    pytest.importorskip("ray")
+    from showtell.features.engines.ray import Group, ShardActor, Weights
+
+    config = FeaturesConfig(
+        data=scenes,
+        dataset="scenes",
+        encoder="resnet18",
+        weights=str(random_weights),
+        image_size=64,
+        shard_size=15,
+        grid=True,
+        store=str(tmp_path / "store"),
+    )
+    images = list_images(config)
+    group = Group(tuple(plan_shards(config, images, "network")), images)
+    engine = replace(LocalEngine.load(config), keeps_files=False)
+    actor, folder = ShardActor(Weights(config, None), None, tmp_path), tmp_path / "work"
+    for _ in range(2):  # computed, then fetched
+        most = max(
+            len([*folder.glob("part-*.h5")]) for _ in actor.compute_in(folder, engine, group)
+        )
+        assert most <= 2 < len(group.jobs)
+        assert not [*folder.glob("part-*")]
+        assert fetch_shards(config, group.jobs, folder) == len(group.jobs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds the processes of Ray in /proc")
