@@ -24,6 +24,7 @@ from ..pipeline.stage.files import locked
 from ..pipeline.stage.manifest import Manifest
 from ..pipeline.stage.options import require
 from ..pipeline.stage.stopwatch import Stopwatch
+from ..pipeline.stage.urls import require_bucket
 from .config import FeaturesConfig
 from .encoders.registry import AUTO, check_weights, find_family
 from .engines.engine import Engine
@@ -157,6 +158,8 @@ def compute_with(engine: Engine, images: ImageList, directory: Path, started: fl
     todo = [job for job in jobs if job.name not in skipped]
     remove_outdated(config, jobs, {path for path, _ in found.values()}, staging)
     stored = [job for job in todo if not config.is_recomputed(job.name)]
+    if config.store is not None and todo:
+        require_bucket(config.store)
     if config.store is not None and fetch_shards(config, stored, staging):
         fetched = find_finished(stored, staging, staging, None, network.feature_dim, grid_shape)
         print_note(f"features: {len(fetched)} of {len(stored)} shards are in {config.store}")

@@ -23,6 +23,7 @@ from .options import expand_home
 T = TypeVar("T")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+S3 = ("s3://", "s3a://")
 HTTP = ("http://", "https://")
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -141,6 +142,7 @@ def upload(path: Path, location: str) -> None:
     """Copy a local file to a path or URL. Readers see all of it or nothing.
 
     Raises:
+        MissingArtifactError: the bucket does not exist.
         StorageError: it cannot be written.
         ConfigError: a library is missing.
     """
@@ -153,11 +155,29 @@ def upload(path: Path, location: str) -> None:
     try:
         # Object stores show a file once it is complete.
         _repeat(location, lambda: system.put_file(str(path), remote))
+    except MissingArtifactError:
+        raise _missing_bucket(location) from None
     except RemoteError as error:
         raise StorageError(
             f"{location} cannot be written: {error.reason}. Check the URL, the network and your "
             "credentials."
         ) from None
+
+
+def require_bucket(location: str) -> None:
+    """Check that the bucket of a URL exists, if it is in S3 and the credentials allow asking.
+
+    Raises:
+        MissingArtifactError: it does not.
+        ConfigError: a library is missing.
+    """
+    if location.startswith(S3):
+        system, path = _file_system(location)
+        try:
+            with suppress(StorageError):
+                _repeat(location, lambda: system.info(path.partition("/")[0]))
+        except MissingArtifactError:
+            raise _missing_bucket(location) from None
 
 
 def discard(location: str) -> None:
@@ -344,6 +364,12 @@ def _reporting_errors(location: str) -> Iterator[None]:
         raise _storage_error(location, cause) from None
     except Exception as error:  # each library has error classes of its own
         raise _storage_error(location, error) from None
+
+
+def _missing_bucket(location: str) -> MissingArtifactError:
+    return MissingArtifactError(
+        f"{location} cannot be written: the bucket does not exist. Create it, or correct the URL."
+    )
 
 
 def _storage_error(location: str, error: BaseException) -> StorageError:

@@ -8,7 +8,7 @@ from showtell.features.config import FeaturesConfig
 from showtell.features.engines.local import LocalEngine
 from showtell.features.extract import extract
 from showtell.features.layout import features_dir
-from showtell.pipeline.stage.errors import StorageError
+from showtell.pipeline.stage.errors import MissingArtifactError, StorageError
 from showtell.pipeline.stage.manifest import Manifest
 
 NUM_SHARDS = 3
@@ -98,6 +98,12 @@ def test_bucket_holds_the_same_files(tmp_path, config, computed, upload):
     extract(stored)
     assert computed == []
     assert contents(features_dir(config)) == expected
+
+
+def test_store_in_a_bucket_that_does_not_exist_is_refused_at_once(config, computed, s3_server):
+    with pytest.raises(MissingArtifactError, match=r"s3://none-1/x.* the bucket does not exist\."):
+        extract(replace(config, store="s3://none-1/x"))
+    assert computed == []
 
 
 def test_store_that_cannot_be_written_is_one_line(tmp_path, config):

@@ -128,3 +128,21 @@ def test_missing_library_names_the_extra(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "gs", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'showtell\[remote\]'"):
         urls.open_url("gs://bucket/x")
+
+
+def test_files_are_uploaded_and_discarded(folder, upload, tmp_path) -> None:
+    path = folder / "a/00000.tar"
+    for root in (str(tmp_path / "copies"), upload(folder)):
+        urls.require_bucket(root)
+        urls.upload(path, f"{root}/c/x.tar")
+        with urls.open_url(f"{root}/c/x.tar") as file:
+            assert file.read() == CONTENT
+        for _ in range(2):
+            urls.discard(f"{root}/c/x.tar")
+            assert urls.stamp(f"{root}/c/x.tar") is None
+
+
+def test_upload_to_a_missing_bucket_is_one_line(folder, s3_server) -> None:
+    for write in (urls.require_bucket, lambda url: urls.upload(folder / "a/00000.tar", url)):
+        with pytest.raises(MissingArtifactError, match=r"s3://none-1/x cannot be written: the b"):
+            write("s3://none-1/x")
