@@ -16,6 +16,8 @@ GRID_BYTES = 49 * FEATURE_BYTES  # its 7×7 grid
 SHARD_SIZE = 1024
 NUM_SIMULATIONS = 5
 
+Table = list[tuple[str, ...]]  # the first row is the header
+
 
 @dataclass(frozen=True)
 class DatasetSize:
@@ -77,12 +79,13 @@ class Machine:
 
 # Rates of docs/performance.md; disk and network are assumptions, see docs/scale.md.
 MACHINES = (
-    Machine("2 cores", 2, 50, 863, 293, 555 * 11.5, 83_000, 250e6, 1e9, 24e9),
-    Machine("16 cores and an H200", 16, 13_000, 863, 293, 1_490_000, 83_000, 250e6, 3e9, 128e9),
+    Machine("2 cores", 2, 50, 863, 293, 555 * 11.5, 38_000, 250e6, 1e9, 24e9),
+    Machine("16 cores and an H200", 16, 13_000, 863, 293, 1_490_000, 38_000, 250e6, 3e9, 128e9),
 )
 
-# Bytes in memory for each image and each caption, besides features and words.
-IMAGE_ROW_BYTES, CAPTION_ROW_BYTES, TOKEN_BYTES = 8, 40, 4
+# Memory of `features` for each image, and of `train` for each caption and each of its tokens:
+# differences between tables of 1 and 3 million rows of bench/scale_prepare.py.
+LISTED_BYTES, CAPTION_ROW_BYTES, TOKEN_BYTES = 248, 207, 4
 
 
 def prepare_seconds(data: DatasetSize, machine: Machine) -> dict[str, float]:
@@ -122,9 +125,8 @@ def resident_bytes(data: DatasetSize) -> float:
 
 
 def caption_bytes(data: DatasetSize) -> float:
-    """Return the memory that training needs for everything but the features."""
-    per_caption = CAPTION_ROW_BYTES + TOKEN_BYTES * (data.words + 2)
-    return data.images * IMAGE_ROW_BYTES + data.captions * per_caption
+    """Return the memory that training needs to read all captions."""
+    return data.captions * (CAPTION_ROW_BYTES + TOKEN_BYTES * (data.words + 2))
 
 
 def simulate(
@@ -167,7 +169,7 @@ def simulate(
     return end_s
 
 
-def bytes_table() -> list[tuple[str, ...]]:
+def bytes_table() -> Table:
     """Return the rows of the table of sizes."""
     header = ("", *(data.name for data in DATASETS))
     rows: dict[str, Callable[[DatasetSize], str]] = {
@@ -176,15 +178,18 @@ def bytes_table() -> list[tuple[str, ...]]:
         "image files": lambda data: format_size(data.images * data.image_bytes),
         "pooled features": lambda data: format_size(data.images * FEATURE_BYTES),
         "grid features": lambda data: format_size(data.images * GRID_BYTES),
-        "captions in memory": lambda data: format_size(caption_bytes(data)),
+        "memory of `features` for the list of images": lambda data: format_size(
+            data.images * LISTED_BYTES
+        ),
+        "memory of `train` for captions": lambda data: format_size(caption_bytes(data)),
         "shards": lambda data: f"{-(-data.images // SHARD_SIZE):,.0f}",
     }
     return [header, *((name, *map(value, DATASETS)) for name, value in rows.items())]
 
 
-def time_table() -> list[tuple[str, ...]]:
+def time_table() -> Table:
     """Return the rows of the table of times: each with its first bottleneck."""
-    rows = [("machine", "stage", *(data.name for data in DATASETS))]
+    rows: Table = [("machine", "stage", *(data.name for data in DATASETS))]
     for machine in MACHINES:
         for name, seconds_of in STAGES.items():
             cells = []
@@ -196,9 +201,11 @@ def time_table() -> list[tuple[str, ...]]:
     return rows
 
 
-def simulation_table() -> list[tuple[str, ...]]:
+def simulation_table() -> Table:
     """Return the rows of the table of simulated workers."""
-    rows = [("shards", "workers", "failures per worker and day", "time over shards / workers")]
+    rows: Table = [
+        ("shards", "workers", "failures per worker and day", "time over shards / workers")
+    ]
     for num_jobs, num_workers in ((121, 8), (12_110, 64), (403_321, 256)):
         for per_day in (0, 1, 10):
             job_s = SHARD_SIZE / 1000
@@ -227,7 +234,7 @@ def format_time(seconds: float) -> str:
     return f"{seconds:,.1f} s"
 
 
-def to_markdown(rows: list[tuple[str, ...]]) -> str:
+def to_markdown(rows: Table) -> str:
     """Return rows as a Markdown table; the first is its header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -26,7 +26,16 @@ from showtell.pipeline.stage.config_file import read_config_file
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
 # Options in the docs that belong to other programs.
-FOREIGN_OPTIONS = {"--logdir", "--strict", "--dry-run", "--faults", "--flips", "--every"}
+FOREIGN_OPTIONS = {
+    "--logdir",
+    "--strict",
+    "--dry-run",
+    "--faults",
+    "--flips",
+    "--every",
+    "--rounds",
+}
+FOREIGN_OPTIONS |= {"--nproc-per-node", "--limit-mb", "--steps"}  # torchrun's, bench/scale_*.py's
 
 Run = Callable[..., tuple[int, str]]
 

@@ -208,11 +208,17 @@ def crashes_reported() -> Iterator[None]:
     """Turn the errors of Ray about killed workers into one that names the logs.
 
     Raises:
-        LostWorkersError: a worker was killed again and again, or the cluster is gone.
+        LostWorkersError: a worker cannot start, was killed again and again, or the cluster is gone.
     """
     try:
         yield
     except (RayActorError, OutOfMemoryError, WorkerCrashedError, RaySystemError) as error:
+        if getattr(error, "actor_init_failed", False):  # such as a module that cannot be imported
+            raise LostWorkersError(
+                f"A worker of the Ray cluster cannot start ({str(error).splitlines()[-1]}). "
+                "Install the same version of showtell[ray] on all nodes; Ray's logs are in "
+                f"{ray_logs()}."
+            ) from None
         raise LostWorkersError(
             f"Ray lost a worker more than {MAX_RESTARTS} times, or the whole cluster, most likely "
             f"because memory ran out ({one_line(error)[:200]}). Finished shards are kept. Run the "

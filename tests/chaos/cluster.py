@@ -294,6 +294,8 @@ def run(
 
 
 def main() -> int:
+    # A job in the background of a script ignores Ctrl-C, and so would the commands that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

@@ -119,3 +119,18 @@ def test_killed_actor_and_driver_are_survived(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| actor killed, then driver | 1 | 1 | 0 | 0 | 0 |" in done.stdout
+
+
+def test_worker_that_cannot_start_is_not_taken_for_a_killed_one(monkeypatch) -> None:
+    pytest.importorskip("ray")
+    from ray.exceptions import RayActorError
+
+    from showtell.features.engines import ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "ray_logs", lambda: "/logs")
+    text = "died\n  File x\nModuleNotFoundError: No module named 'showtell'"
+    error = RayActorError(None, text, actor_init_failed=True)
+    with pytest.raises(ray_cluster.LostWorkersError) as raised, ray_cluster.crashes_reported():
+        raise error
+    assert "cannot start (ModuleNotFoundError: No module named 'showtell')" in str(raised.value)
+    assert "Install the same version" in str(raised.value)
