@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test and measure showtell on a GPU machine, in at most eight minutes on one H100 or H200.
+# Test and measure showtell on a GPU machine, in at most seven minutes on one H100 or H200.
 #
 #   bench/gpu.sh [--out DIR] [--wheels DIR] [--coco DIR] [--dry-run | --list]
 #
@@ -98,7 +98,7 @@ steps() {
   run_step gpu_tests 70
   run_step coco_scale 100
   run_step scst 70
-  run_step features 90
+  run_step features 85
   run_step processes 45
   if [ -n "$COCO" ]; then run_step coco_images 45; fi
 }

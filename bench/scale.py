@@ -79,13 +79,13 @@ class Machine:
 
 # Rates of docs/performance.md; disk and network are assumptions, see docs/scale.md.
 MACHINES = (
-    Machine("2 cores", 2, 50, 863, 293, 555 * 11.5, 38_000, 250e6, 1e9, 24e9),
-    Machine("16 cores and an H200", 16, 13_000, 863, 293, 1_490_000, 38_000, 250e6, 3e9, 128e9),
+    Machine("2 cores", 2, 50, 863, 293, 555 * 11.5, 46_000, 250e6, 1e9, 24e9),
+    Machine("16 cores and an H200", 16, 13_000, 863, 293, 1_490_000, 46_000, 250e6, 3e9, 128e9),
 )
 
-# Memory of `features` for each image, and of `train` for each caption and each of its tokens:
-# differences between tables of 1 and 3 million rows of bench/scale_prepare.py.
-LISTED_BYTES, CAPTION_ROW_BYTES, TOKEN_BYTES = 248, 207, 4
+# Memory of `prepare` and `features` for each image, of `train` for each caption and its tokens:
+# differences between tables of 1 and 10 million rows of bench/scale_prepare.py.
+PREPARED_BYTES, LISTED_BYTES, CAPTION_ROW_BYTES, TOKEN_BYTES = 44, 242, 249, 4
 
 
 def prepare_seconds(data: DatasetSize, machine: Machine) -> dict[str, float]:
@@ -178,6 +178,7 @@ def bytes_table() -> Table:
         "image files": lambda data: format_size(data.images * data.image_bytes),
         "pooled features": lambda data: format_size(data.images * FEATURE_BYTES),
         "grid features": lambda data: format_size(data.images * GRID_BYTES),
+        "memory of `prepare`, as a stream": lambda data: format_size(data.images * PREPARED_BYTES),
         "memory of `features` for the list of images": lambda data: format_size(
             data.images * LISTED_BYTES
         ),
