@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
+from ..pipeline.stage.console import format_bytes
+from .gpu_report import table
+
 FEATURE_BYTES = 2048 * 2  # pooled features of a ResNet-50 in float16
 GRID_BYTES = 49 * FEATURE_BYTES  # its 7×7 grid
 SHARD_SIZE = 1024
@@ -175,14 +178,14 @@ def bytes_table() -> Table:
     rows: dict[str, Callable[[DatasetSize], str]] = {
         "images": lambda data: f"{data.images / 1e6:,.2f} million",
         "captions": lambda data: f"{data.captions / 1e6:,.2f} million",
-        "image files": lambda data: format_size(data.images * data.image_bytes),
-        "pooled features": lambda data: format_size(data.images * FEATURE_BYTES),
-        "grid features": lambda data: format_size(data.images * GRID_BYTES),
-        "memory of `prepare`, as a stream": lambda data: format_size(data.images * PREPARED_BYTES),
-        "memory of `features` for the list of images": lambda data: format_size(
+        "image files": lambda data: format_bytes(data.images * data.image_bytes),
+        "pooled features": lambda data: format_bytes(data.images * FEATURE_BYTES),
+        "grid features": lambda data: format_bytes(data.images * GRID_BYTES),
+        "memory of `prepare`, as a stream": lambda data: format_bytes(data.images * PREPARED_BYTES),
+        "memory of `features` for the list of images": lambda data: format_bytes(
             data.images * LISTED_BYTES
         ),
-        "memory of `train` for captions": lambda data: format_size(caption_bytes(data)),
+        "memory of `train` for captions": lambda data: format_bytes(caption_bytes(data)),
         "shards": lambda data: f"{-(-data.images // SHARD_SIZE):,.0f}",
     }
     return [header, *((name, *map(value, DATASETS)) for name, value in rows.items())]
@@ -219,14 +222,6 @@ def simulation_table() -> Table:
     return rows
 
 
-def format_size(num_bytes: float) -> str:
-    """Return a size with its unit, such as 51 GB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.{1 if num_bytes < 10 * size else 0}f} {unit}"
-    return f"{num_bytes / 1e3:,.0f} kB"
-
-
 def format_time(seconds: float) -> str:
     """Return a time with its unit, such as 3.5 days."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
@@ -235,16 +230,10 @@ def format_time(seconds: float) -> str:
     return f"{seconds:,.1f} s"
 
 
-def to_markdown(rows: Table) -> str:
-    """Return rows as a Markdown table; the first is its header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
 def main() -> None:
     """Print the tables."""
-    for table in (bytes_table, time_table, simulation_table):
-        print(to_markdown(table()), end="\n\n")
+    for header, *rows in (bytes_table(), time_table(), simulation_table()):
+        print(table(header, rows), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -119,11 +119,11 @@ class ShardActor:
 
     def start(self) -> LocalEngine:
         """Load the network, and check that this node computes what the driver expects."""
-        if self.weights.config.store is None:
+        has_store = self.weights.config.store is not None
+        if not has_store:
             require_folder(self.directory, "Give --store a URL, or share the data folder")
         torch.set_num_threads(num_cpus_here())
-        has_folder = self.weights.config.store is None
-        engine = replace(self.weights.load(), keeps_files=has_folder)
+        engine = replace(self.weights.load(), keeps_files=not has_store)
         if describe_network(engine.config, engine.network) != self.network:
             raise MismatchError(
                 f"The worker on {platform.node()} loaded another network than the first one: other "

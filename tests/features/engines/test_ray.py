@@ -20,6 +20,11 @@ from showtell.pipeline.stage.errors import ConfigError, MismatchError
 CHAOS = Path(__file__).parents[2] / "chaos" / "cluster.py"
 
 
+def config_of(data: Path, weights: Path, **options: object) -> FeaturesConfig:
+    options = {"encoder": "resnet18", "weights": str(weights), **options}
+    return FeaturesConfig(data=data, dataset="scenes", **options)
+
+
 def test_ray_that_cannot_be_imported_is_one_line(scenes, random_weights, showtell, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "showtell.features.engines.ray", raising=False)
@@ -38,14 +43,8 @@ def test_address_needs_the_engine(tmp_path):
 
 def test_address_without_a_cluster_is_one_line(scenes, random_weights, refused_url):
     pytest.importorskip("ray")
-    config = FeaturesConfig(
-        data=scenes,
-        dataset="scenes",
-        encoder="resnet18",
-        weights=str(random_weights),
-        engine="ray",
-        address=refused_url.removeprefix("http://"),
-    )
+    address = refused_url.removeprefix("http://")
+    config = config_of(scenes, random_weights, engine="ray", address=address)
     with pytest.raises(ConfigError, match=r"--address 127.0.0.1:\d+: Connection refused"):
         extract(config)
     with pytest.raises(ConfigError, match="expected auto or HOST:PORT, such as"):
@@ -89,16 +88,8 @@ def test_worker_keeps_no_shard_that_is_in_the_store(tmp_path, scenes, random_wei
     pytest.importorskip("ray")
     from showtell.features.engines.ray import Group, ShardActor, Weights
 
-    config = FeaturesConfig(
-        data=scenes,
-        dataset="scenes",
-        encoder="resnet18",
-        weights=str(random_weights),
-        image_size=64,
-        shard_size=15,
-        grid=True,
-        store=str(tmp_path / "store"),
-    )
+    options = {"image_size": 64, "shard_size": 15, "grid": True}
+    config = config_of(scenes, random_weights, store=str(tmp_path / "store"), **options)
     images = list_images(config)
     group = Group(tuple(plan_shards(config, images, "network")), images)
     engine = replace(LocalEngine.load(config), keeps_files=False)

@@ -214,12 +214,18 @@ def test_compressed_archives_are_refused(tmp_path) -> None:
         run(tmp_path, f"{tmp_path}/*.gz")
 
 
-def test_files_that_failed_for_now_are_read_again(tmp_path, serve_folder) -> None:
+def serve_two_tars(tmp_path, serve_folder):
+    """Return the server of two archives with six samples each, and the options to prepare them."""
     for part in range(2):
         write_tar(tmp_path / f"set/{part:05}.tar", members(6 * part))
     served = serve_folder(tmp_path / "set")
     table = f"{served.url}/{{00000..00001}}.tar"
     config = PrepareConfig(data=tmp_path / "data", dataset="mine", table=table, min_count=1)
+    return served, config
+
+
+def test_files_that_failed_for_now_are_read_again(tmp_path, serve_folder) -> None:
+    served, config = serve_two_tars(tmp_path, serve_folder)
     fail_after_stamp(served, "/00001.tar")
     manifest = prepare(config)
     assert manifest.counts["num_images"] == 6
@@ -230,11 +236,7 @@ def test_files_that_failed_for_now_are_read_again(tmp_path, serve_folder) -> Non
 
 
 def test_failure_of_the_network_keeps_a_finished_dataset(tmp_path, serve_folder) -> None:
-    for part in range(2):
-        write_tar(tmp_path / f"set/{part:05}.tar", members(6 * part))
-    served = serve_folder(tmp_path / "set")
-    table = f"{served.url}/{{00000..00001}}.tar"
-    config = PrepareConfig(data=tmp_path / "data", dataset="mine", table=table, min_count=1)
+    served, config = serve_two_tars(tmp_path, serve_folder)
     done = prepare(config)
     served.statuses["/00001.tar"] = [503] * 1000
     assert up_to_date(config) is None
