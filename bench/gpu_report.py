@@ -97,7 +97,9 @@ def process_rows(summary: Summary) -> Iterator[Row]:
     """Yield the row of training with torchrun."""
     if "train-processes" in summary:
         details, rate = summary["train-processes"]["details"], summary["train-processes"]
-        what = f"training with {details['num_processes']} process by torchrun, batches of 128"
+        count = details["num_processes"]
+        processes = "1 process" if count == 1 else f"{count} processes"
+        what = f"training with {processes} by torchrun, batches of 128"
         measured = f"{rate['throughput']:,.0f} captions/s, {details['speedup']:.2f} times one alone"
         yield Row(what, measured, "showtell bench train-processes --dataset scenes")
 
