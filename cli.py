@@ -33,8 +33,8 @@ from .serving.config import (
     PullConfig,
     PushConfig,
     ReportConfig,
-    ServeConfig,
 )
+from .serving.server.config import ServeConfig
 
 EPILOG = """
 Exit codes:

@@ -62,7 +62,7 @@ def caption(config: CaptionConfig) -> int:
     return caption_files(
         captioner,
         config.images,
-        captioner.decoding_options(**chosen_decoding(config)),
+        captioner.decoding_options(**chosen_decoding(config, config.given)),
         recursive=config.recursive,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -77,6 +77,7 @@ def load_captioner(config: CaptionConfig, folder: Path) -> Captioner:
         data=config.data,
         weights=config.weights,
         device=config.device,
+        precision=config.precision,
         max_pixels=config.max_pixels,
     )
 
@@ -174,7 +175,7 @@ def caption_to_files(config: CaptionConfig, folder: Path) -> int:
         StorageError: a file cannot be written.
         ShowTellError: see `load` and `caption_stream`; or another process writes the table.
     """
-    options = decoding_options(decoding_defaults(folder), chosen_decoding(config))
+    options = decoding_options(decoding_defaults(folder), chosen_decoding(config, config.given))
     sidecars = Sidecars(config.sidecar, config.if_exists) if config.sidecar else None
     images = list(map(str, find_images(config.images, recursive=config.recursive)))
     errors: dict[str, str] = {}

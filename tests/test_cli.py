@@ -48,8 +48,8 @@ from showtell.serving.config import (
     PullConfig,
     PushConfig,
     ReportConfig,
-    ServeConfig,
 )
+from showtell.serving.server.config import ServeConfig
 
 CONFIGS = {
     "download": DownloadConfig,
@@ -607,10 +607,10 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
     model.mkdir()
     (model / "config.json").touch()
     common = ("--run", model, "--data", tmp_path)
-    given = ("caption", "a.jpg", "b", "--beam", 5, "--n-best", 2, "--device", "cpu")
+    given = ("caption", "a.jpg", "b", "--beam", 5, "--n-best", 2, "--precision", "fp32")
     assert showtell(*given, *common)[0] == 0
     assert calls == [
-        (model, {"device": "cpu", **defaults}),
+        (model, {"device": "auto", "precision": "fp32", **defaults}),
         ([Path("a.jpg"), Path("b")], "beam5-nbest2"),
     ]
     # An image that could not be read shows in the exit status.

@@ -296,7 +296,7 @@ def test_examples_of_the_python_page_run(
     names: dict[str, Any] = {}
     exec(compile(script, "docs/python.md", "exec"), names)
     assert len(set(names["texts"])) == 1  # of the same image, from five sources
-    assert names["heatmap"].shape == (2, 2) and names["heatmap"].sum() == pytest.approx(1)
+    assert names["heatmap"].shape == (2, 2) and names["heatmap"].sum() == pytest.approx(1, abs=0.01)
     assert float(names["similarity"][names["row"]]) == pytest.approx(1)
     assert names["loss"].item() < math.log(len(names["train"].vocab))
     assert capsys.readouterr().out.splitlines()[-1].startswith("{'Bleu_1': ")

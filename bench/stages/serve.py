@@ -14,8 +14,8 @@ from ...pipeline.stage.console import print_table
 from ...pipeline.stage.errors import ShowTellError
 from ...pipeline.stage.signals import signals_blocked
 from ...serving.captioner import Captioner
-from ...serving.config import ServeConfig
 from ...serving.load import load
+from ...serving.server.config import ServeConfig
 from ...serving.server.serve import require_libraries
 from ..config import BenchConfig
 from ..extraction import existing_images

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from ..config import is_loopback
+from .config import is_loopback
 from .limits import App, Receive, RequestError, Scope, Send
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")

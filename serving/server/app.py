@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from ..config import ServeConfig
 from .access import Access
+from .config import ServeConfig
 from .limits import CLIENT_LEFT, MB, App, BodyLimit, RequestError
 from .request_body import FORM_TYPE, JSON_TYPE
 from .request_log import RequestLog

@@ -14,8 +14,9 @@ from ...model.runs.hub import PREFIX as HUB_PREFIX
 from ...pipeline.stage.console import is_quiet, print_json, print_note, print_result
 from ...pipeline.stage.errors import ConfigError
 from ..captioner import Captioner
-from ..config import ServeConfig, chosen_decoding
+from ..config import chosen_decoding
 from ..load import load
+from .config import ServeConfig
 
 LIBRARIES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -40,9 +41,10 @@ def serve(config: ServeConfig) -> None:
         data=config.data,
         weights=config.weights,
         device=config.device,
+        precision=config.precision,
         max_pixels=config.max_pixels,
     )
-    defaults = captioner.decoding_options(**chosen_decoding(config))
+    defaults = captioner.decoding_options(**chosen_decoding(config, config.given))
     # In another thread: OpenMP gives each thread that computes as many helpers as there are cores,
     # and their waiting becomes slow once there are more helpers than cores.
     with ThreadPoolExecutor(1) as pool:

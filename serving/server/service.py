@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from ...features.encoders.backbone import Backbone
 from ...features.reading.batches import count_cores
 from ...model.generation.options import DecodingOptions
-from ..config import ServeConfig
 from ..results import Caption
+from .config import ServeConfig
 from .image_decoder import ImageDecoder
 from .limits import Places, RequestError
 from .metrics import Metrics

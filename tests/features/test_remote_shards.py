@@ -24,6 +24,7 @@ def config(scenes, random_weights) -> FeaturesConfig:
         weights=str(random_weights),
         image_size=64,
         shard_size=25,
+        precision="fp32",
     )
     shutil.rmtree(features_dir(config))
     return config

@@ -16,8 +16,8 @@ from PIL import Image
 
 from showtell.features.reading.transform import Transform
 from showtell.model.generation.options import DecodingOptions
-from showtell.serving.config import ServeConfig
 from showtell.serving.results import Caption, Token
+from showtell.serving.server.config import ServeConfig
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")

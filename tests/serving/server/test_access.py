@@ -2,8 +2,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from showtell.pipeline.stage.errors import ConfigError
-from showtell.serving.config import ServeConfig
 from showtell.serving.server.access import Access
+from showtell.serving.server.config import ServeConfig
 
 LOCAL = {"host": "127.0.0.1:8000"}
 

@@ -45,8 +45,8 @@ def stop(process: "subprocess.Popen[str]", number: int) -> list[dict[str, Any]]:
 
 def test_command_captions_like_the_captioner_until_sigterm(data, captioner, image_paths) -> None:
     paths = image_paths[:5]
-    options = ("r", "--data", data, "--device", "cpu", "--token", "a-secret")
-    with serving(*options) as (url, process):
+    options = ("r", "--data", data, "--device", "cpu", "--precision", "fp32")
+    with serving(*options, "--token", "a-secret") as (url, process):
         files = [("images", (path.name, path.read_bytes())) for path in paths]
         headers = {"Authorization": "Bearer a-secret"}
         response = httpx.post(f"{url}caption", files=files, data={"beam": 2}, headers=headers)
