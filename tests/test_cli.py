@@ -615,7 +615,7 @@ def test_caption_passes_its_options_on(showtell: Run, monkeypatch, tmp_path) -> 
     ]
     # An image that could not be read shows in the exit status.
     assert showtell("caption", "bad.jpg", *common)[0] == 1
-    assert calls[2] == (model, {"device": "auto", **defaults})
+    assert calls[2] == (model, {"device": "auto", "precision": "auto", **defaults})
     both = showtell("caption", "a.jpg", *common, "--model", model)
     assert both == (1, "error: --run and --model exclude each other; give one.\n")
 
