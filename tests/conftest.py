@@ -33,6 +33,54 @@ SHARED = Path(__file__).parents[2] / "shared"
 Limits = Callable[[], AbstractContextManager[None]]
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector skip the modules and tests, which live until the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """Do not wait until files are on the disk, thousands of times: no test cuts the power.
+
+    tests/chaos, in other processes, checks that all is synced, and in which order.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # an error for what is not open
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line_is_built_once() -> Iterator[None]:
+    """Keep the commands that typer makes of functions: tests use the command line often."""
+    from functools import cache
+
+    import typer.main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_are_not_drawn() -> Iterator[None]:
+    """Write an empty `curves.png` after each training: to draw it takes as long as the training.
+
+    tests/model/runs/test_curves.py draws.
+    """
+    from showtell.model.runs import curves
+    from showtell.pipeline.stage.files import write_bytes
+
+    def write_nothing(run_dir: Path, monitor: str, best_epoch: int) -> Path:
+        curves.read_curves(run_dir / curves.LOG_NAME)[f"val_{monitor}"]
+        write_bytes(run_dir / curves.CURVES_NAME)
+        return run_dir / curves.CURVES_NAME
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "draw_curves", write_nothing)
+        yield
+
+
 @pytest.fixture(scope="session")
 def within_limits() -> Limits:
     """Check that a `with` block takes at most `MAX_SECONDS` and `MAX_BYTES` of memory.

@@ -28,6 +28,12 @@ def write_log(run_dir: Path, num_epochs: int, **extra: float) -> None:
     (run_dir / LOG_NAME).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@pytest.fixture(autouse=True)
+def curves_are_drawn(monkeypatch) -> None:
+    """Draw, unlike in all other tests."""
+    monkeypatch.setattr(curves, "draw_curves", draw_curves)
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
     """The figures that `draw_curves` makes."""
@@ -84,6 +90,8 @@ def test_training_draws_its_curves_and_says_where(scenes, capsys) -> None:
     manifest = train(config)
     path = scenes / "runs/r" / CURVES_NAME
     assert str(path) in capsys.readouterr().out
+    with Image.open(path) as image:
+        image.load()
     assert CURVES_NAME not in manifest.outputs
     num_epochs = manifest.counts["num_epochs"]  # training stops early
     assert len(read_curves(scenes / "runs/r" / LOG_NAME)["val_CIDEr"][0]) == num_epochs < 5
