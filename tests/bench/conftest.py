@@ -13,6 +13,14 @@ from showtell.pipeline.prepare import prepare
 
 
 @pytest.fixture
+def measured_here(monkeypatch) -> None:
+    """Let `bench` measure in this process, where a new one would import torch for each stage."""
+    from showtell.bench import run
+
+    monkeypatch.setattr(run, "measure_in_new_process", run.measure_stage)
+
+
+@pytest.fixture
 def trained(scenes) -> Path:
     """A data folder with drawn scenes, their features and a run."""
     train(TrainConfig(data=scenes, dataset="scenes", hidden_size=16, embed_size=8, epochs=1))

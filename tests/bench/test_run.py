@@ -38,7 +38,7 @@ def test_command_prints_a_table_and_adds_to_the_summary(trained, showtell) -> No
     assert summary["machine"]["cores"] == os.cpu_count()
 
 
-def test_json_holds_the_figures_of_each_stage(trained, showtell_json) -> None:
+def test_json_holds_the_figures_of_each_stage(trained, showtell_json, measured_here) -> None:
     options = ("--data", str(trained), "--seconds", "0.05")
     status, document = showtell_json("bench", "shards", "--dataset", "scenes", *options)
     assert status == 0 and document["dataset"] == "scenes"
@@ -46,7 +46,9 @@ def test_json_holds_the_figures_of_each_stage(trained, showtell_json) -> None:
     assert document["machine"]["cores"] == os.cpu_count()
 
 
-def test_stage_without_its_data_is_left_out_with_the_reason(scenes, showtell) -> None:
+def test_stage_without_its_data_is_left_out_with_the_reason(
+    scenes, showtell, measured_here
+) -> None:
     options = ("--dataset", "scenes", "--data", str(scenes), "--seconds", "0.05")
     code, shown = showtell("bench", "shards", "decode", *options)
     assert code == 0 and re.search(r"decode is left out: .*showtell train", shown, re.DOTALL)

@@ -13,7 +13,9 @@ def test_coco_images_are_read_from_folder_and_zip(trained, coco) -> None:
     assert result.details["decoding_from_folder"] > 0 and result.details["decoding_from_zip"] > 0
 
 
-def test_missing_images_do_not_stop_the_other_stages(trained, coco, showtell) -> None:
+def test_missing_images_do_not_stop_the_other_stages(
+    trained, coco, showtell, measured_here
+) -> None:
     options = ("--dataset", "scenes", "--data", str(trained), "--seconds", "0.05")
     for image in (coco / "train2017").iterdir():
         image.unlink()
