@@ -1,4 +1,6 @@
+import gzip
 import shutil
+from itertools import islice
 
 import pytest
 
@@ -8,7 +10,14 @@ from showtell.pipeline.stage.errors import ScorerError
 
 
 def test_program_runs_in_a_folder_with_spaces_and_accents(tmp_path):
-    folder = shutil.copytree(METEOR_DIR, tmp_path / "my show-tell é")
+    ignore = shutil.ignore_patterns("paraphrase-en.gz")
+    folder = shutil.copytree(METEOR_DIR, tmp_path / "my show-tell é", ignore=ignore)
+    # Few paraphrases: reading all of them takes seconds.
+    with (
+        gzip.open(METEOR_DIR / "data/paraphrase-en.gz", "rt", encoding="utf-8") as all_lines,
+        gzip.open(folder / "data/paraphrase-en.gz", "wt", encoding="utf-8") as lines,
+    ):
+        lines.writelines(islice(all_lines, 3000))
     with JavaMeteor(folder=folder) as java:
         (line,) = java.count([["a little puppy is running"]], ["a small dog runs"])
     assert len(line.split()) == 23
