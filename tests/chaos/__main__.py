@@ -2,10 +2,10 @@
 
     python tests/chaos [--quick] [--jobs N] [--every N] [--flips N] [--output DIR] [--faults KIND…]
 
-`--quick` is the short version of `make test`: fewer places, and no controls. It prints a table, and
-writes `chaos.json` and `chaos.md` to DIR. Exit status 1: something was lost, used silently although
-it was damaged, or ended in a traceback; or a version of the code without one of its protections
-passed, which would show that the faults prove nothing.
+`--quick` is the short version of `make test`: fewer places, no controls, and no drawing of curves.
+It prints a table, and writes `chaos.json` and `chaos.md` to DIR. Exit status 1: something was lost,
+used silently although it was damaged, or ended in a traceback; or a version of the code without one
+of its protections passed, which would show that the faults prove nothing.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     started = time.monotonic()
-    import_everything()
+    import_everything(draws_curves=not options.quick)
     trials = [trial for found in run_all(plan(options), options.jobs) for trial in found]
     has_controls = "control" in options.faults and not options.quick
     removed = run_controls(options.jobs) if has_controls else []

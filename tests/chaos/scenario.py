@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -125,16 +126,44 @@ def project(worker: int, stages: tuple[str, ...]) -> Project:
     return made
 
 
-def import_everything() -> None:
-    """Import what commands import, so that forked processes need not; make the dataset small."""
-    import gc
+# What commands import when they run.
+MODULES = (
+    *("features.extract", "model.compare", "model.decoders.show_tell", "model.evaluate"),
+    *("model.runs.curves", "model.train", "model.verify", "pipeline.prepare", "serving.captioner"),
+)
+LIBRARIES = ("PIL.Image", "pandas", "pyarrow.parquet", "pydantic", "tensorboardX", "typer.main")
 
+
+def write_no_curves(run_dir: Path, *_: object) -> Path:
+    from showtell.model.runs.layout import CURVES_NAME
+    from showtell.pipeline.stage.files import write_bytes
+
+    write_bytes(run_dir / CURVES_NAME)
+    return run_dir / CURVES_NAME
+
+
+def import_everything(*, draws_curves: bool = True) -> None:
+    """Import what commands import, so that forked processes need not; make the dataset small.
+
+    Without `draws_curves`, trainings write an empty `curves.png`.
+    """
+    import gc
+    from importlib import import_module
+
+    for name in ("cli", *MODULES):
+        import_module(f"showtell.{name}")
+    for name in LIBRARIES:
+        with suppress(ImportError):
+            import_module(name)
     import showtell.pipeline.download as download
     from showtell.model.metrics.meteor.build_index import open_index
+    from showtell.model.runs import curves
     from showtell.pipeline.text.tokenizer import DEFAULT_TOKENIZER, load_tokenizer
 
     small = partial(download.draw_scenes, num_train=8, num_val=3, num_test=3)
     download.draw_scenes = small
+    if not draws_curves:
+        curves.draw_curves = write_no_curves
     open_index()  # built now, if this machine has none
     load_tokenizer(DEFAULT_TOKENIZER)
     gc.freeze()  # so that collections in forked processes do not copy all pages
