@@ -146,52 +146,85 @@ def showtell_json(run_showtell) -> Callable[..., tuple[int, Any]]:
 
 
 @pytest.fixture(scope="session")
-def random_weights(tmp_path_factory) -> Path:
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fill a folder with a name, once for all test processes; return its path. Do not write to it.
+
+    The first process calls the function with the folder, and the others wait.
+    """
+    import fcntl
+
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, finished = common / f"shared-{name}", common / f"shared-{name}.finished"
+        with (common / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                finished.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def random_weights(build_once) -> Path:
     """A file of random ResNet-18 weights; even their features tell images apart."""
-    import torch
-    from torchvision.models import resnet18
 
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(resnet18().state_dict(), path)
-    return path
+    def save(folder: Path) -> None:
+        import torch
+        from torchvision.models import resnet18
+
+        torch.manual_seed(0)
+        torch.save(resnet18().state_dict(), folder / "random.pth")
+
+    return build_once("weights", save) / "random.pth"
 
 
 @pytest.fixture(scope="session")
-def prepared_scenes(tmp_path_factory, random_weights) -> Path:
+def prepared_scenes(build_once, random_weights) -> Path:
     """A data folder with a few drawn scenes, prepared, with features. Copy it before writing."""
-    from showtell.features.config import FeaturesConfig
-    from showtell.features.extract import extract
-    from showtell.pipeline.config import PrepareConfig
-    from showtell.pipeline.datasets.scenes import draw_scenes
-    from showtell.pipeline.prepare import prepare
 
-    data = tmp_path_factory.mktemp("scenes")
-    draw_scenes(data / "scenes" / "raw", num_train=40, num_val=10, num_test=10)
-    prepare(PrepareConfig(data=data, dataset="scenes", min_count=1))
-    extract(
-        FeaturesConfig(
-            data=data,
-            dataset="scenes",
-            encoder="resnet18",
-            weights=str(random_weights),
-            image_size=64,
-            shard_size=25,
+    def fill(data: Path) -> None:
+        from showtell.features.config import FeaturesConfig
+        from showtell.features.extract import extract
+        from showtell.pipeline.config import PrepareConfig
+        from showtell.pipeline.datasets.scenes import draw_scenes
+        from showtell.pipeline.prepare import prepare
+
+        draw_scenes(data / "scenes" / "raw", num_train=40, num_val=10, num_test=10)
+        prepare(PrepareConfig(data=data, dataset="scenes", min_count=1))
+        extract(
+            FeaturesConfig(
+                data=data,
+                dataset="scenes",
+                encoder="resnet18",
+                weights=str(random_weights),
+                image_size=64,
+                shard_size=25,
+            )
         )
-    )
-    return data
+
+    return build_once("scenes", fill)
 
 
 @pytest.fixture(scope="session")
-def prepared_grids(prepared_scenes, random_weights, tmp_path_factory) -> Path:
+def prepared_grids(prepared_scenes, random_weights, build_once) -> Path:
     """The same with two views of each image and 2×2 grids. Copy it before writing."""
-    from showtell.features.config import FeaturesConfig
-    from showtell.features.extract import extract
 
-    data = Path(shutil.copytree(prepared_scenes, tmp_path_factory.mktemp("grids") / "data"))
-    options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
-    extract(FeaturesConfig(data=data, dataset="scenes", views=2, grid=True, **options))
-    return data
+    def fill(data: Path) -> None:
+        from showtell.features.config import FeaturesConfig
+        from showtell.features.extract import extract
+
+        shutil.copytree(prepared_scenes, data, dirs_exist_ok=True)
+        options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
+        extract(FeaturesConfig(data=data, dataset="scenes", views=2, grid=True, **options))
+
+    return build_once("grids", fill)
 
 
 @pytest.fixture

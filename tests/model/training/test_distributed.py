@@ -71,8 +71,16 @@ class Launch:
 
 
 @pytest.fixture(scope="module")
-def launch(prepared_grids, tmp_path_factory) -> Iterator[Launch]:
-    data = Path(shutil.copytree(prepared_grids, tmp_path_factory.mktemp("two") / "data"))
+def launch(prepared_grids, build_once) -> Launch:
+    """Launch two processes, once for all tests, even if several processes run them."""
+    folder = build_once("launch", lambda folder: launch_in(folder, prepared_grids))
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    status, output = json.loads((folder / "ended.json").read_text())
+    return Launch(folder / "data", found, status, output)
+
+
+def launch_in(folder: Path, prepared_grids: Path) -> None:
+    data = Path(shutil.copytree(prepared_grids, folder / "data"))
     take_step = Trainer.step_optimizer
 
     def receive(trainer: Trainer) -> None:
@@ -86,12 +94,10 @@ def launch(prepared_grids, tmp_path_factory) -> Iterator[Launch]:
         patch.setattr(Trainer, "step_optimizer", receive)
         with pytest.raises(StoppedError):
             train(make_config(data, run="one-stopped"))
-    with torchrun(PROGRAM, data, data.parent) as process:
+    with torchrun(PROGRAM, data, folder) as process:
         output, errors = process.communicate(timeout=600)
-    paths = [data.parent / f"{rank}.json" for rank in (0, 1)]
-    assert all(path.exists() for path in paths), output + errors
-    found = [json.loads(path.read_text()) for path in paths]
-    yield Launch(data, found, process.returncode, output + errors)
+    assert all((folder / f"{rank}.json").exists() for rank in (0, 1)), output + errors
+    (folder / "ended.json").write_text(json.dumps([process.returncode, output + errors]))
 
 
 def test_summed_gradients_are_those_of_the_whole_batch(launch) -> None:
