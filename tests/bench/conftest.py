@@ -12,6 +12,17 @@ from showtell.pipeline.config import PrepareConfig
 from showtell.pipeline.prepare import prepare
 
 
+@pytest.fixture(autouse=True)
+def limits_are_measured_briefly(monkeypatch) -> None:
+    """Repeat matrix products and reads for 0.05 s, not for seconds: no test needs their speed."""
+    from showtell.bench import limits
+
+    measure = limits.mean_seconds
+    monkeypatch.setattr(
+        limits, "mean_seconds", lambda work, seconds: measure(work, min(seconds, 0.05))
+    )
+
+
 @pytest.fixture
 def measured_here(monkeypatch) -> None:
     """Let `bench` measure in this process, where a new one would import torch for each stage."""
