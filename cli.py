@@ -20,6 +20,7 @@ from .model.config import (
     TrainConfig,
     VerifyConfig,
 )
+from .model.retrieval.config import NeighboursConfig
 from .model.runs.config import RunsConfig
 from .model.scoring.config import CompareConfig, ScoreConfig
 from .model.sweeps.config import SweepConfig
@@ -103,6 +104,18 @@ def features(config: FeaturesConfig) -> None:
     from .features.extract import extract
 
     print_json(extract(config))
+
+
+@stage(
+    "neighbours",
+    NeighboursConfig,
+    examples=("--dataset flickr8k", "--dataset flickr8k --neighbours 300"),
+)
+def neighbours(config: NeighboursConfig) -> None:
+    """Find which words people use of similar training images, for 'train --neighbours'."""
+    from .model.neighbours import find_neighbours
+
+    print_json(find_neighbours(config))
 
 
 @stage(

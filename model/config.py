@@ -52,6 +52,15 @@ class TrainConfig(DatasetConfig):
         at_most=MAX_VIEWS,
         group="Input",
     )
+    neighbours: int = option(
+        0,
+        "Tell the decoder which words describe this many similar training images; needs "
+        "'showtell neighbours'. 0 turns it off.",
+        at_least=0,
+        limit=100_000,
+        group="Input",
+        metavar="K",
+    )
     word_vectors: Path | None = option(
         None,
         "Text file of GloVe or word2vec vectors to initialise the word embeddings.",

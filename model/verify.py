@@ -20,6 +20,7 @@ from ..pipeline.verify import Check, Problem, Reader, dataset_checks, link_check
 from .config import VerifyConfig
 from .evaluate import CAPTIONS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
+from .neighbours import WORDS_NAME
 from .runs.checkpoint import read_progress
 from .runs.layout import (
     BEST_NAME,
@@ -112,13 +113,17 @@ def find_checks(data: Path) -> Iterator[Check]:
 
     A link to a folder that does not exist comes first: its files cannot be listed.
     """
-    yield from link_checks(data, "*", "*/*", "*/features/*", "runs/*/*", "runs/*/eval/*")
+    yield from link_checks(
+        data, "*", "*/*", "*/features/*", "*/neighbours/*", "runs/*/*", "runs/*/eval/*"
+    )
     yield from link_checks(data, "ensembles/*/*", "ensembles/*/eval/*")
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
         if dataset.name not in RESERVED:
             yield from dataset_checks(dataset)
             for features in sorted(dataset.glob("features/*")):
                 yield from features_checks(features)
+            for words in sorted(dataset.glob("neighbours/*")):
+                yield from stage_checks(words, {WORDS_NAME: read_tensors})
     evaluations: dict[str, Reader] = {
         METRICS_NAME: lambda path: read_metrics(path.parent),
         CAPTIONS_NAME: lambda path: read_captions(path.parent),

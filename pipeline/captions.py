@@ -18,6 +18,7 @@ captions.parquet, one row per caption, M rows:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -126,6 +127,11 @@ class EncodedCaptions:
 
     def __len__(self) -> int:
         return len(self.caption_ids)
+
+    def __iter__(self) -> Iterator[Int32Array]:
+        """Yield the token ids of each caption."""
+        for start, stop in pairwise(self.offsets.tolist()):
+            yield self.tokens[start:stop]
 
     @property
     def lengths(self) -> Ints:

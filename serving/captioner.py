@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -15,12 +16,14 @@ from ..features.reading.views import VIEWS
 from ..features.store import require_views
 from ..model.decoders.base import Decoder
 from ..model.decoders.ensemble import join_decoders
+from ..model.decoders.inputs import Inputs, Words
 from ..model.decoders.precision import Precision
 from ..model.generation.consensus import Consensus
 from ..model.generation.explain import explain
 from ..model.generation.generate import CaptionModel, decode
 from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
+from ..model.retrieval.words import WordRetriever
 from ..model.runs.run import RunConfig, load_run_features
 from ..pipeline.text.vocab import Vocab
 from .images import ImageInput, ImageInputs, is_image, read_image
@@ -46,8 +49,8 @@ class Captioner:
         precision: arithmetic and device of the decoder.
         run: the config stored with the model.
         folder: of the run or bundle.
-        data: the data folder, where `consensus` finds features and captions of the training images
-            of a run.
+        data: the data folder, where `consensus` and `find_words` find features and captions of the
+            training images of a run.
         decoding: decoding options of the model, used for those that are not given.
         max_pixels: image files with more pixels are refused.
     """
@@ -161,7 +164,9 @@ class Captioner:
         consensus = self.consensus(options)
         views, pooled = self.encode(pixels, options.views)
         model: CaptionModel[Any] = join_decoders([self.decoder], options.views)
-        inputs = views[0] if options.views == 1 else views
+        words = self.find_words(pooled[:, 0])
+        members = [Inputs(view, words) for view in views]
+        inputs = members[0] if len(members) == 1 else Inputs.of_members(members)
         limited = options.for_unit(self.vocab.unit)
         (found,) = decode(model, [inputs], self.precision, limited, generator)
         if consensus is not None:
@@ -171,7 +176,7 @@ class Captioner:
             return [[Caption.of(each, self.vocab) for each in of_image] for of_image in found]
         captions = [[hypothesis.token_ids for hypothesis in of_image] for of_image in found]
         with self.precision.autocast(), torch.no_grad():
-            scores = explain(model, model.init_state(inputs), captions)
+            scores = explain(model, model.init_state(*inputs), captions)
         return [
             [
                 Caption.of(hypothesis, self.vocab, score.log_probs, score.attention)
@@ -217,14 +222,43 @@ class Captioner:
             return None
         wanted = (options.views, options.consensus, options.consensus_precision)
         if self._consensus is None or self._consensus[0] != wanted:
-            found = load_neighbors(self.folder, *wanted)
-            if found is None:
+            packed = load_neighbors(self.folder)
+            if packed is not None:
+                found = packed.consensus(*wanted)
+            else:
                 store = load_run_features(self.data, self.run)
                 require_views(store, options.views)
                 captions_dir = self.data / self.run.dataset / "captions"
                 found = Consensus.load(captions_dir, [store], *wanted)
             self._consensus = wanted, found
         return self._consensus[1]
+
+    def find_words(self, pooled: torch.Tensor) -> Words | None:
+        """Return the words of similar training images; None for a decoder that uses none.
+
+        Args:
+            pooled: (N, D) features of the first view of each image.
+
+        Raises:
+            MissingArtifactError: features or captions of the training images are missing.
+        """
+        if not self.run.decoder.neighbours:
+            return None
+        return self.retriever.retrieve(pooled.cpu()).to(self.precision.device)
+
+    @cached_property
+    def retriever(self) -> WordRetriever:
+        """Finds the words of similar training images, which are loaded at the first use.
+
+        Raises:
+            MissingArtifactError: features or captions of the training images are missing.
+        """
+        num_neighbors, packed = self.run.decoder.neighbours, load_neighbors(self.folder)
+        if packed is not None:
+            return packed.retriever(num_neighbors, self.vocab)
+        store = load_run_features(self.data, self.run)
+        captions_dir = self.data / self.run.dataset / "captions"
+        return WordRetriever.load(captions_dir, store, num_neighbors, self.vocab)
 
     def pixels(self, image: ImageInput, num_views: int = 1) -> NDArray[np.uint8]:
         """Read an image and apply the encoder's transform: (V, 3, H, W) uint8.

@@ -46,8 +46,8 @@ def export(config: ExportConfig) -> Manifest:
     """Write the bundle of a run.
 
     Raises:
-        MissingArtifactError: there is no such run; or with `--consensus`, its features or captions
-            are missing.
+        MissingArtifactError: there is no such run; or with `--consensus`, or if it uses
+            neighbors, its features or captions are missing.
         WeightsError: with `--onnx`, the encoder's weights are not available.
         DamagedFileError: a file of the run is damaged.
         ConfigError: the output folder holds something else; or with `--onnx`, a library is missing
@@ -61,8 +61,8 @@ def export(config: ExportConfig) -> Manifest:
         "config": hash_file(run_dir / CONFIG_NAME),
         "scores": hash_json([asdict(score) for score in find_scores(run_dir)]),
     }
-    if config.consensus:
-        inputs |= hash_neighbors(*training_data(config, RunConfig.read(run_dir)))
+    if needs_neighbors(config, run := RunConfig.read(run_dir)):
+        inputs |= hash_neighbors(*training_data(config, run))
     manifest = Manifest.read(out)
     if manifest is not None and manifest.matches(out, VERSION, config.result_options(), inputs):
         print_note(f"export: {out} is up to date.")
@@ -105,7 +105,7 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
     run = without_paths(replace(run, vocab_checksum=checksum_of_file(out / VOCAB_NAME)))
     run.write(out)
     write_tensors(out / MODEL_NAME, tensors)
-    if config.consensus:
+    if needs_neighbors(config, run):
         pack_neighbors(out, *training_data(config, run))
         names.append(CONSENSUS_NAME)
     else:
@@ -125,6 +125,11 @@ def write_bundle(config: ExportConfig, run_dir: Path, inputs: dict[str, str]) ->
             "decoding": {"beam": config.beam, "length_penalty": config.length_penalty},
         },
     ).write(out)
+
+
+def needs_neighbors(config: ExportConfig, run: RunConfig) -> bool:
+    """Return whether the bundle needs the training images, for `--consensus` or `--neighbours`."""
+    return config.consensus or run.decoder.neighbours > 0
 
 
 def training_data(config: ExportConfig, run: RunConfig) -> tuple[Path, FeatureStore]:

@@ -1,4 +1,4 @@
-"""The training images that consensus re-ranking needs, packed into one file of a bundle.
+"""The training images that `--consensus` and `--neighbours` need, packed into one file of a bundle.
 
 consensus.safetensors
     image_ids      (M,) int64     of the training images, increasing
@@ -9,13 +9,16 @@ consensus.safetensors
     num_views      (1,) int64     number of views in the mean
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..features.store import FeatureStore
-from ..model.generation.consensus import Consensus, mean_features, training_images
+from ..model.generation.consensus import Consensus
+from ..model.retrieval.search import NeighborSearch, mean_features, training_images
+from ..model.retrieval.words import WordRetriever
 from ..model.runs.layout import CONSENSUS_NAME
 from ..model.runs.tensors import read_tensors, write_tensors
 from ..pipeline.captions import read_references
@@ -23,6 +26,7 @@ from ..pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET
 from ..pipeline.stage.artifacts import reading, require_stage
 from ..pipeline.stage.errors import MismatchError
 from ..pipeline.stage.files import hash_file
+from ..pipeline.text.vocab import Vocab
 
 MAX_INT8 = 127
 
@@ -38,7 +42,7 @@ def pack_neighbors(folder: Path, captions_dir: Path, store: FeatureStore) -> Non
     Raises:
         MissingArtifactError: no training image has features.
     """
-    image_ids = training_images(captions_dir, [store])
+    image_ids = training_images(captions_dir, [store], "--consensus")
     features, scales = quantize(mean_features([store], image_ids, store.num_views))
     references = read_references(captions_dir / CAPTIONS_PARQUET, "words", image_ids)
     captions = [references[image_id] for image_id in image_ids.tolist()]
@@ -66,43 +70,71 @@ def hash_neighbors(captions_dir: Path, store: FeatureStore) -> dict[str, str]:
     return hashes | {"features": store.sha256}
 
 
-def load_neighbors(
-    folder: Path, num_views: int, num_neighbors: int, precision: float
-) -> Consensus | None:
-    """Return the `Consensus` over the training images packed into a bundle.
+@dataclass(frozen=True)
+class PackedNeighbors:
+    """The training images packed into a bundle.
 
-    Args:
-        folder: of a bundle or a run.
-        num_views: views of each image to caption.
-        num_neighbors: see `Consensus`.
-        precision: see `Consensus`.
+    Attributes:
+        path: of the file.
+        features: (M, D) float32, mean of the pooled features of all views.
+        references: image_id → its captions as words joined by spaces.
+        num_views: number of views in the mean.
+    """
 
-    Returns:
-        None if the folder has no packed images.
+    path: Path
+    features: Tensor
+    references: dict[int, list[str]]
+    num_views: int
+
+    def consensus(self, num_views: int, num_neighbors: int, precision: float) -> Consensus:
+        """Return the `Consensus` over these images.
+
+        Args:
+            num_views: views of each image to caption.
+            num_neighbors: see `Consensus`.
+            precision: see `Consensus`.
+
+        Raises:
+            MismatchError: the features were packed for another number of views.
+        """
+        if num_views != self.num_views:
+            raise MismatchError(
+                f"{self.path} holds the mean of {self.num_views} views of each training image, so "
+                f"--consensus needs --views {self.num_views}, got {num_views}."
+            )
+        return Consensus(
+            [*self.references], self.features, self.references, num_neighbors, precision
+        )
+
+    def retriever(self, num_neighbors: int, vocab: Vocab) -> WordRetriever:
+        """Return the `WordRetriever` over these images."""
+        search = NeighborSearch([*self.references], self.features, num_neighbors)
+        captions = (
+            [vocab.encode(caption.split(" ")) for caption in of_image]
+            for of_image in self.references.values()
+        )
+        return WordRetriever(search, captions, len(vocab))
+
+
+def load_neighbors(folder: Path) -> PackedNeighbors | None:
+    """Return the training images packed into a bundle; None if a bundle or a run has none.
 
     Raises:
         DamagedFileError: the file is damaged.
-        MismatchError: the features were packed for another number of views.
     """
     path = folder / CONSENSUS_NAME
     if not path.exists():
         return None
     tensors, _ = read_tensors(path)
     with reading(path):
-        packed_views = int(tensors["num_views"])
-        image_ids = tensors["image_ids"].tolist()
-        features = tensors["features"].float() * tensors["scales"][:, None]
         lines = iter(tensors["captions"].numpy().tobytes().decode().split("\n"))
-        references = {
-            image_id: [next(lines) for _ in range(count)]
-            for image_id, count in zip(image_ids, tensors["num_captions"].tolist(), strict=True)
-        }
-    if num_views != packed_views:
-        raise MismatchError(
-            f"{path} holds the mean of {packed_views} views of each training image, so --consensus "
-            f"needs --views {packed_views}, got {num_views}."
+        counts = zip(tensors["image_ids"].tolist(), tensors["num_captions"].tolist(), strict=True)
+        return PackedNeighbors(
+            path,
+            tensors["features"].float() * tensors["scales"][:, None],
+            {image_id: [next(lines) for _ in range(count)] for image_id, count in counts},
+            int(tensors["num_views"]),
         )
-    return Consensus(image_ids, features, references, num_neighbors, precision)
 
 
 def quantize(features: Tensor) -> tuple[Tensor, Tensor]:

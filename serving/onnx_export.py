@@ -135,6 +135,11 @@ def check_exportable(backbone: Backbone, decoder: Decoder) -> None:
             f"--onnx does not support the decoder {decoder.config.attention!r}, because it is not "
             "based on ShowTell. Leave out --onnx."
         )
+    if decoder.config.neighbours:
+        raise ConfigError(
+            "--onnx does not support decoders with --neighbours, which need the training images. "
+            "Leave out --onnx."
+        )
     if decoder.uses_grid:
         backbone.require_grid()
     num_parameters = sum(parameter.numel() for parameter in backbone.parameters())

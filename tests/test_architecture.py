@@ -42,9 +42,11 @@ ORDER = {
     "model": [
         "presets kernels scst_reward",
         "metrics decoders",
+        "retrieval",
         "generation scoring",
         "config",
         "runs",
+        "neighbours",
         "training evaluation",
         "sweeps",
         "train evaluate compare sweep",

@@ -26,6 +26,7 @@ from showtell.model.config import (
     VerifyConfig,
 )
 from showtell.model.generation.options import DecodingOptions
+from showtell.model.retrieval.config import NeighboursConfig
 from showtell.model.runs.config import RunsConfig
 from showtell.model.scoring.config import CompareConfig, ScoreConfig
 from showtell.model.sweeps.config import SweepConfig
@@ -55,6 +56,7 @@ CONFIGS = {
     "download": DownloadConfig,
     "prepare": PrepareConfig,
     "features": FeaturesConfig,
+    "neighbours": NeighboursConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
     "caption": CaptionConfig,

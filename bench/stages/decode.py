@@ -82,7 +82,7 @@ def measure(config: BenchConfig) -> Measurement:
 
 
 def find_plain_run(config: BenchConfig) -> Path:
-    """Return the folder of `--run`, or of the dataset's newest run without attention.
+    """Return the folder of `--run`, or of the dataset's newest run without attention or neighbours.
 
     Raises:
         MissingArtifactError: there is no such run.
@@ -90,16 +90,21 @@ def find_plain_run(config: BenchConfig) -> Path:
     if config.run is None:
         for name in reversed(run_names(config.data, config.dataset)):
             run_dir = find_run(config.data, name)
-            if RunConfig.read(run_dir).decoder.attention == "none":
+            if is_plain(RunConfig.read(run_dir)):
                 return run_dir
     run_dir = find_run(config.data, config.run, config.dataset)
-    if RunConfig.read(run_dir).decoder.attention != "none":
+    if not is_plain(RunConfig.read(run_dir)):
         raise MissingArtifactError(
-            f"{run_dir} uses attention, which this benchmark does not cover. Name another run with "
-            f"--run, or run '{command_line(config.data, 'train', '--dataset', config.dataset)}' "
-            "first."
+            f"{run_dir} uses attention or neighbours, which this benchmark does not cover. Name "
+            f"another run with --run, or run "
+            f"'{command_line(config.data, 'train', '--dataset', config.dataset)}' first."
         )
     return run_dir
+
+
+def is_plain(run: RunConfig) -> bool:
+    """Return whether a decoder uses neither attention nor neighbours."""
+    return run.decoder.attention == "none" and not run.decoder.neighbours
 
 
 class CountingDecoder(nn.Module):

@@ -16,6 +16,7 @@ from ..kernels.padding import round_rows
 from ..kernels.recurrence import Hidden
 from .config import DecoderConfig
 from .initialization import mean_direction
+from .inputs import Words
 from .show_tell import ShowTell
 from .state import DecoderState
 
@@ -95,11 +96,11 @@ class AttentionDecoder(ShowTell):
             attention: (R, P), the weights of the grid cells.
         """
 
-    def init_state(self, features: Tensor) -> DecoderState:
+    def init_state(self, features: Tensor, words: Words | None = None) -> DecoderState:
         """Return the state before BOS for (N, P, D) grid features."""
         features = features.to(self.grid_proj.weight.dtype)
         memory = self.encode_grid(features)
-        return replace(super().init_state(features.mean(1)), memory=memory)
+        return replace(super().init_state(features.mean(1), words), memory=memory)
 
     def encode_grid(self, features: Tensor) -> tuple[Tensor, ...]:
         """Project (N, P, D) grids to the memory that attention reads at every step."""
@@ -110,6 +111,7 @@ class AttentionDecoder(ShowTell):
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read (R,) token ids; return (R, V) logits of the next tokens and the next state."""
         outputs, hidden, attention = self.advance(self.embedding(token_ids), state)
+        outputs = state.add_words(outputs)
         return self.logits(outputs), replace(state, hidden=hidden, attention=attention)
 
     def forward(
@@ -118,12 +120,16 @@ class AttentionDecoder(ShowTell):
         inputs: Tensor,
         image_index: Tensor | None = None,
         lengths: Tensor | None = None,
+        words: Words | None = None,
     ) -> Tensor:
         """Read (B, T) captions of (N, P, D) grids; return (B, T, H) outputs for `logits`."""
         if image_index is None:
             image_index = torch.arange(len(features), device=inputs.device)
-        words = self.dropout(self.embedding(inputs))
-        outputs = self.read_with_attention(words, self.init_state(features), image_index, lengths)
+        tokens = self.dropout(self.embedding(inputs))
+        state = self.init_state(features, words)
+        outputs = self.read_with_attention(tokens, state, image_index, lengths)
+        if state.word_output is not None:
+            outputs = outputs + state.word_output[image_index, None]
         dropped: Tensor = self.dropout(outputs)
         return dropped
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...pipeline.text.vocab import BOS
 from .config import DecoderConfig
+from .inputs import Words
 
 
 class Decoder(nn.Module, ABC):
@@ -30,11 +31,12 @@ class Decoder(nn.Module, ABC):
     uses_grid = False
 
     @abstractmethod
-    def init_state(self, features: Tensor) -> Any:
+    def init_state(self, features: Tensor, words: Words | None = None) -> Any:
         """Return the state before the first token, one row per image.
 
         Args:
             features: (N, D), or (N, P, D) with `uses_grid`; any float dtype.
+            words: of similar images, if the config asks for `neighbours`; else None.
 
         Returns:
             A `DecoderState`, or another class with the methods of `State`, and with `repeat`.
@@ -60,6 +62,7 @@ class Decoder(nn.Module, ABC):
         inputs: Tensor,
         image_index: Tensor | None = None,
         lengths: Tensor | None = None,
+        words: Words | None = None,
     ) -> Tensor:
         """Read whole captions, predicting each token from the image and the tokens before it.
 
@@ -69,6 +72,7 @@ class Decoder(nn.Module, ABC):
             image_index: (B,) int64, which of the N images each caption describes; default 0 … B-1.
             lengths: (B,) int64 on the CPU, tokens of each caption including BOS, descending; saves
                 the work on padding. Default T each.
+            words: as for `init_state`.
 
         Returns:
             (B, T, H) outputs, for `logits` or `cross_entropy`. The caller drops the padding first,

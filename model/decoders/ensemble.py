@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Decoder
+from .inputs import Words
 from .state import State
 
 
@@ -47,16 +48,18 @@ class Ensemble(nn.Module):
         # A ModuleList registers the members, so that train(), eval() and to() apply to them.
         self.member_modules = nn.ModuleList(members)
 
-    def init_state(self, features: Sequence[Tensor]) -> EnsembleState:
+    def init_state(
+        self, features: Sequence[Tensor], words: Sequence[Words | None] | None = None
+    ) -> EnsembleState:
         """Return the state before the first token, one row per image.
 
         Args:
             features: one tensor per member, each with features of the same N images.
+            words: of these images, one entry per member.
         """
-        pairs = zip(self.members, features, strict=True)
-        return EnsembleState(
-            tuple(member.init_state(member_features) for member, member_features in pairs)
-        )
+        words = words or [None] * len(self.members)
+        inputs = zip(self.members, features, words, strict=True)
+        return EnsembleState(tuple(member.init_state(f, w) for member, f, w in inputs))
 
     def step(self, token_ids: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Advance every member by one token.

@@ -63,6 +63,8 @@ class DecoderState:
         attention: (R, P), non-negative: the weights of the grid cells at the last token. A
             decoder may attend to something else too, so the sum is at most 1. None without
             attention, and before the first token.
+        word_output: (N, H), added to every output of an image's rows: the words of similar images.
+            None without `--neighbours`.
     """
 
     hidden: Hidden
@@ -70,6 +72,7 @@ class DecoderState:
     num_rows_per_image: int = 1
     hidden_index: Tensor | None = None
     attention: Tensor | None = None
+    word_output: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden[0].shape[1] if self.hidden_index is None else len(self.hidden_index)
@@ -82,10 +85,11 @@ class DecoderState:
         if not self.memory:  # attention needs all K rows of each image, see `group_rows`
             rows, hidden_index = distinct_rows(rows)
         hidden = tuple(part.index_select(1, rows) for part in self.hidden)
-        memory = self.memory
-        if memory and len(images) < len(memory[0]):
+        memory, word_output = self.memory, self.word_output
+        if len(images) * self.num_rows_per_image < len(self):  # some images have left
             memory = tuple(part.index_select(0, images) for part in memory)
-        return DecoderState(hidden, memory, parents.shape[1], hidden_index)
+            word_output = _take(word_output, images)
+        return DecoderState(hidden, memory, parents.shape[1], hidden_index, word_output=word_output)
 
     def repeat(self, image_index: Tensor) -> "DecoderState":
         """Return a state with one row per caption, each with its own copy of the memory.
@@ -98,6 +102,7 @@ class DecoderState:
         return DecoderState(
             tuple(part.index_select(1, image_index) for part in self.hidden),
             tuple(part.index_select(0, image_index) for part in self.memory),
+            word_output=_take(self.word_output, image_index),
         )
 
     def first_rows(self, count: int) -> "DecoderState":
@@ -109,8 +114,19 @@ class DecoderState:
             self,
             hidden=tuple(part[:, :count].contiguous() for part in self.hidden),
             memory=tuple(part[:count] for part in self.memory),
+            word_output=None if self.word_output is None else self.word_output[:count],
         )
+
+    def add_words(self, outputs: Tensor) -> Tensor:
+        """Add the projected words of each image to the (R, H) outputs of its rows."""
+        if self.word_output is None:
+            return outputs
+        return (self.group_rows(outputs) + self.word_output[:, None]).flatten(0, 1)
 
     def group_rows(self, rows: Tensor) -> Tensor:
         """Group rows by image: (R, X) → (N, K, X)."""
         return rows.view(-1, self.num_rows_per_image, rows.shape[1])
+
+
+def _take(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values.index_select(0, rows)

@@ -1,26 +1,26 @@
 """Decode a split with one run or an ensemble, and re-rank the captions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from ...features.store import FeatureStore
 from ...pipeline.stage.console import ProgressLine
 from ...pipeline.text.vocab import Vocab
 from ..config import EvalConfig
 from ..decoders.base import Decoder
 from ..decoders.ensemble import join_decoders
 from ..decoders.precision import Precision
-from ..generation.consensus import Consensus, mean_features
+from ..generation.consensus import Consensus
 from ..generation.generate import (
     CaptionModel,
-    Features,
     choose_batch_size,
     decode,
     iterate_members,
 )
 from ..generation.hypothesis import Hypothesis, rank_hypotheses
+from ..retrieval.search import mean_features
 from ..runs.run import load_run
+from .members import Member
 from .plan import Evaluation, ImageIds
 
 
@@ -40,7 +40,7 @@ def decode_split(
     config, stores = evaluation.config, [member.store for member in evaluation.members]
     loaded = [load_run(member.run_dir, precision.device) for member in evaluation.members]
     vocab, decoders = loaded[0][1], [decoder for _, _, decoder in loaded]
-    pairs = list(zip(decoders, stores, strict=True))
+    pairs = list(zip(decoders, evaluation.members, strict=True))
     ensembles = [[pair] for pair in pairs] if config.pool else [pairs]
     searches = [_search(config, ensemble, image_ids, precision, vocab) for ensemble in ensembles]
     consensus = None
@@ -66,19 +66,19 @@ def decode_split(
 
 def _search(
     config: EvalConfig,
-    ensemble: Sequence[tuple[Decoder, FeatureStore]],
+    ensemble: Sequence[tuple[Decoder, Member]],
     image_ids: ImageIds,
     precision: Precision,
     vocab: Vocab,
 ) -> Iterator[list[list[Hypothesis]]]:
     """Yield the captions that decoders find together, batch by batch."""
-    decoders, stores = zip(*ensemble, strict=True)
+    decoders, members = zip(*ensemble, strict=True)
+    stores = [member.store for member in members]
     rows = [store.rows(image_ids) for store in stores]
+    words = [member.words for member in members]
     model: CaptionModel[Any] = join_decoders(decoders, config.views)
     batch_size = config.batch_size or choose_batch_size(config)
-    batches: Iterable[Features] = iterate_members(decoders, stores, rows, batch_size, config.views)
-    if isinstance(model, Decoder):
-        batches = (features for (features,) in batches)
+    batches = iterate_members(decoders, stores, rows, batch_size, config.views, words)
     return decode(model, batches, precision, config.for_unit(vocab.unit))
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from ...features.store import FeatureStore, require_views
 from ...pipeline.stage.errors import MismatchError
 from ...pipeline.stage.files import hash_file
+from ..decoders.inputs import Words
+from ..neighbours import read_words
 from ..runs.find import choose_run
 from ..runs.layout import BEST_NAME
-from ..runs.run import RunConfig, load_run_features
+from ..runs.run import RunConfig, load_run_features, read_vocab
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Member:
         run_dir: folder of the run.
         run: config of the run.
         store: the features that it was trained on.
+        words: of the neighbours of all images in the store, if it uses them.
     """
 
     run_dir: Path
     run: RunConfig
     store: FeatureStore
+    words: Words | None
 
     @property
     def name(self) -> str:
@@ -52,23 +56,46 @@ def load_members(
     for name in sorted(names) if names else [None]:
         run_dir = choose_run(data, name, dataset)
         run = RunConfig.read(run_dir)
-        members.append(Member(run_dir, run, load_run_features(data, run)))
+        store = load_run_features(data, run)
+        members.append(Member(run_dir, run, store, load_run_words(run_dir, run, store)))
     _check_compatible(members)
     for member in members:
         require_views(member.store, num_views)
     return members
 
 
+def load_run_words(run_dir: Path, run: RunConfig, store: FeatureStore) -> Words | None:
+    """Load the words that a run was trained with; None if it uses none.
+
+    Raises:
+        MissingArtifactError: the neighbours stage has not finished.
+        MismatchError: the words are of another vocabulary, or were retrieved in another way.
+    """
+    if not run.decoder.neighbours:
+        return None
+    words, found = read_words(store, run.decoder.neighbours, read_vocab(run_dir, run))
+    if found != run.inputs["neighbours"]:
+        raise MismatchError(
+            f"The neighbours of {run.dataset} were computed with other options or captions than "
+            f"those that run {run_dir.name} was trained with. Run 'showtell neighbours' with the "
+            "options used then, or train another run."
+        )
+    return words
+
+
 def hash_members(members: Sequence[Member]) -> dict[str, str]:
     """Return the sha256 of the weights and features, for the manifest.
 
-    The keys are `best.safetensors` and `features`; those of an ensemble begin with `RUN/`.
+    The keys are `best.safetensors`, `features` and, if the run uses them, `neighbours`; those of an
+    ensemble begin with `RUN/`.
     """
     hashes = {}
     for member in members:
         prefix = f"{member.name}/" if len(members) > 1 else ""
         hashes[prefix + BEST_NAME] = hash_file(member.run_dir / BEST_NAME)
         hashes[prefix + "features"] = member.store.sha256
+        if member.words is not None:
+            hashes[prefix + "neighbours"] = member.run.inputs["neighbours"]
     return hashes
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...features.store import FeatureStore
 from ...pipeline.text.vocab import Vocab
 from ..decoders.base import Decoder
+from ..decoders.inputs import Inputs, Words
 from ..decoders.precision import Precision
 from ..decoders.state import S, StepModel
 from .beam import beam_search
@@ -19,16 +20,13 @@ from .sampling import sample_captions
 MAX_BATCH_SIZE = 500  # images decoded together
 MAX_ROWS = 2500  # beams, or draws, of all images decoded together
 
-# One batch of images: (B, D) or (B, P, D) for a decoder; one such tensor per ensemble member.
-Features = Tensor | Sequence[Tensor]
-
 
 class CaptionModel(StepModel[S], Protocol[S]):
     """A model that can encode images: a `Decoder` or an `Ensemble`."""
 
     training: bool
 
-    def init_state(self, features: Any) -> S:
+    def init_state(self, features: Any, words: Any = None) -> S:
         """Return the state before BOS, one row per image."""
         ...
 
@@ -40,7 +38,7 @@ class CaptionModel(StepModel[S], Protocol[S]):
 def decode_captions(
     model: CaptionModel[S],
     vocab: Vocab,
-    batches: Iterable[Features],
+    batches: Iterable[Inputs],
     precision: Precision,
     options: DecodingOptions,
 ) -> Iterator[list[str]]:
@@ -51,7 +49,7 @@ def decode_captions(
 
 def decode(
     model: CaptionModel[S],
-    batches: Iterable[Features],
+    batches: Iterable[Inputs],
     precision: Precision,
     options: DecodingOptions,
     generator: torch.Generator | None = None,
@@ -60,7 +58,7 @@ def decode(
 
     Args:
         model: its mode is set to eval here and restored at the end.
-        batches: features on any device; moved batch by batch.
+        batches: on any device; moved batch by batch.
         precision: the arithmetic, and the device.
         options: each image gets at least one and at most `num_candidates` captions.
         generator: for sampling across several calls; default a new one with the options' seed.
@@ -72,7 +70,7 @@ def decode(
         for batch in batches:
             # no_grad, because under inference_mode autocast would cast the weights for every token.
             with precision.autocast(), torch.no_grad():
-                state = model.init_state(_move(batch, precision.device))
+                state = model.init_state(*batch.to(precision.device))
                 if options.sample:
                     found = sample_captions(model, state, options, generator)
                 else:
@@ -94,13 +92,21 @@ def iterate_features(
     rows: Tensor,
     batch_size: int = MAX_BATCH_SIZE,
     view: int = 0,
-) -> Iterator[Tensor]:
-    """Yield the decoder's features of (N,) store rows in order: (B, D), or (B, P, D) grids."""
+    words: Words | None = None,
+) -> Iterator[Inputs]:
+    """Yield what a decoder reads of the images at (N,) store rows, in order.
+
+    Args:
+        decoder: whose features these are.
+        store: the features.
+        rows: (N,) int64.
+        batch_size: images in a batch.
+        view: of each image.
+        words: of all images in the store, for a decoder that uses them.
+    """
+    read = store.gather_grid if decoder.uses_grid else store.gather
     for batch in rows.split(batch_size):
-        if decoder.uses_grid:
-            yield store.gather_grid(batch, torch.full_like(batch, view))
-        else:
-            yield store.gather(batch, torch.full_like(batch, view))
+        yield Inputs(read(batch, torch.full_like(batch, view)), words and words.take(batch))
 
 
 def iterate_members(
@@ -109,17 +115,13 @@ def iterate_members(
     rows: Sequence[Tensor],
     batch_size: int = MAX_BATCH_SIZE,
     num_views: int = 1,
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the features of the same images for each member of `join_decoders`."""
+    words: Sequence[Words | None] | None = None,
+) -> Iterator[Inputs]:
+    """Yield what the model of `join_decoders` reads of the same images."""
+    words = words or [None] * len(decoders)
     members = [
-        iterate_features(*member, batch_size, view)
-        for member in zip(decoders, stores, rows, strict=True)
+        iterate_features(decoder, store, own_rows, batch_size, view, own_words)
+        for decoder, store, own_rows, own_words in zip(decoders, stores, rows, words, strict=True)
         for view in range(num_views)
     ]
-    return zip(*members, strict=True)
-
-
-def _move(features: Features, device: torch.device) -> Features:
-    if isinstance(features, Tensor):
-        return features.to(device)
-    return tuple(member.to(device) for member in features)
+    return members[0] if len(members) == 1 else map(Inputs.of_members, zip(*members, strict=True))

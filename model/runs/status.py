@@ -37,6 +37,8 @@ def find_stages(data: Path) -> Iterator[StageStatus]:
     for dataset in sorted(path for path in data.glob("*") if path.is_dir()):
         if dataset.name not in RESERVED and holds_files(dataset):
             yield from dataset_stages(dataset)
+            for words in filter(holds_files, sorted(dataset.glob("neighbours/*"))):
+                yield neighbours_status(dataset, words)
     for run in filter(holds_run, sorted(data.glob("runs/*"))):
         yield run_status(data, run)
         for evaluation in filter(holds_files, sorted(run.glob("eval/*"))):
@@ -63,6 +65,18 @@ def run_status(data: Path, run: Path) -> StageStatus:
         return _changed_captions(data, manifest, manifest)
 
     return stage_status("train", run, find_changed)
+
+
+def neighbours_status(dataset: Path, folder: Path) -> StageStatus:
+    """Return the status of the words of a dataset; they are stale if the captions have changed."""
+
+    def find_changed() -> list[str]:
+        manifest = Manifest.read(folder)
+        now = hash_if_present(dataset / "captions" / CAPTIONS_PARQUET)
+        is_changed = manifest is not None and manifest.inputs.get(CAPTIONS_PARQUET) != now
+        return [CAPTIONS_PARQUET] if is_changed else []
+
+    return stage_status("neighbours", folder, find_changed)
 
 
 def eval_status(data: Path, evaluation: Path) -> StageStatus:

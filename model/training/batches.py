@@ -17,6 +17,7 @@ from ...features.store import FeatureStore
 from ...pipeline.captions import EncodedCaptions
 from ...pipeline.stage.ragged import Int32Array, Ints
 from ...pipeline.text.vocab import BOS, EOS, PAD
+from ..decoders.inputs import Words
 from .windows import (
     ROWS_TOGETHER,
     Window,
@@ -54,6 +55,7 @@ class CaptionBatch:
     targets: Tensor
     lengths: Tensor
     nonpad: Tensor
+    words: Words | None = None
 
 
 class CaptionBatches:
@@ -84,8 +86,10 @@ class CaptionBatches:
         by_image: bool = False,
         num_views: int | None = None,
         window: int | None = None,
+        words: Words | None = None,
     ) -> None:
         self.store, self.batch_size, self.device = store, batch_size, device
+        self.words = words
         self.grid, self.by_image, self.window = grid, by_image, window or None
         self.num_views = min(num_views or store.num_views, store.num_views)
         kept = store.has(captions.image_ids).numpy()
@@ -226,6 +230,7 @@ class CaptionBatches:
             targets=self.stream[at + 1].long().where(mask, PAD),
             lengths=num_steps,
             nonpad=nonpad,
+            words=None if self.words is None else self.words.take(rows).to(device),
         )
 
     def _choose_views(

@@ -15,8 +15,10 @@ from ...pipeline.text.tokenizer import DEFAULT_TOKENIZER
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
+from ..decoders.inputs import Words
 from ..decoders.registry import decoder_class
 from ..decoders.word_vectors import FILE_DESCRIPTION
+from ..neighbours import read_words
 from ..runs.repair import find_config
 from ..runs.run import load_run_features
 from .source import load_source_features, source_checksum
@@ -37,6 +39,7 @@ class TrainingData:
         val_file_names: file names of the first few validation images, to show their captions.
         captions_path: captions.parquet of the dataset.
         inputs: name → sha256 of every file that was read.
+        words: of all images in the store; None without `--neighbours`.
     """
 
     vocab: Vocab
@@ -47,6 +50,7 @@ class TrainingData:
     val_file_names: list[str]
     captions_path: Path
     inputs: dict[str, str]
+    words: Words | None = None
 
     def train_references(self, image_ids: list[int]) -> dict[int, list[str]]:
         """Return image_id → captions as words joined by spaces, for these images."""
@@ -96,6 +100,9 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         inputs["init"] = source_checksum(config)
     vocab = Vocab.read(captions_dir / VOCAB_JSON)
     require_english_for_meteor(config, vocab)
+    words = None
+    if config.neighbours:
+        words, inputs["neighbours"] = read_words(store, config.neighbours, vocab)
     return TrainingData(
         vocab=vocab,
         store=store,
@@ -105,6 +112,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         val_file_names=images.find_names(val[:NUM_SHOWN].tolist()),
         captions_path=captions_dir / CAPTIONS_PARQUET,
         inputs=inputs,
+        words=words,
     )
 
 
@@ -168,4 +176,5 @@ def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
         tie_embeddings=config.tie_embeddings,
         attention=config.attention,
         attention_size=config.attention_size,
+        neighbours=config.neighbours,
     )

@@ -27,7 +27,9 @@ def whole(count: int) -> float:
 
 def caption_loss(decoder: Decoder, batch: CaptionBatch, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy of a batch's non-padding tokens, a scalar in nats."""
-    outputs = decoder(batch.features, batch.inputs, batch.image_index, batch.lengths)  # (B, T, H)
+    outputs = decoder(
+        batch.features, batch.inputs, batch.image_index, batch.lengths, batch.words
+    )  # (B, T, H)
     outputs = outputs.flatten(0, 1)[batch.nonpad]  # (R, H)
     targets = batch.targets.flatten()[batch.nonpad]
     return decoder.cross_entropy(
@@ -50,7 +52,7 @@ def mix_inputs(decoder: Decoder, batch: CaptionBatch, rate: float) -> CaptionBat
     Source: Bengio et al. 2015, arXiv:1506.03099.
     """
     inputs = batch.inputs.clone()
-    state = decoder.init_state(batch.features).repeat(batch.image_index)
+    state = decoder.init_state(batch.features, batch.words).repeat(batch.image_index)
     is_chosen = torch.rand(inputs.shape, device=inputs.device) < rate
     for position in range(inputs.shape[1] - 1):
         logits, state = decoder.step(inputs[:, position], state)

@@ -57,7 +57,7 @@ class SelfCriticalLoss:
         # Without dropout: the captions rewarded are those that decoding would write.
         decoder.eval()
         with torch.no_grad():
-            state = decoder.init_state(batch.features)
+            state = decoder.init_state(batch.features, batch.words)
             image_index = torch.arange(num_images, device=batch.image_index.device)
             image_index = image_index.repeat_interleave(config.scst_samples)
             drawn = draw_captions(decoder, state.repeat(image_index), self.rules)
@@ -162,7 +162,7 @@ def policy_loss(
     lengths, order = (targets != PAD).sum(1).cpu().sort(descending=True, stable=True)
     targets, image_index = targets[order][:, : int(lengths[0])], image_index[order]
     inputs = F.pad(targets, (1, -1), value=BOS)
-    outputs = decoder(batch.features, inputs, image_index, lengths)
+    outputs = decoder(batch.features, inputs, image_index, lengths, batch.words)
     positions = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)
     weights = advantages[order][:, None].expand_as(targets)
     # Only the non-padding tokens, as rows.

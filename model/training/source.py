@@ -24,6 +24,7 @@ DECODER_OPTIONS = (
     "num_layers",
     "image_as",
     "tie_embeddings",
+    "neighbours",
 )
 
 

@@ -88,6 +88,7 @@ class Trainer:
             by_image=uses_grid or config.scst,
             num_views=config.views,
             window=config.window,
+            words=data.words,
         )
         self.total_steps = len(self.batches) * config.epochs
         self.decoder = make_decoder(config, data, self.batches, resume=resume).to(device)
@@ -335,13 +336,12 @@ class Trainer:
 
     def decode_validation(self) -> list[str]:
         """Caption this process's part of the validation images with the current weights."""
-        store, decoder = self.data.store, self.validated
+        data, decoder = self.data, self.validated
         options = DecodingOptions(beam=self.config.val_beam, length_penalty=0.0)
-        options = options.for_unit(self.data.vocab.unit)
-        rows = store.rows(self.data.val_image_ids)
-        rows = rows.tensor_split(self.group.size)[self.group.rank]
-        features = iterate_features(decoder, store, rows, choose_batch_size(options))
-        batches = decode_captions(decoder, self.data.vocab, features, self.precision, options)
+        size, options = choose_batch_size(options), options.for_unit(data.vocab.unit)
+        rows = data.store.rows(data.val_image_ids).tensor_split(self.group.size)[self.group.rank]
+        inputs = iterate_features(decoder, data.store, rows, size, words=data.words)
+        batches = decode_captions(decoder, data.vocab, inputs, self.precision, options)
         return [caption for captions in batches for caption in captions]
 
     def _examples(self, captions: list[str]) -> list[tuple[str, str, str]]:

@@ -21,7 +21,7 @@ from .manifest import COPY_NAME, MANIFEST_NAME, MISSING, Manifest, stage_of
 from .options import flag
 
 # Stages whose command cannot be derived from the place of their folder; `--resume` finds options.
-STAGES_WITH_OPTIONS = ("prepare", "features", "eval")
+STAGES_WITH_OPTIONS = ("prepare", "features", "neighbours", "eval")
 
 # Name of a features folder: encoder, weights, image size.
 FEATURES_NAME = re.compile(r"([^-]+)-(.+?)(?:-([0-9]+))?")
@@ -299,6 +299,10 @@ def _command_by_place(folder: Path) -> tuple[Path, str]:
             options = zip(("--encoder", "--weights", "--image-size"), found.groups(), strict=True)
             words += [word for option in options if option[1] for word in option]
         return parent.parents[1], shlex.join(words)
+    if parent.name == "neighbours":
+        features, _, neighbours = folder.name.rpartition("-")
+        words = ["neighbours", "--dataset", parent.parent.name, "--features", features]
+        return parent.parents[1], shlex.join([*words, "--neighbours", neighbours])
     if parent.name == "eval":
         runs = "".join(f" --run {shlex.quote(run)}" for run in parent.parent.name.split("+"))
         return parent.parents[2], f"eval{runs}"

@@ -21,7 +21,12 @@ MISSING = "does not exist"
 CHANGED = "its content does not match its checksum"
 
 
-STAGES_BY_PARENT = {"features": "features", "eval": "eval", "runs": "train"}
+STAGES_BY_PARENT = {
+    "features": "features",
+    "neighbours": "neighbours",
+    "eval": "eval",
+    "runs": "train",
+}
 STAGES_BY_NAME = {"raw": "download", "captions": "prepare"}
 
 

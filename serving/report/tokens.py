@@ -67,15 +67,15 @@ def score_tokens(results: Results, vocab: Vocab, device_name: str) -> dict[int, 
     image_ids = np.array(list(results.captions), np.int64)
     rows = [member.store.rows(image_ids) for member in members]
     stores = [member.store for member in members]
-    batches = iterate_members(decoders, stores, rows, BATCH_SIZE, num_views)
+    words = [member.words for member in members]
+    batches = iterate_members(decoders, stores, rows, BATCH_SIZE, num_views, words)
     tokens: dict[int, list[Token]] = {}
     with ProgressLine("probabilities", len(image_ids), "img") as progress:
-        for features in batches:
+        for inputs in batches:
             ids = image_ids[len(tokens) : len(tokens) + BATCH_SIZE].tolist()
             captions = [vocab.encode(vocab.words_of(results.captions[i])) for i in ids]
-            moved = [member.to(precision.device) for member in features]
             with precision.autocast(), torch.no_grad():
-                state = model.init_state(moved[0] if len(moved) == 1 else moved)
+                state = model.init_state(*inputs.to(precision.device))
                 scores = explain(model, state, [[caption] for caption in captions])
             for image_id, caption, (found,) in zip(ids, captions, scores, strict=True):
                 tokens[image_id] = _tokens_of(caption, vocab, found)

@@ -78,7 +78,7 @@ def test_validation_with_a_wide_beam_uses_small_batches(scenes, monkeypatch) -> 
     monkeypatch.setattr(decoding, "MAX_ROWS", 12)
     sizes, look = [], ShowTell.init_state
     monkeypatch.setattr(
-        ShowTell, "init_state", lambda self, images: sizes.append(len(images)) or look(self, images)
+        ShowTell, "init_state", lambda self, *args: sizes.append(len(args[0])) or look(self, *args)
     )
     train(tiny_config(scenes, epochs=1, val_beam=4, val_images=5))
     assert sizes == [3, 2]

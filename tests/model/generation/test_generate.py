@@ -88,10 +88,11 @@ def test_grid_decoder_receives_grids(random_decoder, store) -> None:
     rows = torch.tensor([5, 2, 9, 9, 0])
     looking, pooled = random_decoder(attention="soft"), random_decoder()
     batches = list(iterate_features(looking, store, rows, batch_size=3))
-    assert [len(batch) for batch in batches] == [3, 2]
-    assert torch.equal(torch.cat(batches), grids[rows])
+    assert [len(batch.features) for batch in batches] == [3, 2]
+    assert torch.equal(torch.cat([batch.features for batch in batches]), grids[rows])
     members = iterate_members([looking, pooled], [store, store], [rows, rows], batch_size=3)
-    for batch, (seen, vectors) in zip(rows.split(3), members, strict=True):
+    for batch, inputs in zip(rows.split(3), members, strict=True):
+        seen, vectors = inputs.features
         assert torch.equal(seen, grids[batch]) and torch.equal(vectors, store.features[batch])
 
 
@@ -102,7 +103,7 @@ def test_members_receive_one_view_each(random_decoder, store) -> None:
     members = iterate_members(decoders, [store] * 2, [rows] * 2, batch_size=3, num_views=2)
     for batch, seen in zip(rows.split(3), members, strict=True):
         expected = (grids[batch], -grids[batch], store.features[batch], store.features[batch] + 1)
-        assert len(seen) == 4 and all(map(torch.equal, seen, expected))
+        assert len(seen.features) == 4 and all(map(torch.equal, seen.features, expected))
     assert len(join_decoders(decoders, 2).members) == 4
     assert join_decoders(decoders[:1]) is decoders[0]
 
@@ -112,7 +113,7 @@ def test_members_receive_the_same_images(random_decoder, store) -> None:
     rows = [torch.arange(20), torch.arange(29, 9, -1)]  # row of the same image in each store
     members = [random_decoder(), random_decoder(cell="lstm", seed=1)]
     batches = list(iterate_members(members, [store, other], rows, batch_size=8))
-    assert [len(ones) for ones, _ in batches] == [8, 8, 4]
-    assert all(torch.equal(ones, -others) for ones, others in batches)
+    assert [len(batch.features[0]) for batch in batches] == [8, 8, 4]
+    assert all(torch.equal(ones, -others) for (ones, others), _ in batches)
     found = decode(Ensemble(members), batches, PRECISION, DecodingOptions(beam=2))
     assert [len(batch) for batch in found] == [8, 8, 4]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from showtell.model.config import TrainConfig
+from showtell.model.decoders.inputs import Inputs
 from showtell.model.decoders.precision import Precision
 from showtell.model.decoders.registry import create_decoder
 from showtell.model.generation.generate import decode
@@ -30,7 +31,7 @@ def test_old_run_writes_the_captions_it_always_wrote(name: str) -> None:
     features = torch.from_numpy(expected["features"])
     for key, beam in (("greedy", 1), ("beam3", 3)):
         options = DecodingOptions(beam=beam)
-        (found,) = decode(decoder, [features], Precision("fp32", CPU), options)
+        (found,) = decode(decoder, [Inputs(features)], Precision("fp32", CPU), options)
         captions = [list(hypotheses[0].token_ids) for hypotheses in found]
         assert captions == [[t for t in row if t] for row in expected[key].tolist()]
         log_probs = [hypotheses[0].log_prob for hypotheses in found]

@@ -1,0 +1,1 @@
+"""Retrieval: the training images most similar to an image, and what people said of them."""
