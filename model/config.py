@@ -188,7 +188,8 @@ class TrainConfig(DatasetConfig):
     )
     scst_reward: str = option(
         "CIDEr-D=1",
-        "Scores in the reward and their weights, such as CIDEr-D=1,METEOR=5,Bleu_4=1.",
+        "Scores in the reward and their weights, such as CIDEr-D=1,METEOR=5,Bleu_4=1. Consensus is "
+        "the CIDEr-D expected from the references of similar images.",
         check=check_reward,
         group="Self-critical training",
         metavar="NAME=WEIGHT,...",

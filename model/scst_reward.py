@@ -2,7 +2,7 @@
 
 import math
 
-REWARDS = ("CIDEr-D", "METEOR", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+REWARDS = ("CIDEr-D", "Consensus", "METEOR", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 
 
 def parse_reward(reward: str) -> dict[str, float]:

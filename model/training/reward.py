@@ -1,5 +1,8 @@
 """The reward of self-critical training: a weighted sum of the scores of each caption.
 
+The references of an image are few, and a decoder learns to match just these. Consensus is the
+CIDEr-D that a caption is expected to get, estimated from the references of similar images.
+
 CIDEr-D and BLEU count EOS as the last word of every caption, sampled and reference alike. Otherwise
 a caption that stops after "with a" would lose nothing. METEOR knows no such word.
 """
@@ -7,6 +10,7 @@ a caption that stops after "with a" would lose nothing. METEOR knows no such wor
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from ...pipeline.text.vocab import EOS, SPECIALS
 from ..metrics.bleu import BLEU_NAMES
@@ -14,6 +18,10 @@ from ..metrics.caption_scorer import CaptionScorer
 from ..metrics.meteor.counts import meteor_of_counts
 from ..metrics.meteor.meteor import Meteor
 from ..metrics.metric import Floats
+from ..retrieval.search import NeighborSearch
+
+# Fewer than --preset consensus uses, because each step rewards 100 captions.
+NUM_NEIGHBORS = 100
 
 
 class Reward:
@@ -22,13 +30,20 @@ class Reward:
     Args:
         references: image_id → captions as words joined by spaces, for all training images; they
             also give the document frequencies of CIDEr-D.
-        weights: name → weight of CIDEr-D (0 to 10), METEOR or BLEU (0 to 1).
+        weights: name → weight of CIDEr-D or Consensus (0 to 10), METEOR or BLEU (0 to 1).
+        features: (M, D) of the M training images in the order of `references`, for Consensus.
     """
 
     def __init__(
-        self, references: Mapping[int, Sequence[str]], weights: Mapping[str, float]
+        self,
+        references: Mapping[int, Sequence[str]],
+        weights: Mapping[str, float],
+        features: Tensor | None = None,
     ) -> None:
         self.weights = weights
+        self.features, self.search = features, None
+        if features is not None:
+            self.search = NeighborSearch([*references], features, NUM_NEIGHBORS)
         self.scorer = CaptionScorer({i: [*map(add_end, texts)] for i, texts in references.items()})
         self.meteor = Meteor([*references.values()]) if "METEOR" in weights else None
 
@@ -47,6 +62,8 @@ class Reward:
         for name, weight in self.weights.items():
             if name == "CIDEr-D":
                 scores = self.scorer.cider_d(image_ids, ended)
+            elif name == "Consensus":
+                scores = self.expected_cider_d(image_ids, ended)
             elif name == "METEOR":
                 assert self.meteor is not None
                 counts = self.meteor.count(captions, self.scorer.find_rows(image_ids))
@@ -55,6 +72,32 @@ class Reward:
                 scores = self.scorer.bleu(image_ids, ended)[:, BLEU_NAMES.index(name)]
             reward += weight * scores
         return reward
+
+    def expected_cider_d(self, image_ids: Sequence[int], captions: Sequence[str]) -> Floats:
+        """Return the CIDEr-D of captions that the references of similar images let expect.
+
+        This is what `--consensus` ranks captions by. The references of the image itself are left
+        out.
+
+        Args:
+            image_ids: K ids of training images.
+            captions: K captions, as words joined by spaces.
+
+        Returns:
+            (K,) float64.
+        """
+        assert self.search is not None and self.features is not None
+        ids, index = np.unique(image_ids, return_inverse=True)
+        rows, weights = self.search.find(self.features[self.scorer.find_rows(ids.tolist())], ids)
+        scores = np.zeros(len(captions))
+        for image, (neighbors, own_weights) in enumerate(zip(rows, weights, strict=True)):
+            own = np.flatnonzero(index == image)
+            texts, known = (
+                [captions[k] for k in own.tolist()],
+                self.search.image_ids[neighbors].tolist(),
+            )
+            scores[own] = self.scorer.weighted_cider_d(texts, known, own_weights)
+        return scores
 
 
 def add_end(caption: str) -> str:

@@ -21,8 +21,10 @@ from ..generation.constraints import NEVER_WRITTEN
 from ..generation.options import DecodingOptions
 from ..generation.sampling import generate_tokens
 from ..kernels.padding import ALIGNMENT, pad_rows, round_rows
+from ..retrieval.search import mean_features
 from ..scst_reward import parse_reward
 from .batches import CaptionBatch
+from .data import TrainingData
 from .loss import Share, caption_loss, whole
 from .reward import Reward
 
@@ -36,6 +38,8 @@ class SelfCriticalLoss:
         vocab: of the decoder.
         config: `scst_reward`, `scst_samples`, `scst_baseline`, `xe_weight` and `label_smoothing`
             are used.
+        features: (M, D) of the training images in the order of `references`; only if the reward has
+            Consensus.
     """
 
     def __init__(
@@ -44,11 +48,29 @@ class SelfCriticalLoss:
         image_ids: Sequence[int],
         vocab: Vocab,
         config: TrainConfig,
+        features: Tensor | None = None,
     ) -> None:
-        self.reward = Reward(references, parse_reward(config.scst_reward))
+        self.reward = Reward(references, parse_reward(config.scst_reward), features)
         self.image_ids, self.vocab, self.config = image_ids, vocab, config
         self.rules = DecodingOptions().for_unit(vocab.unit)  # the same constraints as in decoding
         self.batch_rewards: list[float] = []  # since the last `take_reward`
+
+    @classmethod
+    def load(cls, data: TrainingData, images: Tensor, config: TrainConfig) -> "SelfCriticalLoss":
+        """Return the loss for a dataset.
+
+        Args:
+            data: captions and features.
+            images: (M,) int64, rows of the training images in the feature store.
+            config: see `SelfCriticalLoss`.
+        """
+        image_ids = data.store.image_ids.tolist()
+        ids = data.store.image_ids[images]
+        features = None
+        if "Consensus" in parse_reward(config.scst_reward):
+            features = mean_features([data.store], ids.numpy(), data.store.num_views)
+        references = data.train_references(ids.tolist())
+        return cls(references, image_ids, data.vocab, config, features)
 
     def __call__(self, decoder: Decoder, batch: CaptionBatch, share: Share = whole) -> Tensor:
         """Return the loss of a batch whose captions are grouped by image, a scalar."""

@@ -136,12 +136,9 @@ class Trainer:
         return self.group.first(self._finish)
 
     def _make_loss(self) -> Callable[[Decoder, CaptionBatch, Share], Tensor]:
-        config, data = self.config, self.data
-        if not config.scst:
+        if not self.config.scst:
             return self._cross_entropy
-        ids = data.store.image_ids
-        references = data.train_references(ids[self.batches.images].tolist())
-        return SelfCriticalLoss(references, ids.tolist(), data.vocab, config)
+        return SelfCriticalLoss.load(self.data, self.batches.images, self.config)
 
     def _cross_entropy(self, decoder: Decoder, batch: CaptionBatch, share: Share = whole) -> Tensor:
         if self.config.scheduled_sampling:

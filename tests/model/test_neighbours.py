@@ -219,7 +219,8 @@ def test_changed_words_are_refused_by_eval(data) -> None:
 
 def test_self_critical_training_keeps_the_words(data) -> None:
     train(train_config(data))
-    train(TrainConfig(data=data, run="s", init="r", scst=True, epochs=1, batch_size=32))
+    options = {"scst": True, "scst_reward": "CIDEr-D=1,Consensus=0.5", "epochs": 1}
+    train(TrainConfig(data=data, run="s", init="r", batch_size=32, **options))
     run, _, decoder = load_run(data / "runs/s", torch.device("cpu"))
     assert run.decoder.neighbours == K and decoder.words is not None
 

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from showtell.model.metrics.bleu import BLEU_NAMES
 from showtell.model.metrics.caption_scorer import CaptionScorer
 from showtell.model.metrics.scorer import score_captions
+from showtell.model.retrieval.search import NeighborSearch
 from showtell.model.scst_reward import check_reward, parse_reward
 from showtell.model.training.reward import Reward, add_end
 
@@ -49,9 +51,26 @@ def test_reward_is_the_weighted_sum_of_its_scores():
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_consensus_is_the_score_by_which_captions_are_re_ranked():
+    features = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    found = Reward(REFERENCES, {"Consensus": 2.0}, features)(IMAGE_IDS, CAPTIONS, IS_CUT)
+    ended = {key: [*map(add_end, texts)] for key, texts in REFERENCES.items()}
+    search = NeighborSearch([*REFERENCES], features, 3)
+    for row, (image_id, caption, cut) in enumerate(zip(IMAGE_IDS, CAPTIONS, IS_CUT, strict=True)):
+        own = [*REFERENCES].index(image_id)
+        rows, weights = search.find(features[own : own + 1], np.array([image_id]))
+        expected = 0.0
+        for neighbor, weight in zip(rows[0], weights[0], strict=True):
+            text = caption if cut else add_end(caption)
+            (score,) = CaptionScorer(ended).cider_d([[*REFERENCES][neighbor]], [text])
+            assert weight == 0 or neighbor != own
+            expected += 2 * weight * score
+        assert found[row] == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "reward", ["", "CIDEr-D", "CIDEr=1", "METEOR=0", "METEOR=-1", "METEOR=inf", "METEOR=x",
                "METEOR=1,METEOR=2", "METEOR=1,", "SPICE=1"]
 )  # fmt: skip
 def test_invalid_rewards_are_refused(reward):
-    assert "The scores are CIDEr-D, METEOR, Bleu_1" in str(check_reward(reward))
+    assert "The scores are CIDEr-D, Consensus, METEOR, Bleu_1" in str(check_reward(reward))
