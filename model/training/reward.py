@@ -10,6 +10,7 @@ a caption that stops after "with a" would lose nothing. METEOR knows no such wor
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...pipeline.text.vocab import EOS, SPECIALS
@@ -88,7 +89,9 @@ class Reward:
         """
         assert self.search is not None and self.features is not None
         ids, index = np.unique(image_ids, return_inverse=True)
-        rows, weights = self.search.find(self.features[self.scorer.find_rows(ids.tolist())], ids)
+        own_features = self.features[self.scorer.find_rows(ids.tolist())]
+        with torch.autocast("cpu", enabled=False):  # training may run in bfloat16
+            rows, weights = self.search.find(own_features, ids)
         scores = np.zeros(len(captions))
         for image, (neighbors, own_weights) in enumerate(zip(rows, weights, strict=True)):
             own = np.flatnonzero(index == image)
