@@ -61,6 +61,13 @@ class TrainConfig(DatasetConfig):
         group="Input",
         metavar="K",
     )
+    extra_captions: Path | None = option(
+        None,
+        "File with more captions of training images, such as captions.json of 'showtell eval "
+        "--split train --preset consensus'.",
+        group="Input",
+        metavar="FILE",
+    )
     word_vectors: Path | None = option(
         None,
         "Text file of GloVe or word2vec vectors to initialise the word embeddings.",

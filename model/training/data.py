@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...features.store import FeatureStore, extend_command, find_features, require_views
-from ...pipeline.captions import EncodedCaptions, read_captions, read_images, read_references
+from ...pipeline.captions import (
+    EncodedCaptions,
+    ImageTable,
+    read_captions,
+    read_images,
+    read_references,
+)
 from ...pipeline.layout import CAPTIONS_PARQUET, IMAGES_PARQUET, VOCAB_JSON
 from ...pipeline.stage.artifacts import require_stage
 from ...pipeline.stage.command_line import command_line
@@ -21,6 +27,7 @@ from ..decoders.word_vectors import FILE_DESCRIPTION
 from ..neighbours import read_words
 from ..runs.repair import find_config
 from ..runs.run import load_run_features
+from .extra_captions import add_captions
 from .source import load_source_features, source_checksum
 
 NUM_SHOWN = 10  # validation images whose captions TensorBoard shows
@@ -79,16 +86,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
             f"'{command_line(config.data, 'prepare', *dataset)}' and "
             f"'{command_line(config.data, 'features', *dataset)}' again."
         )
-    captions = read_captions(captions_dir / CAPTIONS_PARQUET).select(images.select("train"))
-    num_without = int((~store.has(captions.image_ids)).sum())
-    if num_without == len(captions):
-        raise MissingArtifactError(
-            f"{store.directory} has no features of train images; its manifest.json lists the "
-            f"reasons. Fix the images, then run "
-            f"'{command_line(config.data, 'features', *dataset)}' again."
-        )
-    if num_without:
-        print_warning(f"{num_without:,} train captions are ignored: their images have no features.")
+    captions = read_train_captions(config, images, store)
     # The vocabulary first: if several files have changed, an error should name it.
     names = sorted(prepared.outputs, key=lambda name: name != VOCAB_JSON)
     inputs = {name: hash_file(captions_dir / name) for name in names}
@@ -100,6 +98,9 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         inputs["init"] = source_checksum(config)
     vocab = Vocab.read(captions_dir / VOCAB_JSON)
     require_english_for_meteor(config, vocab)
+    if config.extra_captions is not None:
+        captions = add_captions(captions, config.extra_captions, vocab)
+        inputs["extra_captions"] = hash_file(config.extra_captions)
     words = None
     if config.neighbours:
         words, inputs["neighbours"] = read_words(store, config.neighbours, vocab)
@@ -114,6 +115,28 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         inputs=inputs,
         words=words,
     )
+
+
+def read_train_captions(
+    config: TrainConfig, images: ImageTable, store: FeatureStore
+) -> EncodedCaptions:
+    """Read the captions of the train split; those of images without features are ignored later.
+
+    Raises:
+        MissingArtifactError: no image of the train split has features.
+    """
+    path = config.captions_dir / CAPTIONS_PARQUET
+    captions = read_captions(path).select(images.select("train"))
+    num_without = int((~store.has(captions.image_ids)).sum())
+    if num_without == len(captions):
+        command = command_line(config.data, "features", "--dataset", config.dataset)
+        raise MissingArtifactError(
+            f"{store.directory} has no features of train images; its manifest.json lists the "
+            f"reasons. Fix the images, then run '{command}' again."
+        )
+    if num_without:
+        print_warning(f"{num_without:,} train captions are ignored: their images have no features.")
+    return captions
 
 
 def require_english_for_meteor(config: TrainConfig, vocab: Vocab) -> None:
