@@ -177,6 +177,7 @@ OF_CAPTIONS = (STAGES["prepare"], STAGES["features, HDF5"], FRESH_TRAIN)
 OF_FEATURES = (STAGES["features, HDF5"], FRESH_TRAIN)
 OF_GRIDS = (STAGES["features, HDF5 with grid"], ATTENTION)
 OF_RUN = (STAGES["train"], FRESH_EVAL, CAPTION)
+OF_NEIGHBOURS = (STAGES["neighbours"], (*FRESH_TRAIN, "--neighbours", "5"))
 OF_EVAL = (STAGES["eval"], ("compare", "r", "r"))
 READERS = {
     "scenes/raw/manifest.json": (STAGES["download"],),
@@ -193,6 +194,8 @@ READERS = {
         STAGES["features, Parquet with grid"],
         (*FRESH_TRAIN, "--features", "resnet18-random-72", "--views", "2"),
     ),
+    "scenes/neighbours/resnet18-random-32-5/words.safetensors": OF_NEIGHBOURS,
+    "scenes/neighbours/resnet18-random-32-5/manifest.json": OF_NEIGHBOURS,
     "runs/r/config.json": OF_RUN,
     "runs/r/vocab.json": OF_RUN,
     "runs/r/best.safetensors": OF_RUN,

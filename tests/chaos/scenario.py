@@ -20,6 +20,9 @@ TRAIN = (
 )
 
 
+NEIGHBOURS = ("neighbours", *COMMON, "--features", "resnet18-random-32", "--neighbours", "5")
+
+
 def features(size: int, *more: str) -> tuple[str, ...]:
     weights = ("--weights", "{root}/random.pth", "--image-size", str(size), "--shard-size", "5")
     return ("features", *COMMON, *NETWORK, *weights, *more)
@@ -34,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "features, HDF5 with grid": features(64, "--grid"),
     "features, Parquet with grid": features(72, "--format", "parquet", "--grid", "--views", "2"),
     "features, replaced": features(40, "--views", "2"),  # the old files have other names
+    "neighbours": NEIGHBOURS,
     "train": (*TRAIN, "--run", "r"),
     "eval": ("eval", "--run", "r"),
     "prepare, replaced": ("prepare", *COMMON, "--min-count", "2"),
