@@ -25,6 +25,8 @@ from ..model.generation.options import DecodingKeywords, DecodingOptions
 from ..model.presets import DECODING_PRESETS, apply_preset
 from ..model.retrieval.words import WordRetriever
 from ..model.runs.run import RunConfig, load_run_features
+from ..pipeline.stage.console import print_warning
+from ..pipeline.stage.errors import MissingArtifactError
 from ..pipeline.text.vocab import Vocab
 from .images import ImageInput, ImageInputs, is_image, read_image
 from .neighbors import load_neighbors
@@ -234,31 +236,37 @@ class Captioner:
         return self._consensus[1]
 
     def find_words(self, pooled: torch.Tensor) -> Words | None:
-        """Return the words of similar training images; None for a decoder that uses none.
+        """Return the words of similar training images; None if the decoder is not told any.
 
         Args:
             pooled: (N, D) features of the first view of each image.
-
-        Raises:
-            MissingArtifactError: features or captions of the training images are missing.
         """
-        if not self.run.decoder.neighbours:
+        if self.retriever is None:
             return None
         return self.retriever.retrieve(pooled.cpu()).to(self.precision.device)
 
     @cached_property
-    def retriever(self) -> WordRetriever:
+    def retriever(self) -> WordRetriever | None:
         """Finds the words of similar training images, which are loaded at the first use.
 
-        Raises:
-            MissingArtifactError: features or captions of the training images are missing.
+        None for a decoder without `--neighbours`. Without the features and captions of the training
+        images it is None too, with a warning: the decoder has learned to do without the words.
         """
+        if not self.run.decoder.neighbours:
+            return None
         num_neighbors, packed = self.run.decoder.neighbours, load_neighbors(self.folder)
         if packed is not None:
             return packed.retriever(num_neighbors, self.vocab)
-        store = load_run_features(self.data, self.run)
         captions_dir = self.data / self.run.dataset / "captions"
-        return WordRetriever.load(captions_dir, store, num_neighbors, self.vocab)
+        try:
+            store = load_run_features(self.data, self.run)
+            return WordRetriever.load(captions_dir, store, num_neighbors, self.vocab)
+        except MissingArtifactError as error:
+            print_warning(
+                f"captions are worse without the words of similar images, which {self.folder} was "
+                f"trained with: {error}"
+            )
+            return None
 
     def pixels(self, image: ImageInput, num_views: int = 1) -> NDArray[np.uint8]:
         """Read an image and apply the encoder's transform: (V, 3, H, W) uint8.

@@ -209,6 +209,18 @@ def test_eval_caption_and_bundle_agree(data, random_weights, tmp_path) -> None:
     assert bundle.caption(images, **options) == captioner.caption(images, **options)
 
 
+def test_captioning_without_the_training_images_warns(data, random_weights, capsys) -> None:
+    train(train_config(data))
+    images = sorted((data / "scenes/raw/images").iterdir())[:2]
+    shutil.rmtree(data / "scenes/features")
+    captioner = load("r", data=data, device="cpu")
+    capsys.readouterr()
+    assert len(captioner.caption(images)) == len(captioner.caption(images)) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # once
+    assert "captions are worse without the words of similar images" in line
+    assert "has no finished features. Run 'showtell features" in line
+
+
 def test_changed_words_are_refused_by_eval(data) -> None:
     train(train_config(data))
     manifest = Manifest.load(folder_of(data))
