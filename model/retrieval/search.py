@@ -34,6 +34,7 @@ WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
 RIDGE = 1.0  # noise variance: references are only a sample of the captions that fit an image
 ROWS_TOGETHER = 4096  # features read at a time
 TOLERANCE = 1e-4  # of each of two rounds of conjugate gradients
+BLOCK = 256  # largest symmetric product that is computed whole
 MAX_PAIRS = 100_000_000  # largest precomputed kernel: 400 MB
 
 
@@ -81,7 +82,7 @@ class NeighborSearch:
                 cells = neighbors[:, None] * len(self.kernel) + neighbors
                 kernel = self.kernel.view(-1).index_select(0, cells.view(-1)).view(cells.shape)
             else:
-                kernel = _kernel(self.directions[neighbors] @ self.directions[neighbors].T)
+                kernel = _kernel(gram_matrix(self.directions[neighbors]))
             kernel.diagonal().add_(RIDGE)
             target = to_image[is_other]
             weight[is_other.cpu().numpy()] = solve(kernel.cpu().numpy(), target.cpu().numpy())
@@ -101,6 +102,23 @@ class NeighborSearch:
 def _kernel(cosines: Tensor) -> Tensor:
     """Turn cosines into similarities: 1 for equal images, 0 for a cosine of −inf."""
     return ((cosines - 1) / WIDTH).exp()
+
+
+def gram_matrix(vectors: Tensor) -> Tensor:
+    """Return `vectors @ vectors.T`; large blocks above the diagonal are copied from below it.
+
+    Args:
+        vectors: (n, D).
+
+    Returns:
+        (n, n).
+    """
+    if len(vectors) <= BLOCK:
+        return vectors @ vectors.T
+    first, second = vectors.chunk(2)
+    corner = second @ first.T
+    upper = torch.cat([gram_matrix(first), corner.T], 1)
+    return torch.cat([upper, torch.cat([corner, gram_matrix(second)], 1)])
 
 
 def solve(matrix: Float32s, target: Float32s) -> Floats:

@@ -8,7 +8,15 @@ import torch
 from showtell.features.store import FeatureStore
 from showtell.model.metrics.metric import Floats
 from showtell.model.retrieval import search as search_module
-from showtell.model.retrieval.search import RIDGE, WIDTH, NeighborSearch, mean_features, solve
+from showtell.model.retrieval.search import (
+    BLOCK,
+    RIDGE,
+    WIDTH,
+    NeighborSearch,
+    gram_matrix,
+    mean_features,
+    solve,
+)
 from showtell.pipeline.stage.manifest import Manifest
 from showtell.pipeline.stage.ragged import Ints
 
@@ -114,6 +122,11 @@ def test_whole_kernel_and_kernel_per_image_agree(monkeypatch) -> None:
     search = make(3)
     np.testing.assert_allclose(np.concatenate(one_by_one), find(search, features)[1], rtol=1e-4)
     assert "kernel" not in vars(search)
+
+
+def test_gram_matrix_equals_the_product() -> None:
+    vectors = torch.randn(2 * BLOCK + 89, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gram_matrix(vectors), vectors @ vectors.T)
 
 
 def test_solve_is_more_precise_than_float32() -> None:
