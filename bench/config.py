@@ -23,6 +23,7 @@ BENCH_STAGES = (
     "train",
     "train-processes",
     "decode",
+    "rerank",
     "scorers",
     "serve",
     "onnx",
@@ -59,7 +60,7 @@ class BenchConfig(DatasetConfig):
     )
     run: str | None = option(
         None,
-        "Run to decode or serve with. Default: the newest; for decode, without attention.",
+        "Run to decode or serve with. Default: the newest; for decode and rerank, without attention.",
         group="Input",
         metavar="RUN",
     )

@@ -11,6 +11,8 @@ from .base import Decoder
 from .inputs import Words
 from .state import State
 
+ROWS_IN_CACHE = 32  # four members with 2,500 words: 1.3 MB
+
 
 @dataclass(frozen=True)
 class EnsembleState:
@@ -74,13 +76,31 @@ class Ensemble(nn.Module):
         """
         pairs = zip(self.members, state.members, strict=True)
         results = [member.step(token_ids, member_state) for member, member_state in pairs]
-        log_probs = torch.stack([logits.float().log_softmax(1) for logits, _ in results])
-        mean = log_probs.logsumexp(0) - math.log(len(results))
+        mean = mean_log_probs([logits for logits, _ in results])
         return mean, EnsembleState(tuple(next_state for _, next_state in results))
 
     def start_tokens(self, batch_size: int) -> Tensor:
         """Return (batch_size,) int64 tokens, all BOS, on the members' device."""
         return self.members[0].start_tokens(batch_size)
+
+
+def mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
+    """Return the log of the members' mean probability.
+
+    On a CPU a few rows are computed at a time, so that they stay in its cache.
+
+    Args:
+        logits: (R, V) of each member.
+
+    Returns:
+        (R, V) float32.
+    """
+    rows_together = ROWS_IN_CACHE if logits[0].device.type == "cpu" else max(1, len(logits[0]))
+    means = []
+    for part in zip(*(member.split(rows_together) for member in logits), strict=True):
+        log_probs = torch.stack([member.float().log_softmax(1) for member in part])
+        means.append(log_probs.logsumexp(0) - math.log(len(part)))
+    return torch.cat(means)
 
 
 def join_decoders(decoders: Sequence[Decoder], num_views: int = 1) -> Decoder | Ensemble:

@@ -14,7 +14,6 @@ arXiv:1504.06692.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -25,6 +24,7 @@ from ...pipeline.layout import CAPTIONS_PARQUET
 from ...pipeline.stage.ragged import Ints
 from ...pipeline.text.vocab import Vocab
 from ..metrics.caption_scorer import CaptionScorer
+from ..metrics.metric import Floats
 from ..retrieval.search import NeighborSearch, mean_features, training_images
 from .hypothesis import Hypothesis
 
@@ -54,6 +54,7 @@ class Consensus:
         self.search = NeighborSearch(image_ids, features, num_neighbors)
         self.precision = precision
         self.scorer = CaptionScorer(references)
+        self.scorer_rows = self.scorer.find_rows(image_ids)
 
     @classmethod
     def load(
@@ -106,19 +107,22 @@ class Consensus:
             log-probability per token.
         """
         rows, weights = self.search.find(features, image_ids)
-        neighbors = self.search.image_ids[rows]
-        ranked = []
-        for hypotheses, ids, own_weights in zip(
-            candidates, neighbors.tolist(), weights, strict=True
-        ):
-            captions = [vocab.decode(hypothesis.token_ids) for hypothesis in hypotheses]
-            scores = self.scorer.weighted_cider_d(captions, ids, own_weights)
-            if self.precision:
-                precisions = self.scorer.weighted_precision(captions, ids, own_weights)
-                scores += self.precision * precisions
-            scored = [
-                replace(h, score=score + CONFIDENCE * h.log_prob / (len(h.token_ids) + 1))
-                for h, score in zip(hypotheses, scores.tolist(), strict=True)
-            ]
-            ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
-        return ranked
+        rows = self.scorer_rows[rows]
+        captions = [[vocab.decode(h.token_ids) for h in of_image] for of_image in candidates]
+        scores = self.scorer.weighted_cider_d(captions, rows, weights)
+        if self.precision:
+            precisions = self.scorer.weighted_precision(captions, rows, weights)
+            for own, precision in zip(scores, precisions, strict=True):
+                own += self.precision * precision
+        return [sort_by(*each) for each in zip(candidates, scores, strict=True)]
+
+
+def sort_by(hypotheses: Sequence[Hypothesis], scores: Floats) -> list[Hypothesis]:
+    """Return the captions of an image with new scores plus their confidence, best first."""
+    scored = [
+        Hypothesis(
+            h.token_ids, h.log_prob, score + CONFIDENCE * h.log_prob / (len(h.token_ids) + 1)
+        )
+        for h, score in zip(hypotheses, scores.tolist(), strict=True)
+    ]
+    return sorted(scored, key=lambda hypothesis: -hypothesis.score)

@@ -11,7 +11,16 @@ import numpy as np
 
 from ...pipeline.stage.ragged import Ints
 from .metric import Floats
-from .ngrams import MAX_ORDER, Matches, ReferenceNgrams, Words, join, split
+from .ngrams import (
+    MAX_ORDER,
+    Matches,
+    NgramCounts,
+    ReferenceCounts,
+    ReferenceNgrams,
+    Words,
+    join,
+    split,
+)
 
 BLEU_NAMES = tuple(f"Bleu_{order}" for order in range(1, MAX_ORDER + 1))
 
@@ -72,37 +81,47 @@ def count_matches(references: ReferenceNgrams, matches: Matches) -> BleuCounts:
     )
 
 
-def weighted_precision(
-    references: ReferenceNgrams, words: Words, rows: Ints, weights: Floats
-) -> Floats:
+def weighted_precisions(
+    references: ReferenceNgrams, words: Words, offsets: Ints, rows: Ints, weights: Floats
+) -> list[Floats]:
     """Score each candidate against several images: the weighted sum of its n-gram precision.
 
     The precision is the mean of BLEU's four clipped precisions, of n-grams of 1 to 4 words.
 
     Args:
         references: n-grams of the references of all images.
-        words: word ids of K candidates.
-        rows: (n,) int64, rows of the images in `references`.
-        weights: (n,) float64, the weight of each image; may be negative.
+        words: word ids of the candidates of all N lists.
+        offsets: (N + 1,) int64; list i has the candidates offsets[i] to offsets[i + 1].
+        rows: (N, n) int64, rows in `references` of the images for each list.
+        weights: (N, n) float64, the weight of each image; may be negative.
 
     Returns:
-        (K,) float64.
+        (K,) float64 for each list of K candidates.
     """
-    sums = np.zeros((MAX_ORDER, len(words)))
+    precisions = np.zeros(len(words))
     for order, (held, ngrams) in enumerate(
         zip(references.orders, references.count(words), strict=True)
     ):
-        if not len(ngrams):  # all candidates are shorter than the order
-            continue
-        wanted, own_places = np.unique(ngrams.ngrams, return_inverse=True)
-        groups, images, places = held.select(rows, wanted)
-        matches = np.zeros(len(ngrams))
-        # min(n, m) is the number of counts k >= 1 with k <= n and k <= m, so sum over k.
-        for count in range(1, ngrams.counts.max() + 1):
-            repeated = held.max_counts[groups] >= count
-            table = np.bincount(places[repeated], weights[images[repeated]], len(wanted))
-            matches += np.where(ngrams.counts >= count, table[own_places], 0)
-        sums[order] = np.bincount(ngrams.captions, matches, len(words))
-    totals = np.maximum(1, words.lengths - np.arange(MAX_ORDER)[:, None])
-    precisions: Floats = (sums / totals).mean(0)
-    return precisions
+        totals = np.maximum(1, words.lengths - order)
+        for i, part in enumerate(ngrams.split(offsets)):
+            own = slice(offsets[i], offsets[i + 1])
+            precisions[own] += _weighted_matches(held, part, rows[i], weights[i], totals[own])
+    return np.split(precisions / MAX_ORDER, offsets[1:-1])
+
+
+def _weighted_matches(
+    held: ReferenceCounts, ngrams: NgramCounts, rows: Ints, weights: Floats, totals: Ints
+) -> Floats:
+    """Sum weight × clipped matches / totals over some images: (K,) float64, as `totals`."""
+    if not len(ngrams):  # all candidates are shorter than the order
+        return np.zeros(len(totals))
+    wanted, own_places = np.unique(ngrams.ngrams, return_inverse=True)
+    groups, images, places = held.select(rows, wanted)
+    matches = np.zeros(len(ngrams))
+    # min(n, m) is the number of counts k >= 1 with k <= n and k <= m, so sum over k.
+    for count in range(1, ngrams.counts.max() + 1):
+        repeated = held.max_counts[groups] >= count
+        table = np.bincount(places[repeated], weights[images[repeated]], len(wanted))
+        matches += np.where(ngrams.counts >= count, table[own_places], 0)
+    sums: Floats = np.bincount(ngrams.captions, matches, len(totals)) / totals
+    return sums

@@ -12,10 +12,10 @@ import numpy as np
 
 from ...pipeline.stage.errors import DatasetError, MismatchError
 from ...pipeline.stage.ragged import Ints, to_offsets
-from .bleu import BLEU_NAMES, BleuCounts, count_matches, weighted_precision
+from .bleu import BLEU_NAMES, BleuCounts, count_matches, weighted_precisions
 from .cider import CiderD
 from .metric import Floats
-from .ngrams import ReferenceNgrams
+from .ngrams import ReferenceNgrams, Words
 from .rouge import RougeL
 
 
@@ -114,32 +114,37 @@ class CaptionScorer:
         return count_matches(self.ngrams, matches).of_each()
 
     def weighted_cider_d(
-        self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
-    ) -> Floats:
+        self, captions: Sequence[Sequence[str]], rows: Ints, weights: Floats
+    ) -> list[Floats]:
         """Return the weighted sum of each caption's CIDEr-D with several images.
 
-        Equal to `weights @ cider_d(…)` and much faster.
+        Equal to `weights @ cider_d(…)` for each list of captions, and much faster.
 
         Args:
-            captions: K captions, words joined by single spaces.
-            image_ids: n ids of images that have references.
-            weights: (n,) float64 of the images, of any sign.
+            captions: N lists of captions, words joined by single spaces.
+            rows: (N, n) int64, the images of each list; see `find_rows`.
+            weights: (N, n) float64 of the images, of any sign.
 
         Returns:
-            (K,) float64.
+            (K,) float64 for each list of K captions.
         """
-        words, rows = self.ngrams.read(captions), self.find_rows(image_ids)
-        return self.cider.weighted_sum(words, rows, weights)
+        words, offsets = self._read(captions)
+        return self.cider.weighted_sums(words, offsets, rows, weights)
 
     def weighted_precision(
-        self, captions: Sequence[str], image_ids: Sequence[int], weights: Floats
-    ) -> Floats:
+        self, captions: Sequence[Sequence[str]], rows: Ints, weights: Floats
+    ) -> list[Floats]:
         """Return the weighted sum of each caption's n-gram precision with several images.
 
         The precision is BLEU's, averaged over orders; see `weighted_cider_d` for the arguments.
         """
-        words, rows = self.ngrams.read(captions), self.find_rows(image_ids)
-        return weighted_precision(self.ngrams, words, rows, weights)
+        words, offsets = self._read(captions)
+        return weighted_precisions(self.ngrams, words, offsets, rows, weights)
+
+    def _read(self, captions: Sequence[Sequence[str]]) -> tuple[Words, Ints]:
+        """Return the word ids of all captions, and the offsets of the lists."""
+        offsets = to_offsets([len(each) for each in captions])
+        return self.ngrams.read(list(chain.from_iterable(captions))), offsets
 
     def find_rows(self, image_ids: Sequence[int]) -> Ints:
         """Return the row of each image, (K,) int64."""

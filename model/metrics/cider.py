@@ -13,7 +13,15 @@ import numpy as np
 
 from ...pipeline.stage.ragged import Ints, ranges
 from .metric import Floats
-from .ngrams import Matches, NgramCounts, Pairs, ReferenceCounts, ReferenceNgrams, Words
+from .ngrams import (
+    MAX_ORDER,
+    Matches,
+    NgramCounts,
+    Pairs,
+    ReferenceCounts,
+    ReferenceNgrams,
+    Words,
+)
 
 SIGMA = 6.0  # width of the length penalty, in bigrams
 
@@ -24,13 +32,13 @@ class CiderD:
     def __init__(self, references: ReferenceNgrams) -> None:
         """Compute the tf-idf vectors, with document frequencies counted over these images only."""
         self.references = references
+        self.lengths = _num_bigrams(references.words)
         self.orders = [TfIdf(order, len(references.words)) for order in references.orders]
 
     def score(self, matches: Matches) -> Floats:
         """Return CIDEr-D of each candidate, (K,) float64, 0 to 10."""
         pairs = matches.pairs
-        lengths, reference_lengths = map(_num_bigrams, (matches.words, self.references.words))
-        gaps = lengths[pairs.candidates] - reference_lengths[pairs.references]
+        gaps = _num_bigrams(matches.words)[pairs.candidates] - self.lengths[pairs.references]
         cosines = np.mean(
             [
                 tf_idf.cosines(ngrams, groups, pairs)
@@ -44,31 +52,34 @@ class CiderD:
         sums: Floats = np.add.reduceat(10 * cosines, pairs.offsets[:-1])
         return sums / np.diff(pairs.offsets)
 
-    def weighted_sum(self, words: Words, rows: Ints, weights: Floats) -> Floats:
+    def weighted_sums(
+        self, words: Words, offsets: Ints, rows: Ints, weights: Floats
+    ) -> list[Floats]:
         """Score each candidate against several images: the weighted sum of its CIDEr-D.
 
         Summing the references first makes this much faster than scoring every pair of a candidate
         and an image.
 
         Args:
-            words: word ids of K candidates.
-            rows: (n,) int64, rows of the images in `references`.
-            weights: (n,) float64, the weight of each image; may be negative.
+            words: word ids of the candidates of all N lists.
+            offsets: (N + 1,) int64; list i has the candidates offsets[i] to offsets[i + 1].
+            rows: (N, n) int64, rows in `references` of the images for each list.
+            weights: (N, n) float64, the weight of each image; may be negative.
 
         Returns:
-            (K,) float64.
+            (K,) float64 for each list of K candidates.
         """
-        lengths, reference_lengths = map(_num_bigrams, (words, self.references.words))
-        gaps = lengths[:, None] - np.arange(reference_lengths.max() + 1)
-        penalty = _length_penalty(gaps)
+        num_lengths = self.lengths.max() + 1
+        penalty = _length_penalty(_num_bigrams(words)[:, None] - np.arange(num_lengths))
         weights = weights / np.diff(self.references.image_offsets)[rows]  # per reference
-        sums: Floats = np.array(
-            [
-                tf_idf.weighted_cosines(ngrams, rows, weights, reference_lengths, penalty)
-                for tf_idf, ngrams in zip(self.orders, self.references.count(words), strict=True)
-            ]
-        ).mean(0)
-        return 10 * sums
+        sums = np.zeros(len(words))
+        for tf_idf, ngrams in zip(self.orders, self.references.count(words), strict=True):
+            for i, part in enumerate(ngrams.split(offsets)):
+                own = slice(offsets[i], offsets[i + 1])
+                sums[own] += tf_idf.weighted_cosines(
+                    part, rows[i], weights[i], self.lengths, penalty[own]
+                )
+        return np.split(10 / MAX_ORDER * sums, offsets[1:-1])
 
 
 class TfIdf:
@@ -111,8 +122,7 @@ class TfIdf:
         places -= pairs.references[pairs.offsets[candidates]]
         dots = np.bincount(places, products, len(pairs.candidates))
         norms = _norms(own_weights, ngrams.captions, len(pairs.offsets) - 1)[pairs.candidates]
-        norms *= self.norms[pairs.references]
-        return dots / np.where(norms > 0, norms, 1)  # pycocoevalcap too returns 0 for 0 / 0
+        return dots / (norms * self.norms[pairs.references])
 
     def weighted_cosines(
         self, ngrams: NgramCounts, rows: Ints, weights: Floats, lengths: Ints, penalty: Floats
@@ -139,21 +149,22 @@ class TfIdf:
         num_entries = counts.offsets[groups + 1] - counts.offsets[groups]
         entries = ranges(counts.offsets[groups], num_entries)
         references = counts.references[entries]
-        norms = np.where((norms := self.norms[references]) > 0, norms, 1)
-        values = self.weights[entries] / norms * np.repeat(weights[images], num_entries)
-        cells = np.repeat(places, num_entries) * num_lengths + lengths[references]
+        values = self.weights[entries] / self.norms[references]
+        values *= np.repeat(weights[images], num_entries)
+        cells = np.repeat(places * num_lengths, num_entries) + lengths[references]
 
         # min(n, m) is the number of counts k >= 1 with k <= n and k <= m, so sum over k.
         products = np.zeros(len(ngrams))
         for count in range(1, ngrams.counts.max() + 1):
-            held = counts.counts[entries] >= count
-            table = np.bincount(cells[held], values[held], len(wanted) * num_lengths)
+            if count > 1:
+                held = counts.counts[entries] >= count
+                entries, cells, values = entries[held], cells[held], values[held]
+            table = np.bincount(cells, values, len(wanted) * num_lengths)
             own = ngrams.counts >= count
             sums = table.reshape(len(wanted), num_lengths) @ penalty.T  # (U, K)
             products[own] += sums[own_places[own], ngrams.captions[own]]
         dots = np.bincount(ngrams.captions, products * self.find_idf(ngrams), num_candidates)
-        norms = _norms(own_weights, ngrams.captions, num_candidates)
-        return dots / np.where(norms > 0, norms, 1)
+        return dots / _norms(own_weights, ngrams.captions, num_candidates)
 
     def weigh(self, ngrams: NgramCounts) -> Floats:
         """Return the tf-idf of candidates' n-grams, (G,) float64."""
@@ -180,5 +191,9 @@ def _length_penalty(gaps: Ints) -> Floats:
 
 
 def _norms(weights: Floats, captions: Ints, num_captions: int) -> Floats:
-    """Return the Euclidean norm of each caption's weights, (num_captions,) float64."""
-    return np.sqrt(np.bincount(captions, weights**2, num_captions))
+    """Return the Euclidean norm of each caption's weights, (num_captions,) float64.
+
+    It is 1 if all weights are 0, so that the cosine is 0, as pycocoevalcap's.
+    """
+    norms = np.sqrt(np.bincount(captions, weights**2, num_captions))
+    return np.where(norms > 0, norms, 1)

@@ -8,6 +8,7 @@ row (0 to N - 1); P pairs of a candidate and a reference of its image; G n-grams
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -106,6 +107,18 @@ class NgramCounts:
     def __len__(self) -> int:
         return len(self.counts)
 
+    def split(self, offsets: Ints) -> "list[NgramCounts]":
+        """Split the captions into parts: part i has the captions offsets[i] to offsets[i + 1].
+
+        Args:
+            offsets: (n + 1,) int64, from 0 to the number of captions.
+        """
+        bounds = pairwise(np.searchsorted(self.captions, offsets).tolist())
+        return [
+            NgramCounts(self.captions[a:b] - first, self.ngrams[a:b], self.counts[a:b])
+            for (a, b), first in zip(bounds, offsets.tolist(), strict=False)
+        ]
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -132,6 +145,7 @@ class ReferenceCounts:
 
     Attributes:
         groups: (G + 1,) int64, the sorted keys (row of the image, n-gram), then LAST_KEY.
+        group_ngrams: (G,) int32, number of each group's n-gram.
         images: (N + 1,) int64; the image of row i has the groups images[i] to images[i + 1].
         max_counts: (G,) int64, the highest count of the n-gram in one reference of the image.
         offsets: (G + 1,) int64; group g has the entries offsets[g] to offsets[g + 1].
@@ -152,20 +166,17 @@ class ReferenceCounts:
         self.references, counts = ngrams.captions[by_group], ngrams.counts[by_group]
         groups, starts = np.unique(keys[by_group], return_index=True)
         self.groups = np.append(groups, LAST_KEY)
+        self.group_ngrams = split(groups)[1].astype(np.int32)
         self.offsets = np.append(starts, len(by_group))
         self.images = np.searchsorted(groups, np.arange(num_images + 1) << BITS)
         self.max_counts = np.maximum.reduceat(counts, starts)
         self.counts = counts.astype(np.int32)
+        self._places = np.full(ngrams.ngrams.max(initial=-1) + 1, -1, np.int32)
 
     @property
     def num_images(self) -> int:
         """N."""
         return len(self.images) - 1
-
-    @property
-    def group_ngrams(self) -> Ints:
-        """Number of each group's n-gram, (G,) int64."""
-        return split(self.groups[:-1])[1]
 
     def find(self, ngrams: NgramCounts, rows: Ints) -> Ints:
         """Return the group of each n-gram of the candidates, -1 where there is none: (G,) int64.
@@ -184,7 +195,7 @@ class ReferenceCounts:
 
         Args:
             rows: (n,) int64, rows of the images.
-            wanted: (U,) int64, numbers of n-grams, ascending; at least one.
+            wanted: (U,) int64, distinct numbers of n-grams.
 
         Returns:
             groups: (F,) int64, the groups.
@@ -193,10 +204,14 @@ class ReferenceCounts:
         """
         num_groups = self.images[rows + 1] - self.images[rows]
         groups = ranges(self.images[rows], num_groups)
-        held = split(self.groups[groups])[1]
-        places = np.searchsorted(wanted[:-1], held)
-        hits = wanted[places] == held
-        return groups[hits], np.repeat(np.arange(len(rows)), num_groups)[hits], places[hits]
+        is_known = wanted < len(self._places)
+        known = wanted[is_known]
+        self._places[known] = np.flatnonzero(is_known)
+        places = self._places[self.group_ngrams[groups]]
+        self._places[known] = -1
+        hits = np.flatnonzero(places >= 0)
+        images = np.searchsorted(to_offsets(num_groups), hits, "right") - 1
+        return groups[hits], images, places[hits]
 
 
 class ReferenceNgrams:

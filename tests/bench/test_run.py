@@ -10,7 +10,7 @@ from showtell.bench.run import bench, choose_data, choose_dataset, measure_stage
 from showtell.pipeline.stage.errors import ConfigError, MissingArtifactError
 
 
-@pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode", "caption"])
+@pytest.mark.parametrize("stage", ["prepare", "shards", "train", "decode", "rerank", "caption"])
 def test_stage_is_measured_beside_its_limit(trained, stage: str) -> None:
     result = measure_stage(stage, BenchConfig(data=trained, dataset="scenes", seconds=0.05))
     assert isinstance(result, Measurement)
@@ -22,6 +22,11 @@ def test_stage_is_measured_beside_its_limit(trained, stage: str) -> None:
         assert 0 < details["words_of_step"] < details["rows_of_step"]
         assert 0 < details["states_of_step"] < details["rows_of_step"]
         assert details["ratio_with_products_of_each_beam"] > 0
+    if stage == "rerank":
+        details = result.details
+        assert details["images_per_second_of_neighbors"] > 0
+        assert details["images_per_second_of_scores"] > 0
+        assert 1 < details["candidates_per_image"] <= 50
 
 
 def test_command_prints_a_table_and_adds_to_the_summary(trained, showtell) -> None:

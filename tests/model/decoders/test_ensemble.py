@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from showtell.model.decoders.ensemble import Ensemble
+from showtell.model.decoders.ensemble import Ensemble, mean_log_probs
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import BOS
@@ -78,3 +78,13 @@ def test_mixed_ensemble_finds_the_same_in_batches_as_one_by_one(mixed, options) 
 def test_train_and_eval_mode_reach_the_members(mixed) -> None:
     assert mixed.train().members[1].training
     assert not mixed.eval().members[1].training
+
+
+def test_mean_probability_of_more_rows_than_fit_in_the_cache() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(70, 11, generator=generator) * scale for scale in (1, 5, 200)]
+    expected = torch.stack([each.double().softmax(1) for each in logits]).mean(0).log()
+    found = mean_log_probs(logits)
+    assert found.dtype == torch.float32 and found.shape == (70, 11)
+    torch.testing.assert_close(found, expected.float())
+    assert mean_log_probs([each[:0] for each in logits]).shape == (0, 11)

@@ -65,9 +65,11 @@ def test_weighted_precision_is_the_weighted_sum_of_pycocoevalcaps_precisions():
 
     scorer = CaptionScorer(REFERENCES)
     expected = [weights @ [precision(c, i) for i in image_ids] for c in captions]
-    found = scorer.weighted_precision(captions, image_ids, weights)
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
-    for caption, value in zip(captions, expected, strict=True):
-        found = scorer.weighted_precision([caption], image_ids, weights)
-        assert found == pytest.approx([value])
-    assert scorer.weighted_precision(captions, [], np.zeros(0)).tolist() == [0] * len(captions)
+    # Each caption stands alone too: then some orders have no n-grams at all.
+    lists = [captions, *([caption] for caption in captions)]
+    rows = np.tile(scorer.find_rows(image_ids), (len(lists), 1))
+    found = scorer.weighted_precision(lists, rows, np.tile(weights, (len(lists), 1)))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate(found[1:]), expected, rtol=1e-12, atol=1e-12)
+    [found] = scorer.weighted_precision([captions], rows[:1, :0], np.zeros((1, 0)))
+    assert found.tolist() == [0] * len(captions)
