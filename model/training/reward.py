@@ -92,14 +92,13 @@ class Reward:
         own_features = self.features[self.scorer.find_rows(ids.tolist())]
         with torch.autocast("cpu", enabled=False):  # training may run in bfloat16
             rows, weights = self.search.find(own_features, ids)
+        places = [np.flatnonzero(index == image) for image in range(len(ids))]
+        texts = [[captions[place] for place in own.tolist()] for own in places]
         scores = np.zeros(len(captions))
-        for image, (neighbors, own_weights) in enumerate(zip(rows, weights, strict=True)):
-            own = np.flatnonzero(index == image)
-            texts, known = (
-                [captions[k] for k in own.tolist()],
-                self.search.image_ids[neighbors].tolist(),
-            )
-            scores[own] = self.scorer.weighted_cider_d(texts, known, own_weights)
+        # The rows of the search are those of the scorer: both are in the order of the references.
+        found = self.scorer.weighted_cider_d(texts, rows, weights)
+        for own, own_scores in zip(places, found, strict=True):
+            scores[own] = own_scores
         return scores
 
 
