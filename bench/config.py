@@ -60,8 +60,8 @@ class BenchConfig(DatasetConfig):
     )
     run: str | None = option(
         None,
-        "Run to decode or serve with. Default: the newest; for decode and rerank the newest without "
-        "attention.",
+        "Run to decode or serve with. Default: the newest; for decode and rerank, the newest "
+        "without attention.",
         group="Input",
         metavar="RUN",
     )
