@@ -60,7 +60,7 @@ class BenchConfig(DatasetConfig):
     )
     run: str | None = option(
         None,
-        "Run to decode or serve with. Default: the newest; for decode and rerank, without attention.",
+        "Run to decode, re-rank or serve with. Default: newest; for the first two, no attention.",
         group="Input",
         metavar="RUN",
     )
