@@ -9,6 +9,7 @@ row (0 to N - 1); P pairs of a candidate and a reference of its image; G n-grams
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -172,6 +173,7 @@ class ReferenceCounts:
         self.max_counts = np.maximum.reduceat(counts, starts)
         self.counts = counts.astype(np.int32)
         self._places = np.full(ngrams.ngrams.max(initial=-1) + 1, -1, np.int32)
+        self._lock = Lock()  # of `_places`: several threads may score captions
 
     @property
     def num_images(self) -> int:
@@ -206,9 +208,10 @@ class ReferenceCounts:
         groups = ranges(self.images[rows], num_groups)
         is_known = wanted < len(self._places)
         known = wanted[is_known]
-        self._places[known] = np.flatnonzero(is_known)
-        places = self._places[self.group_ngrams[groups]]
-        self._places[known] = -1
+        with self._lock:
+            self._places[known] = np.flatnonzero(is_known)
+            places = self._places[self.group_ngrams[groups]]
+            self._places[known] = -1
         hits = np.flatnonzero(places >= 0)
         images = np.searchsorted(to_offsets(num_groups), hits, "right") - 1
         return groups[hits], images, places[hits]

@@ -9,12 +9,12 @@ Letters in shapes: M training images, N images to find neighbors of, D feature w
 Source: kernel ridge regression as in Murphy 2012, Machine Learning, section 14.4.3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,8 +26,6 @@ from ...pipeline.stage.command_line import command_line
 from ...pipeline.stage.errors import MissingArtifactError
 from ...pipeline.stage.ragged import Ints
 from ..metrics.metric import Floats
-
-Float32s = npt.NDArray[np.float32]
 
 # Tuned on the validation images of Flickr8k; docs/results.md compares other values.
 WIDTH = 0.8  # of the Gaussian kernel exp((cosine - 1) / WIDTH)
@@ -74,19 +72,20 @@ class NeighborSearch:
         # Once the kernels of single images take more work than one of all training images.
         self._pairs_so_far += len(index) * index.shape[1] ** 2
         use_whole_kernel = len(self.image_ids) ** 2 < min(self._pairs_so_far, MAX_PAIRS)
-        weights = np.zeros(index.shape)
+        whole = self.kernel.view(-1) if use_whole_kernel else None
+        weights = torch.zeros(index.shape, dtype=torch.float64)
         for neighbors, to_image, weight in zip(index, to_images, weights, strict=True):
             is_other = to_image > 0  # the kernel is 0 for the image itself
             neighbors = neighbors[is_other]
-            if use_whole_kernel:
-                cells = neighbors[:, None] * len(self.kernel) + neighbors
-                kernel = self.kernel.view(-1).index_select(0, cells.view(-1)).view(cells.shape)
-            else:
+            if whole is None:
                 kernel = _kernel(gram_matrix(self.directions[neighbors]))
-            kernel.diagonal().add_(RIDGE)
-            target = to_image[is_other]
-            weight[is_other.cpu().numpy()] = solve(kernel.cpu().numpy(), target.cpu().numpy())
-        return index.cpu().numpy().astype(np.int64), weights
+            with one_thread():
+                if whole is not None:
+                    cells = neighbors[:, None] * len(self.image_ids) + neighbors
+                    kernel = whole.index_select(0, cells.view(-1)).view(cells.shape)
+                kernel.diagonal().add_(RIDGE)
+                weight[is_other.cpu()] = solve(kernel.cpu(), to_image[is_other].cpu())
+        return index.cpu().long().numpy(), weights.numpy()
 
     @cached_property
     def kernel(self) -> Tensor:
@@ -121,7 +120,7 @@ def gram_matrix(vectors: Tensor) -> Tensor:
     return torch.cat([upper, torch.cat([corner, gram_matrix(second)], 1)])
 
 
-def solve(matrix: Float32s, target: Float32s) -> Floats:
+def solve(matrix: Tensor, target: Tensor) -> Tensor:
     """Solve `matrix @ x = target`, faster than by a Cholesky factorization and more precisely.
 
     Conjugate gradients take few steps, because the ridge keeps the eigenvalues away from 0. The
@@ -134,27 +133,40 @@ def solve(matrix: Float32s, target: Float32s) -> Floats:
     Returns:
         (n,) float64.
     """
-    found = _conjugate_gradients(matrix, target).astype(np.float64)
-    residual = target - matrix.astype(np.float64) @ found
-    return found + _conjugate_gradients(matrix, residual.astype(np.float32))
+    found = _conjugate_gradients(matrix, target).double()
+    residual = target.double() - matrix.double() @ found
+    return found + _conjugate_gradients(matrix, residual.float())
 
 
-def _conjugate_gradients(matrix: Float32s, target: Float32s) -> Float32s:
+def _conjugate_gradients(matrix: Tensor, target: Tensor) -> Tensor:
     """Solve `matrix @ x = target` until the residual is `TOLERANCE` times the target: (n,)."""
-    found, residual, direction = np.zeros_like(target), target.copy(), target.copy()
-    square = residual @ residual
+    found, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
+    square = residual.dot(residual).item()
     enough = TOLERANCE**2 * square
     for _ in range(len(target)):
         if square <= enough:
             break
-        product = matrix @ direction
-        step = square / (direction @ product)
-        found += step * direction
-        residual -= step * product
-        last, square = square, residual @ residual
-        direction *= square / last
-        direction += residual
+        product = matrix.mv(direction)
+        step = square / direction.dot(product).item()
+        found.add_(direction, alpha=step)
+        residual.add_(product, alpha=-step)
+        last, square = square, residual.dot(residual).item()
+        direction.mul_(square / last).add_(residual)
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread in the block: two that wait for each other make short work slower.
+
+    If other programs use the cores, each of a thousand short products would wait for a free one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def training_images(captions_dir: Path, stores: Sequence[FeatureStore], option: str) -> Ints:
