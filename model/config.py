@@ -1,4 +1,4 @@
-"""Options of `showtell train`, `eval`, `compare` and `status`."""
+"""Options of `showtell train` and `eval`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,6 @@ from ..pipeline.stage.options import (
     MAX_SEED,
     DatasetConfig,
     StageConfig,
-    argument,
     check_plain_name,
     option,
     require,
@@ -374,19 +373,3 @@ class EvalConfig(DecodingOptions, StageConfig):
     def decoding_name(self) -> str:
         """Name of an evaluation's folder, which also tells whether `--pool` was given."""
         return super().decoding_name + ("-pool" if self.pool else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig(StageConfig):
-    """Options of `showtell status`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig(StageConfig):
-    """Options of `showtell verify`."""
-
-    paths: list[Path] | None = argument(
-        "Files or folders to verify, or bundles. Default: everything in the data folder.",
-        metavar="PATH...",
-        required=False,
-    )
