@@ -12,7 +12,7 @@ from ..pipeline.stage.options import (
     option,
     require,
 )
-from .decoders.registry import DECODERS
+from .decoders.registry import CELLS, DECODERS, RECURRENT_CELLS, check_hidden_size
 from .generation.options import MAX_BEAM, DecodingOptions
 from .presets import TRAIN_PRESETS
 from .scst_reward import check_reward
@@ -73,7 +73,13 @@ class TrainConfig(DatasetConfig):
         group="Input",
         metavar="RUN|DIR",
     )
-    cell: str = option("gru", "Recurrent cell.", choices=("gru", "lstm", "rnn"), group="Model")
+    cell: str = option(
+        "gru",
+        "Recurrent cell; or transformer, which attends to the grid; needs 'showtell features "
+        "--grid'.",
+        choices=CELLS,
+        group="Model",
+    )
     attention: str = option(
         "none",
         "Attention over the feature grid; needs 'showtell features --grid'.",
@@ -88,12 +94,20 @@ class TrainConfig(DatasetConfig):
         group="Model",
     )
     hidden_size: int = option(
-        512, "Size of the hidden state.", at_least=1, limit=MAX_SIZE, group="Model"
+        512,
+        "Size of the hidden state; of a transformer, the width of its layers, in heads of 64.",
+        at_least=1,
+        limit=MAX_SIZE,
+        group="Model",
     )
     embed_size: int = option(
-        512, "Size of the word embeddings.", at_least=1, limit=MAX_SIZE, group="Model"
+        512,
+        "Size of the word embeddings; projected if --hidden-size differs.",
+        at_least=1,
+        limit=MAX_SIZE,
+        group="Model",
     )
-    num_layers: int = option(1, "Number of recurrent layers.", at_least=1, limit=100, group="Model")
+    num_layers: int = option(1, "Number of layers.", at_least=1, limit=100, group="Model")
     image_as: str = option(
         "first-input",
         "Where the image enters the decoder.",
@@ -277,6 +291,15 @@ class TrainConfig(DatasetConfig):
             unless=self.scst,
             needs="--scst --init RUN",
         )
+        self.require_unused(
+            "attention",
+            "attention_size",
+            "image_as",
+            unless=self.cell in RECURRENT_CELLS,
+            needs=f"--cell gru, lstm or rnn, not {self.cell}",
+        )
+        rule = check_hidden_size(self.cell, self.hidden_size)
+        require(rule is None, f"--hidden-size must {rule}, got {self.hidden_size}.")
         has_attention = self.attention != "none"
         self.require_unused(
             "attention_size", unless=has_attention, needs="--attention soft or adaptive"

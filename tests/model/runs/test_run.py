@@ -175,6 +175,7 @@ def test_building_a_decoder_to_load_does_not_import_the_compiler() -> None:
         "from showtell.model.decoders.registry import build_decoder\n"
         "with torch.device('meta'):\n"
         "    build_decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
+        "    build_decoder(DecoderConfig(cell='transformer', feature_dim=6, vocab_size=9))\n"
         "print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
