@@ -220,6 +220,17 @@ def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     assert not (scenes / "runs/x/config.json").exists()
 
 
+def test_transformer_is_continued_with_self_critical_training(grid_scenes) -> None:
+    train(tiny_config(grid_scenes, cell="transformer", num_layers=2, epochs=1))
+    options = {"init": "r", "scst": True, "learning_rate": 1e-9, "batch_size": 32, "epochs": 1}
+    train(replace(tiny_config(grid_scenes, **options), run="x"))
+    decoder = RunConfig.read(grid_scenes / "runs/x").decoder
+    assert (decoder.cell, decoder.num_layers) == ("transformer", 2)
+    before, after = (weights_of(grid_scenes, run, "best") for run in ("r", "x"))
+    for name, value in after.items():  # the learning rate is near 0
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
+
+
 def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
     command = "Run 'showtell features --dataset scenes .*"
     for options, what, wanted in (

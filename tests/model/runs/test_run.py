@@ -207,6 +207,17 @@ def test_impossible_values_are_damage(tmp_path, name: str, value: object) -> Non
         load_run(tmp_path / "r", CPU)
 
 
+@pytest.mark.parametrize(("name", "value"), [("attention", "soft"), ("hidden_size", 100)])
+def test_values_that_do_not_fit_a_transformer_are_damage(
+    tmp_path, name: str, value: object
+) -> None:
+    config = make_run(tmp_path / "r", make_decoder(cell="transformer"))
+    assert load_run(tmp_path / "r", CPU)[0] == config
+    replace(config, decoder=replace(config.decoder, **{name: value})).write(tmp_path / "r")
+    with pytest.raises(DamagedFileError, match=rf"config\.json is damaged: {name} is"):
+        load_run(tmp_path / "r", CPU)
+
+
 def test_every_flipped_bit_of_the_config_is_damage(tmp_path) -> None:
     make_run(tmp_path / "r", make_decoder())
     path = tmp_path / "r" / CONFIG_NAME
