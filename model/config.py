@@ -75,7 +75,7 @@ class TrainConfig(DatasetConfig):
     )
     cell: str = option(
         "gru",
-        "Recurrent cell; or transformer, which attends to the grid; needs 'showtell features "
+        "Recurrent cell; or transformer: it attends to the grid, which needs 'showtell features "
         "--grid'.",
         choices=CELLS,
         group="Model",
@@ -121,9 +121,11 @@ class TrainConfig(DatasetConfig):
     )
     preset: str | None = option(
         None,
-        "Recipe that sets several options; options given explicitly win.",
+        f"Recipe that sets several options: {', '.join(TRAIN_PRESETS)}. Options given explicitly "
+        "win.",
         choices=tuple(TRAIN_PRESETS),
         group="Training",
+        metavar="NAME",
         affects_result=False,
     )
     epochs: int = option(

@@ -159,7 +159,7 @@ def test_help_groups_the_options_in_panels(showtell: Run) -> None:
         *("Input", "Model", "Training", "Self-critical training", "Validation"),
         *("Output", "Hardware", "General"),
     ]
-    assert "[gru|lstm|rnn]" in panels["Model"] and "INTEGER >= 1" in panels["Model"]
+    assert "[gru|lstm|rnn|transformer]" in panels["Model"] and "INTEGER >= 1" in panels["Model"]
     assert "0 <= FLOAT < 1" in panels["Training"]
     assert "--help" in panels["General"] and "--quiet" in panels["General"]
 
