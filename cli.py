@@ -14,14 +14,9 @@ import typer
 from .bench.config import BenchConfig
 from .cli_command import Group, config_command
 from .features.config import FeaturesConfig
-from .model.config import (
-    EvalConfig,
-    StatusConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from .model.config import EvalConfig, TrainConfig
 from .model.retrieval.config import NeighboursConfig
-from .model.runs.config import RunsConfig
+from .model.runs.config import RunsConfig, StatusConfig, VerifyConfig
 from .model.scoring.config import CompareConfig, ScoreConfig
 from .model.sweeps.config import SweepConfig
 from .pipeline.config import DownloadConfig, PrepareConfig

@@ -1,4 +1,4 @@
-"""Options of `showtell train`, `eval`, `compare` and `status`."""
+"""Options of `showtell train` and `eval`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,26 +8,18 @@ from ..pipeline.stage.options import (
     MAX_SEED,
     DatasetConfig,
     StageConfig,
-    argument,
-    check_plain_name,
     option,
     require,
 )
-from .decoders.registry import DECODERS
+from .decoders.registry import CELLS, DECODERS, RECURRENT_CELLS, check_hidden_size
 from .generation.options import MAX_BEAM, DecodingOptions
 from .presets import TRAIN_PRESETS
+from .run_name import check_run_name
 from .scst_reward import check_reward
 
 # Limits far above any useful value, low enough to prevent overflow.
 MAX_SIZE = 16_384
 MAX_BATCH_SIZE = 1_000_000
-
-
-def check_run_name(name: str) -> str | None:
-    """Return None if `name` is a valid run name, else the rule that it breaks."""
-    if "+" in name:
-        return "not contain '+', which joins the runs of an ensemble"
-    return check_plain_name(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +55,7 @@ class TrainConfig(DatasetConfig):
     )
     extra_captions: Path | None = option(
         None,
-        "File with more captions of training images, such as captions.json of 'showtell eval "
-        "--split train --preset consensus'.",
+        "File with more captions of training images, as for 'showtell score'.",
         group="Input",
         metavar="FILE",
     )
@@ -81,7 +72,13 @@ class TrainConfig(DatasetConfig):
         group="Input",
         metavar="RUN|DIR",
     )
-    cell: str = option("gru", "Recurrent cell.", choices=("gru", "lstm", "rnn"), group="Model")
+    cell: str = option(
+        "gru",
+        "Recurrent cell; or transformer: it attends to the grid, which needs 'showtell features "
+        "--grid'.",
+        choices=CELLS,
+        group="Model",
+    )
     attention: str = option(
         "none",
         "Attention over the feature grid; needs 'showtell features --grid'.",
@@ -96,12 +93,20 @@ class TrainConfig(DatasetConfig):
         group="Model",
     )
     hidden_size: int = option(
-        512, "Size of the hidden state.", at_least=1, limit=MAX_SIZE, group="Model"
+        512,
+        "Size of the hidden state; of a transformer, the width of its layers, in heads of 64.",
+        at_least=1,
+        limit=MAX_SIZE,
+        group="Model",
     )
     embed_size: int = option(
-        512, "Size of the word embeddings.", at_least=1, limit=MAX_SIZE, group="Model"
+        512,
+        "Size of the word embeddings; projected if --hidden-size differs.",
+        at_least=1,
+        limit=MAX_SIZE,
+        group="Model",
     )
-    num_layers: int = option(1, "Number of recurrent layers.", at_least=1, limit=100, group="Model")
+    num_layers: int = option(1, "Number of layers.", at_least=1, limit=100, group="Model")
     image_as: str = option(
         "first-input",
         "Where the image enters the decoder.",
@@ -115,9 +120,11 @@ class TrainConfig(DatasetConfig):
     )
     preset: str | None = option(
         None,
-        "Recipe that sets several options; options given explicitly win.",
+        f"Recipe that sets several options: {', '.join(TRAIN_PRESETS)}. Options given explicitly "
+        "win.",
         choices=tuple(TRAIN_PRESETS),
         group="Training",
+        metavar="NAME",
         affects_result=False,
     )
     epochs: int = option(
@@ -286,6 +293,15 @@ class TrainConfig(DatasetConfig):
             unless=self.scst,
             needs="--scst --init RUN",
         )
+        self.require_unused(
+            "attention",
+            "attention_size",
+            "image_as",
+            unless=self.cell in RECURRENT_CELLS,
+            needs=f"--cell gru, lstm or rnn, not {self.cell}",
+        )
+        rule = check_hidden_size(self.cell, self.hidden_size)
+        require(rule is None, f"--hidden-size must {rule}, got {self.hidden_size}.")
         has_attention = self.attention != "none"
         self.require_unused(
             "attention_size", unless=has_attention, needs="--attention soft or adaptive"
@@ -382,19 +398,3 @@ class EvalConfig(DecodingOptions, StageConfig):
     def decoding_name(self) -> str:
         """Name of an evaluation's folder, which also tells whether `--pool` was given."""
         return super().decoding_name + ("-pool" if self.pool else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig(StageConfig):
-    """Options of `showtell status`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig(StageConfig):
-    """Options of `showtell verify`."""
-
-    paths: list[Path] | None = argument(
-        "Files or folders to verify, or bundles. Default: everything in the data folder.",
-        metavar="PATH...",
-        required=False,
-    )

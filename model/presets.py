@@ -27,6 +27,15 @@ TRAIN_PRESETS: Presets = {
         "attention": "adaptive",
         "attention_size": 128,
     },
+    # A Transformer over the same grid.
+    "transformer": {
+        "views": 4,
+        "ema": 0.998,
+        "cell": "transformer",
+        "num_layers": 2,
+        "dropout": 0.3,
+        "learning_rate": 5e-4,
+    },
     # Self-critical training of an existing run; some cross-entropy loss keeps captions grammatical.
     "self-critical": {
         "scst": True,

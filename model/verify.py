@@ -17,11 +17,11 @@ from ..pipeline.stage.manifest import MANIFEST_NAME
 from ..pipeline.stage.options import RESERVED
 from ..pipeline.text.vocab import Vocab
 from ..pipeline.verify import Check, Problem, Reader, dataset_checks, link_checks, stage_checks
-from .config import VerifyConfig
 from .evaluate import CAPTIONS_NAME, read_captions, read_metrics
 from .metrics.image_scores import SCORES_NAME, ImageScores
 from .neighbours import WORDS_NAME
 from .runs.checkpoint import read_progress
+from .runs.config import VerifyConfig
 from .runs.layout import (
     BEST_NAME,
     CONFIG_NAME,

@@ -32,6 +32,7 @@ from torch.export import Dim
 
 from ..features.encoders.backbone import Backbone
 from ..model.decoders.base import Decoder
+from ..model.decoders.registry import decoder_option
 from ..model.decoders.show_tell import ShowTell
 from ..model.decoders.state import DecoderState
 from ..model.generation.constraints import NEVER_WRITTEN
@@ -132,8 +133,8 @@ def check_exportable(backbone: Backbone, decoder: Decoder) -> None:
         )
     if not isinstance(decoder, ShowTell):
         raise ConfigError(
-            f"--onnx does not support the decoder {decoder.config.attention!r}, because it is not "
-            "based on ShowTell. Leave out --onnx."
+            f"--onnx does not support decoders with {decoder_option(decoder.config)}, only those "
+            "that are based on ShowTell. Leave out --onnx."
         )
     if decoder.config.neighbours:
         raise ConfigError(

@@ -40,7 +40,7 @@ ORDER = {
         "verify",
     ],
     "model": [
-        "presets kernels scst_reward",
+        "presets kernels run_name scst_reward",
         "metrics decoders",
         "retrieval",
         "generation scoring",

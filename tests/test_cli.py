@@ -19,15 +19,10 @@ from rich.console import Console
 from showtell import cli
 from showtell.bench.config import BenchConfig
 from showtell.features.config import FeaturesConfig
-from showtell.model.config import (
-    EvalConfig,
-    StatusConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from showtell.model.config import EvalConfig, TrainConfig
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.retrieval.config import NeighboursConfig
-from showtell.model.runs.config import RunsConfig
+from showtell.model.runs.config import RunsConfig, StatusConfig, VerifyConfig
 from showtell.model.scoring.config import CompareConfig, ScoreConfig
 from showtell.model.sweeps.config import SweepConfig
 from showtell.pipeline import prepare as prepare_module
@@ -164,7 +159,7 @@ def test_help_groups_the_options_in_panels(showtell: Run) -> None:
         *("Input", "Model", "Training", "Self-critical training", "Validation"),
         *("Output", "Hardware", "General"),
     ]
-    assert "[gru|lstm|rnn]" in panels["Model"] and "INTEGER >= 1" in panels["Model"]
+    assert "[gru|lstm|rnn|transformer]" in panels["Model"] and "INTEGER >= 1" in panels["Model"]
     assert "0 <= FLOAT < 1" in panels["Training"]
     assert "--help" in panels["General"] and "--quiet" in panels["General"]
 

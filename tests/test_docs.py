@@ -218,12 +218,12 @@ def test_example_of_a_decoder_trains_and_captions(
 ) -> None:
     from showtell.model.decoders.registry import DECODERS
 
-    monkeypatch.setitem(DECODERS, "transformer", "")  # restored after the test
-    example = load_example("transformer.py", tmp_path, monkeypatch)
+    monkeypatch.setitem(DECODERS, "tiny-transformer", "")  # restored after the test
+    example = load_example("tiny_transformer.py", tmp_path, monkeypatch)
     sizes = ("--hidden-size", 64, "--embed-size", 64, "--epochs", 2, "--batch-size", 16)
     options = ("--data", scenes, "--dataset", "scenes", "--run", "r", "--device", "cpu", *sizes)
     # In a process of its own: --attention takes its choices when the command line is imported.
-    command = [sys.executable, example, "train", "--attention", "transformer", *options]
+    command = [sys.executable, example, "train", "--attention", "tiny-transformer", *options]
     subprocess.run([*map(str, command)], check=True)
     image = next(scenes.glob("scenes/raw/images/*.jpg"))
     status, output = showtell("caption", "--data", scenes, "--run", "r", "--beam", 3, image)

@@ -10,6 +10,7 @@ from ...features.device import keep_freed_memory
 from ...features.store import FeatureStore, find_features
 from ...model.decoders.base import Decoder
 from ...model.decoders.precision import Precision
+from ...model.decoders.registry import decoder_class
 from ...model.decoders.state import DecoderState
 from ...model.generation.generate import MAX_BATCH_SIZE, decode, iterate_features
 from ...model.generation.options import DecodingOptions
@@ -104,7 +105,7 @@ def find_plain_run(config: BenchConfig) -> Path:
 
 def is_plain(run: RunConfig) -> bool:
     """Return whether a decoder uses neither attention nor neighbours."""
-    return run.decoder.attention == "none" and not run.decoder.neighbours
+    return not decoder_class(run.decoder).uses_grid and not run.decoder.neighbours
 
 
 class CountingDecoder(nn.Module):

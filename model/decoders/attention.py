@@ -5,7 +5,6 @@ tokens, D feature width, E embedding, H hidden, A attention width.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..kernels.padding import round_rows
 from ..kernels.recurrence import Hidden
 from .config import DecoderConfig
-from .initialization import mean_direction
+from .grid import GridDecoder
 from .inputs import Words
 from .show_tell import ShowTell
 from .state import DecoderState
@@ -62,21 +61,17 @@ class AdditiveAttention(nn.Module):
         return weights @ values, weights
 
 
-class AttentionDecoder(ShowTell):
+class AttentionDecoder(GridDecoder, ShowTell):
     """Base class of Show and Tell decoders that attend to grid features at every time step.
 
     A context vector is added to the cell's output. Subclasses define one time step (`advance`).
     """
 
-    uses_grid = True
     attention_class = AdditiveAttention
-
-    grid_mean: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.register_buffer("grid_mean", torch.zeros(config.feature_dim))
-        self.grid_proj = nn.Linear(config.feature_dim, config.embed_size)
+        self.add_grid(config.embed_size)
         self.attention = self.attention_class(
             config.embed_size, config.hidden_size, config.attention_size
         )
@@ -104,9 +99,7 @@ class AttentionDecoder(ShowTell):
 
     def encode_grid(self, features: Tensor) -> tuple[Tensor, ...]:
         """Project (N, P, D) grids to the memory that attention reads at every step."""
-        directions = F.normalize(features, dim=-1) - self.grid_mean
-        values = F.relu(self.grid_proj(directions * self.feature_norm))
-        return self.attention.project_keys(self.dropout(values))
+        return self.attention.project_keys(self.project_grid(features))
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read (R,) token ids; return (R, V) logits of the next tokens and the next state."""
@@ -160,10 +153,3 @@ class AttentionDecoder(ShowTell):
             state = replace(state, hidden=hidden)
             outputs.append(F.pad(output, (0, 0, 0, num_captions - count)))
         return torch.stack(outputs, 1)
-
-    @torch.no_grad()
-    def center_features(self, parts: Iterable[Tensor]) -> None:
-        """Store the mean grid cell and the mean pooled grid of (N, P, D) training features."""
-        parts = list(parts)
-        self.grid_mean.copy_(mean_direction(parts))
-        super().center_features(part.mean(1, dtype=torch.float32) for part in parts)

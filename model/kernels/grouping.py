@@ -18,12 +18,15 @@ def nonpad_positions(shape: torch.Size, lengths: Tensor | None) -> Tensor:
     return (torch.arange(shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
 
 
-def group_slots(groups: Tensor, num_groups: int) -> tuple[Tensor, torch.Size]:
+def group_slots(
+    groups: Tensor, num_groups: int, multiple: int = GROUP_MULTIPLE
+) -> tuple[Tensor, torch.Size]:
     """Give each row a slot in a padded (N, Q) array with one line per group.
 
     Args:
         groups: (R,) int64, the group of each row.
         num_groups: N.
+        multiple: the width Q is rounded up to a multiple of it.
 
     Returns:
         slots: (R,) int64, indices into the flattened (N, Q).
@@ -31,7 +34,7 @@ def group_slots(groups: Tensor, num_groups: int) -> tuple[Tensor, torch.Size]:
     """
     counts = groups.bincount(minlength=num_groups)
     order = groups.argsort(stable=True)
-    width = -(-int(counts.max()) // GROUP_MULTIPLE) * GROUP_MULTIPLE
+    width = -(-int(counts.max()) // multiple) * multiple
     rows_before = (counts.cumsum(0) - counts)[groups]  # of all groups before this one
     slots = torch.empty_like(groups)
     slots[order] = torch.arange(len(groups), device=groups.device)

@@ -1,6 +1,7 @@
-"""Options of `showtell runs`."""
+"""Options of `showtell runs`, `status` and `verify`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...pipeline.stage.options import StageConfig, argument, option
 
@@ -20,4 +21,20 @@ class RunsConfig(StageConfig):
     )
     csv: str | None = option(
         None, "Write all columns as CSV to this file; - is stdout.", group="Output", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(StageConfig):
+    """Options of `showtell status`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(StageConfig):
+    """Options of `showtell verify`."""
+
+    paths: list[Path] | None = argument(
+        "Files or folders to verify, or bundles. Default: everything in the data folder.",
+        metavar="PATH...",
+        required=False,
     )

@@ -24,7 +24,13 @@ from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.base import Decoder
 from ..decoders.config import DecoderConfig
-from ..decoders.registry import DECODERS, build_decoder, decoder_class
+from ..decoders.registry import (
+    CELL_DECODERS,
+    DECODERS,
+    build_decoder,
+    check_hidden_size,
+    decoder_class,
+)
 from .layout import CONFIG_NAME, VOCAB_NAME, weights_path
 from .tensors import read_tensors
 
@@ -68,6 +74,8 @@ class RunConfig:
         decoder = DecoderConfig(**values["decoder"])
         if decoder.attention not in DECODERS:
             raise ValueError(f"attention is {decoder.attention!r}")
+        if decoder.cell in CELL_DECODERS and decoder.attention != "none":
+            raise ValueError(f"attention is {decoder.attention!r} with cell {decoder.cell!r}")
         for declared in options_of(TrainConfig):  # most sizes are options of `showtell train`
             if declared.name != "attention" and hasattr(decoder, declared.name):
                 try:
@@ -77,6 +85,8 @@ class RunConfig:
         for name in ("feature_dim", "vocab_size"):
             if not isinstance(size := getattr(decoder, name), int) or size < 1:
                 raise ValueError(f"{name} is {size!r}")
+        if rule := check_hidden_size(decoder.cell, decoder.hidden_size):
+            raise ValueError(f"hidden_size is {decoder.hidden_size}, but must {rule}")
         return cls(**{**values, "decoder": decoder})
 
     def train_config(self) -> TrainConfig:
@@ -278,5 +288,5 @@ def run_features_command(run: RunConfig, directory: Path, num_views: int = 1) ->
         weights=run.backbone["weights"],
         image_size=run.backbone["image_size"],
         views=num_views,
-        grid=decoder_class(run.decoder.attention).uses_grid,
+        grid=decoder_class(run.decoder).uses_grid,
     )

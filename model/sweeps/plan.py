@@ -21,9 +21,17 @@ from typing import Any
 
 from ...pipeline.stage.config_file import read_option, read_toml
 from ...pipeline.stage.errors import ConfigError
-from ...pipeline.stage.options import flag, options_of, require, show_value, suggest, value_type
-from ..config import TrainConfig, check_run_name
+from ...pipeline.stage.options import (
+    flag,
+    options_of,
+    require,
+    show_value,
+    suggest,
+    value_type,
+)
+from ..config import TrainConfig
 from ..presets import TRAIN_PRESETS, apply_preset
+from ..run_name import check_run_name
 from ..runs.list_runs import read_options
 
 Values = dict[str, Any]  # option of `showtell train` → value

@@ -22,7 +22,7 @@ from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
 from ..decoders.config import DecoderConfig
 from ..decoders.inputs import Words
-from ..decoders.registry import decoder_class
+from ..decoders.registry import decoder_class, decoder_option
 from ..decoders.word_vectors import FILE_DESCRIPTION
 from ..neighbours import read_words
 from ..runs.repair import find_config
@@ -174,10 +174,10 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
     Raises:
         MissingArtifactError: grids or some of the views are missing.
     """
-    num_views, uses_grid = config.views or 1, decoder_class(config.attention).uses_grid
+    num_views, uses_grid = config.views or 1, decoder_class(config).uses_grid
     if uses_grid and store.grid_shape is None:
         raise MissingArtifactError(
-            f"{store.directory} has no grids, which --attention {config.attention} needs. Run "
+            f"{store.directory} has no grids, which {decoder_option(config)} needs. Run "
             f"'{extend_command(store, num_views, grid=True)}' first."
         )
     require_views(store, num_views, grid=uses_grid)
@@ -185,7 +185,7 @@ def require_features(config: TrainConfig, store: FeatureStore) -> None:
 
 def decoder_config(config: TrainConfig, data: TrainingData) -> DecoderConfig:
     """Combine the decoder's options with the sizes of the vocabulary and the features."""
-    uses_grid = decoder_class(config.attention).uses_grid
+    uses_grid = decoder_class(config).uses_grid
     grid_shape = data.store.grid_shape if uses_grid else None
     return DecoderConfig(
         cell=config.cell,

@@ -68,7 +68,7 @@ def size_of_images(config: TrainConfig, directory: Path) -> tuple[int, int]:
     counts = require_manifest(directory).counts
     num_images, num_views, width = pooled_shape_of(counts)
     num_views = min(config.views or num_views, num_views)
-    grid_shape = grid_shape_of(counts) if decoder_class(config.attention).uses_grid else None
+    grid_shape = grid_shape_of(counts) if decoder_class(config).uses_grid else None
     # Of an image's grids, an epoch uses one view.
     num_values = num_views * width if grid_shape is None else grid_shape[0] * grid_shape[1]
     return num_images, num_values * np.dtype(np.float16).itemsize

@@ -22,6 +22,7 @@ from ...pipeline.stage.manifest import MANIFEST_NAME, Manifest
 from ...pipeline.stage.options import flag
 from ...pipeline.text.vocab import Vocab
 from ..config import TrainConfig
+from ..decoders.registry import decoder_name
 from ..runs.layout import BEST_NAME, CONFIG_NAME, LAST_NAME, LOG_NAME, VOCAB_NAME
 from ..runs.repair import find_config, find_manifest, find_problems, has_started, set_aside
 from ..runs.run import RunConfig, require_same_backbone
@@ -40,8 +41,7 @@ def default_run_name(config: TrainConfig) -> str:
     if config.init is not None:
         start = config.dataset if moves_dataset(config) else Path(config.init).name
         return f"{start}-{'scst' if config.scst else 'tuned'}"
-    parts = [config.dataset, config.cell, config.attention]
-    return "-".join(part for part in parts if part != "none")
+    return f"{config.dataset}-{decoder_name(config)}"
 
 
 def resolve_options(config: TrainConfig, device: torch.device) -> TrainConfig:

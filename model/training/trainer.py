@@ -78,7 +78,7 @@ class Trainer:
         self.group = group or Group()
         device = self.group.choose_device(config.device)
         self.precision = Precision(config.precision, device)
-        uses_grid = decoder_class(config.attention).uses_grid
+        uses_grid = decoder_class(config).uses_grid
         self.batches = CaptionBatches(
             data.store,
             data.captions,

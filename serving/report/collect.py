@@ -11,6 +11,7 @@ from ...features.reading.transform import Transform
 from ...features.reading.views import Box
 from ...model.compare import Difference
 from ...model.config import EvalConfig, TrainConfig
+from ...model.decoders.registry import decoder_class
 from ...model.runs.curves import Curve
 from ...model.runs.run import RunConfig
 from ...pipeline.captions import open_images, read_images, read_references
@@ -224,8 +225,8 @@ def _collect_images(
 
 
 def _transform_of(runs: Mapping[str, RunConfig]) -> dict[str, Any]:
-    """Return the transform of the first run with attention, or of the first run."""
-    with_grid = [run for run in runs.values() if run.decoder.attention != "none"]
+    """Return the transform of the first run that reads grids, or of the first run."""
+    with_grid = [run for run in runs.values() if decoder_class(run.decoder).uses_grid]
     transform: dict[str, Any] = (with_grid or [*runs.values()])[0].backbone["transform"]
     return transform
 

@@ -313,14 +313,13 @@ def _setup(report: Report) -> list[tuple[str, Rows]]:
     }
     tables = [("Evaluation", evaluation)]
     for name, run in report.runs.items():
-        decoder, train = run.decoder, report.train[name]
-        attention = "" if decoder.attention == "none" else f", {decoder.attention} attention"
+        train = report.train[name]
         tables.append(
             (
                 f"Run {name}",
                 {
-                    "decoder": f"{decoder.cell.upper()}, {decoder.hidden_size} units{attention}",
-                    "vocabulary": f"{decoder.vocab_size:,} entries",
+                    "decoder": run.decoder.description,
+                    "vocabulary": f"{run.decoder.vocab_size:,} entries",
                     "features": run.features,
                     "options": _join(changed_options(TrainConfig, run.train)),
                     "training": "not finished" if train is None else format_seconds(train.seconds),

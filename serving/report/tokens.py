@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...features.device import choose_device, keep_freed_memory
 from ...model.decoders.ensemble import join_decoders
 from ...model.decoders.precision import Precision
+from ...model.decoders.registry import decoder_class
 from ...model.evaluation.members import load_members
 from ...model.generation.explain import TokenScores, explain
 from ...model.generation.generate import iterate_members
@@ -59,7 +60,7 @@ def score_tokens(results: Results, vocab: Vocab, device_name: str) -> dict[int, 
     num_views = options.get("views", 1)
     members = load_members(results.data, results.members, results.dataset, num_views)
     # `explain` returns the attention of the first member.
-    members.sort(key=lambda member: member.run.decoder.attention == "none")
+    members.sort(key=lambda member: not decoder_class(member.run.decoder).uses_grid)
     precision = Precision(options.get("precision", "auto"), choose_device(device_name))
     decoders = [load_run(member.run_dir, precision.device)[2] for member in members]
     model: Any = join_decoders(decoders, num_views)

@@ -22,6 +22,7 @@ from showtell.pipeline.stage.options import (
 
 SCST: dict[str, Any] = {"scst": True, "init": "r"}
 
+RECURRENT = "--cell gru, lstm or rnn, not transformer"
 INVALID_TRAINING: list[tuple[dict[str, Any], str]] = [
     *(
         ({name: 0}, f"--{name.replace('_', '-')} must be at least 1, got 0.")
@@ -48,8 +49,25 @@ INVALID_TRAINING: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": 0.0}, "--learning-rate must be above 0, got 0.0."),
     ({"seed": 2**32}, "--seed must be at least 0 and at most 4294967295, got 4294967296."),
     (
-        {"cell": "transformer"},
-        "--cell must be one of gru, lstm, rnn, got 'transformer'.",
+        {"cell": "conv"},
+        "--cell must be one of gru, lstm, rnn, transformer, got 'conv'.",
+    ),
+    *(
+        ({"cell": "transformer", name: value}, f"--{option} only applies with {RECURRENT}.")
+        for name, value, option in (
+            ("attention", "soft", "attention"),
+            ("attention", "adaptive", "attention"),
+            ("attention_size", 64, "attention-size"),
+            ("image_as", "initial-state", "image-as"),
+        )
+    ),
+    (
+        {"cell": "transformer", "attention": "soft", "attention_size": 64},
+        f"--attention and --attention-size only apply with {RECURRENT}.",
+    ),
+    (
+        {"cell": "transformer", "hidden_size": 200},
+        "--hidden-size must be a multiple of 64, or below 64, with --cell transformer, got 200.",
     ),
     (
         {"image_as": "last"},

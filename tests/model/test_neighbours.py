@@ -145,6 +145,7 @@ def test_status_and_verify_know_the_stage(data, showtell) -> None:
         {"cell": "lstm", "image_as": "initial-state", "tie_embeddings": False},
         {"attention": "soft"},
         {"attention": "adaptive", "embed_size": 8},
+        {"cell": "transformer", "num_layers": 2, "embed_size": 8},
     ],
 )
 def test_decoder_with_words_generates_what_it_was_trained_for(data, options) -> None:

@@ -56,13 +56,14 @@ def metrics_of(data: Path, run: str) -> list[dict[str, float]]:
     return [json.loads(x) for x in (data / "runs" / run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_decoder_overfits_one_batch(scenes, cell: str) -> None:
-    config = tiny_config(scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn", "transformer"])
+def test_decoder_overfits_one_batch(grid_scenes, cell: str) -> None:
+    config = tiny_config(grid_scenes, cell=cell, dropout=0.0, hidden_size=64, embed_size=64)
     data = load_training_data(config)
     torch.manual_seed(0)
     decoder = create_decoder(decoder_config(config, data))
-    batch = CaptionBatches(data.store, data.captions, 8, CPU).gather(torch.arange(8))
+    grid = decoder.uses_grid
+    batch = CaptionBatches(data.store, data.captions, 8, CPU, grid=grid).gather(torch.arange(8))
     optimizer = make_optimizer(decoder, replace(config, learning_rate=1e-2))
     before = caption_loss(decoder, batch).item()
     for _ in range(150):
@@ -107,6 +108,7 @@ def test_train_lowers_the_loss_and_writes_a_run(scenes) -> None:
         {"cell": "lstm", "attention": "soft", "ema": 0.7, "scheduled_sampling": 0.3},
         {"window": 8},
         {"attention": "soft", "window": 8},
+        {"cell": "transformer", "num_layers": 2, "ema": 0.7, "scheduled_sampling": 0.3},
         {"init": "first", "scst": True, "ema": 0.7, "batch_size": 32, "xe_weight": 0.2},
     ],
     ids=str,
@@ -207,6 +209,7 @@ def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     assert default_run_name(tiny_config(scenes, init="r")) == "r-tuned"
     assert default_run_name(tiny_config(scenes)) == "scenes-gru"
     assert default_run_name(tiny_config(scenes, attention="soft")) == "scenes-gru-soft"
+    assert default_run_name(tiny_config(scenes, cell="transformer")) == "scenes-transformer"
     status, output = showtell(*common, "--cell", "gru", "--run", "x")
     assert status == 1
     assert "--init r was trained with --cell lstm, got gru. Leave out --cell" in output
@@ -217,10 +220,22 @@ def test_scst_starts_from_a_run_and_is_named_after_it(showtell, scenes) -> None:
     assert not (scenes / "runs/x/config.json").exists()
 
 
+def test_transformer_is_continued_with_self_critical_training(grid_scenes) -> None:
+    train(tiny_config(grid_scenes, cell="transformer", num_layers=2, epochs=1))
+    options = {"init": "r", "scst": True, "learning_rate": 1e-9, "batch_size": 32, "epochs": 1}
+    train(replace(tiny_config(grid_scenes, **options), run="x"))
+    decoder = RunConfig.read(grid_scenes / "runs/x").decoder
+    assert (decoder.cell, decoder.num_layers) == ("transformer", 2)
+    before, after = (weights_of(grid_scenes, run, "best") for run in ("r", "x"))
+    for name, value in after.items():  # the learning rate is near 0
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
+
+
 def test_missing_grids_and_views_name_the_command(scenes, grid_scenes) -> None:
     command = "Run 'showtell features --dataset scenes .*"
     for options, what, wanted in (
         ({"attention": "soft"}, "has no grids, which --attention soft needs", "--grid"),
+        ({"cell": "transformer"}, "has no grids, which --cell transformer needs", "--grid"),
         ({"views": 2}, "has 1 views of each image, --views .* needs 2", "--views 2"),
     ):
         with pytest.raises(MissingArtifactError, match=f"{what}. {command}{wanted} .*--data"):

@@ -49,15 +49,28 @@ def test_caption_equals_what_eval_wrote_for_the_image(data, captioner, scorers, 
     assert len(set(captions)) > 3
 
 
+@pytest.mark.parametrize(
+    "attentive",
+    [
+        {"attention": "soft", "learning_rate": 2e-2},
+        {
+            "cell": "transformer",
+            "num_layers": 2,
+            "dropout": 0.0,
+            "epochs": 20,
+            "learning_rate": 3e-3,
+        },
+    ],
+    ids=str,
+)
 def test_run_with_attention_captions_like_eval(
-    prepared_scenes, random_weights, scorers, tmp_path
+    prepared_scenes, random_weights, scorers, tmp_path, attentive
 ) -> None:
     data = Path(shutil.copytree(prepared_scenes, tmp_path / "data"))
     options = {"encoder": "resnet18", "weights": str(random_weights), "image_size": 64}
     extract(FeaturesConfig(data=data, dataset="scenes", precision="fp32", grid=True, **options))
     sizes = {"hidden_size": 32, "embed_size": 32, "batch_size": 32, "epochs": 8}
-    attentive = {"run": "r", "attention": "soft", "learning_rate": 2e-2}
-    train(TrainConfig(data=data, dataset="scenes", **attentive, **sizes))
+    train(TrainConfig(data=data, dataset="scenes", run="r", **sizes | attentive))
     evaluate(EvalConfig(data=data, run="r", split="train", precision="fp32", device="cpu"))
     written, paths = written_of(data, "train-beam3")
     captions = load("r", data=data, device="cpu", precision="fp32").caption(paths)

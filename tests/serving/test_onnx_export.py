@@ -144,9 +144,12 @@ def test_encoder_equals_torch(tmp_path, backbones) -> None:
 
 
 def test_decoder_of_another_kind_is_refused(tmp_path, backbones) -> None:
-    other = SimpleNamespace(config=SimpleNamespace(attention="bag-of-words"))
-    with pytest.raises(ConfigError, match=r"does not support the decoder 'bag-of-words'"):
-        export_graphs(backbones[0], other, tmp_path)  # type: ignore[arg-type]
+    sizes = {"feature_dim": 512, "vocab_size": 20, "embed_size": 8, "hidden_size": 8}
+    transformer = create_decoder(DecoderConfig(cell="transformer", **sizes))
+    own = SimpleNamespace(config=SimpleNamespace(cell="gru", attention="bag-of-words"))
+    for decoder, option in ((transformer, "--cell transformer"), (own, "--attention bag-of-words")):
+        with pytest.raises(ConfigError, match=f"does not support decoders with {option}, only"):
+            export_graphs(backbones[0], decoder, tmp_path)  # type: ignore[arg-type]
 
 
 def test_encoder_too_large_for_one_file_is_refused(tmp_path, backbones, monkeypatch) -> None:

@@ -24,6 +24,13 @@ VARIANTS = [
         {"attention": "adaptive", "num_layers": 2, "hidden_size": 12},
     )
 ]
+RECURRENT = [*VARIANTS]
+VARIANTS += [
+    {"cell": "transformer"},
+    {"cell": "transformer", "num_layers": 2, "hidden_size": 12},
+    {"cell": "transformer", "num_layers": 2, "hidden_size": 192},  # three heads
+    {"cell": "transformer", "tie_embeddings": False, "hidden_size": 12},
+]
 NUM_CELLS = 4
 
 
@@ -39,9 +46,13 @@ def make_features(decoder: Decoder, num_images: int) -> torch.Tensor:
     return torch.randn(shape)
 
 
-def each_variant(test):
+def each_variant(test, variants=VARIANTS):
     name = lambda options: "-".join(map(str, options.values()))  # noqa: E731
-    return pytest.mark.parametrize("options", VARIANTS, ids=name)(test)
+    return pytest.mark.parametrize("options", variants, ids=name)(test)
+
+
+def each_recurrent_variant(test):
+    return each_variant(test, RECURRENT)
 
 
 def step_through(decoder: Decoder, state, inputs: torch.Tensor) -> torch.Tensor:
@@ -92,7 +103,7 @@ def test_rows_continue_unchanged_when_images_leave(options: dict[str, object]) -
     torch.testing.assert_close(rest, whole[kept, 1:])
 
 
-@each_variant
+@each_recurrent_variant
 def test_select_copies_the_hidden_state_of_the_parent(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
     state = decoder.init_state(make_features(decoder, 3))
@@ -119,7 +130,7 @@ def test_image_index_and_lengths_do_not_change_outputs(options: dict[str, object
         torch.testing.assert_close(outputs[row : row + 1, :length], alone)
 
 
-@each_variant
+@each_recurrent_variant
 def test_state_has_one_row_per_image(options: dict[str, object]) -> None:
     decoder = make_decoder(**options)
     state = decoder.init_state(make_features(decoder, 3))

@@ -4,7 +4,7 @@ import torch
 from showtell.model.decoders.ensemble import Ensemble, mean_log_probs
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.options import DecodingOptions
-from showtell.pipeline.text.vocab import BOS
+from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
 
 OPTIONS = [
     {"beam": 1},
@@ -18,6 +18,7 @@ MIXED = [
     {"cell": "rnn", "feature_dim": 4, "image_as": "initial-state", "seed": 3},
     {"cell": "gru", "feature_dim": 5, "attention": "soft", "seed": 4},
     {"cell": "lstm", "attention": "adaptive", "seed": 5},
+    {"cell": "transformer", "feature_dim": 7, "num_layers": 2, "hidden_size": 128, "seed": 6},
 ]
 
 
@@ -73,6 +74,44 @@ def test_mixed_ensemble_finds_the_same_in_batches_as_one_by_one(mixed, options) 
         own = [member[image, None] for member in features]
         (alone,) = beam_search(mixed, mixed.init_state(own), chosen)
         assert [h.token_ids for h in hypotheses] == [h.token_ids for h in alone]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_unlike_decoders_search_by_their_mean_probability(random_decoder, beam: int) -> None:
+    """Beam search of a plain loop, which reads every prefix again with each decoder."""
+    transformer, attentive, pooled = MIXED[5], MIXED[3], MIXED[1]
+    chosen = [transformer, attentive, pooled]
+    ensemble = Ensemble([random_decoder(**options) for options in chosen])
+    features, length = features_of(ensemble, 3), 5
+    options = DecodingOptions(beam=beam, max_length=length, length_penalty=0.0)
+    found = beam_search(ensemble, ensemble.init_state(features), options)
+
+    def log_probs(image: int, words: tuple[int, ...]) -> torch.Tensor:
+        inputs, total = torch.tensor([[BOS, *words]]), torch.zeros(())
+        for member, own in zip(ensemble.members, features, strict=True):
+            logits = member.logits(member(own[image, None], inputs))[0, -1]
+            total = total + logits.softmax(0) / len(ensemble.members)
+        total[[PAD, BOS, UNK]] = 0
+        total = total / total.sum()
+        if not words:  # a caption has at least one word
+            total[EOS] = 0
+        return total.detach().log()
+
+    for image, hypotheses in enumerate(found):
+        live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        ended: list[tuple[float, tuple[int, ...]]] = []
+        while live and len(ended) < beam:
+            grown = [
+                (score + step, (*words, word))
+                for score, words in live
+                for word, step in enumerate(log_probs(image, words).tolist())
+                if word == EOS or len(words) < length
+            ]
+            best = sorted(grown, reverse=True)[: 2 * beam]
+            ended += [(score, words[:-1]) for score, words in best[:beam] if words[-1] == EOS]
+            live = [(score, words) for score, words in best if words[-1] != EOS][:beam]
+        ended = sorted(ended, reverse=True)[:beam]
+        assert [h.token_ids for h in hypotheses] == [words for _, words in ended]
 
 
 def test_train_and_eval_mode_reach_the_members(mixed) -> None:

@@ -12,7 +12,7 @@ from showtell.model.generation.hypothesis import Hypothesis
 from showtell.model.generation.options import DecodingOptions
 from showtell.pipeline.text.vocab import BOS, EOS, PAD, UNK
 
-CELLS = ("gru", "lstm", "rnn")
+CELLS = ("gru", "lstm", "rnn", "transformer")
 
 
 def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Decoder:
@@ -24,6 +24,11 @@ def make_decoder(cell: str = "gru", vocab_size: int = 12, seed: int = 0) -> Deco
     torch.nn.init.normal_(decoder.embedding.weight, std=1.0)
     torch.nn.init.normal_(decoder.output_bias)
     return decoder.double().eval()
+
+
+def make_features(decoder: Decoder, num_images: int) -> torch.Tensor:
+    """Return (N, 6) vectors, or (N, 4, 6) grids for a decoder that reads grids."""
+    return torch.randn(num_images, *([4] if decoder.uses_grid else []), 6)
 
 
 def search(decoder: Decoder, features: torch.Tensor, beam: int = 3, **options: object):
@@ -133,7 +138,8 @@ CONSTRAINTS = [
 @pytest.mark.parametrize("constraints", [{}, *CONSTRAINTS], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_beam_of_one_equals_greedy(cell: str, constraints: dict[str, int]) -> None:
-    decoder, features = make_decoder(cell), torch.randn(10, 6)
+    decoder = make_decoder(cell)
+    features = make_features(decoder, 10)
     options = DecodingOptions(beam=1, max_length=8, **constraints)
     found = beam_search(decoder, decoder.init_state(features), options)
     for feature, hypotheses in zip(features, found, strict=True):
@@ -151,7 +157,8 @@ def test_beam_of_one_equals_greedy(cell: str, constraints: dict[str, int]) -> No
 def test_widest_beam_matches_exhaustive_search(
     cell: str, length_penalty: float, constraints: dict[str, int]
 ) -> None:
-    decoder, features = make_decoder(cell, vocab_size=7), torch.randn(2, 6)
+    decoder = make_decoder(cell, vocab_size=7)
+    features = make_features(decoder, 2)
     num_captions = 3 + 9 + 27
     options = DecodingOptions(
         beam=num_captions, max_length=3, length_penalty=length_penalty, **constraints
@@ -178,7 +185,8 @@ def test_widest_beam_matches_exhaustive_search(
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_batched_search_matches_a_plain_loop(cell: str, options: dict[str, float]) -> None:
-    decoder, features = make_decoder(cell), torch.randn(6, 6)
+    decoder = make_decoder(cell)
+    features = make_features(decoder, 6)
     chosen = DecodingOptions(max_length=6, length_penalty=0.7, **options)
     found = beam_search(decoder, decoder.init_state(features), chosen)
     for feature, hypotheses in zip(features, found, strict=True):
@@ -192,7 +200,7 @@ def test_no_repeat_ngram_prevents_repetition(cell: str, n: int) -> None:
     num_repeats = 0
     for seed in range(4):
         decoder = make_decoder(cell, vocab_size=7, seed=seed)  # few words, so that n-grams repeat
-        features = torch.randn(20, 6)
+        features = make_features(decoder, 20)
         options = {"beam": 4, "max_length": 15, "min_length": 8}
         for hypotheses in search(decoder, features, **options):
             num_repeats += sum(repeats(h.token_ids, n) for h in hypotheses)

@@ -1,8 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from showtell.model.decoders.ensemble import join_decoders
+from showtell.model.decoders.registry import DECODERS
 from showtell.model.generation.beam import beam_search
 from showtell.model.generation.explain import explain
 from showtell.model.generation.options import DecodingOptions
@@ -16,8 +19,10 @@ def features_for(decoder, num_images: int) -> torch.Tensor:
     return torch.randn(num_images, *shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize(
+    ("cell", "attention"),
+    [*itertools.product(("gru", "lstm", "rnn"), DECODERS), ("transformer", "none")],
+)
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_log_probs_add_up_to_that_of_beam_search(
     random_decoder, cell: str, attention: str, num_views: int
@@ -35,11 +40,11 @@ def test_log_probs_add_up_to_that_of_beam_search(
         for hypothesis, score in zip(hypotheses, scores, strict=True):
             assert len(score.log_probs) == len(hypothesis.token_ids) + 1
             assert score.log_probs.sum() == pytest.approx(hypothesis.log_prob, abs=1e-4)
-            assert (score.attention is None) == (attention == "none")
+            assert (score.attention is None) == (not decoder.uses_grid)
             if score.attention is not None:
                 assert score.attention.shape == (len(score.log_probs), NUM_CELLS)
                 total = score.attention.sum(1)
-                if attention == "soft":
+                if attention != "adaptive":
                     np.testing.assert_allclose(total, 1, atol=1e-5)
                 else:  # the rest belongs to the sentinel
                     assert np.all((total > 0) & (total < 1))

@@ -34,9 +34,10 @@ def test_same_seed_draws_the_same_captions(random_decoder) -> None:
     assert len({words for (words,) in first}) > 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, "transformer"])
 def test_batch_size_does_not_change_draws(random_decoder, cell: str) -> None:
-    decoder, features = random_decoder(cell=cell), torch.randn(23, 6)
+    decoder = random_decoder(cell=cell)
+    features = torch.randn(23, *([4] if decoder.uses_grid else []), 6)
     options = DecodingOptions(sample=True, n_best=3, top_p=0.9, no_repeat_ngram=2, min_length=2)
     generator = torch.Generator().manual_seed(0)
     alone = [

@@ -89,6 +89,7 @@ DECODERS = [
     {"cell": "lstm", "hidden_size": 24, "num_layers": 2},
     {"cell": "gru", "hidden_size": 16, "attention": "soft"},
     {"cell": "gru", "hidden_size": 16, "attention": "adaptive"},
+    {"cell": "transformer", "hidden_size": 16},
 ]
 
 

@@ -175,6 +175,7 @@ def test_building_a_decoder_to_load_does_not_import_the_compiler() -> None:
         "from showtell.model.decoders.registry import build_decoder\n"
         "with torch.device('meta'):\n"
         "    build_decoder(DecoderConfig(cell='gru', feature_dim=6, vocab_size=9))\n"
+        "    build_decoder(DecoderConfig(cell='transformer', feature_dim=6, vocab_size=9))\n"
         "print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -203,6 +204,17 @@ def test_impossible_values_are_damage(tmp_path, name: str, value: object) -> Non
     values["decoder"][name] = value
     write_json(path, values)
     with pytest.raises(DamagedFileError, match=r"config\.json is damaged: .*\. Run 'showtell"):
+        load_run(tmp_path / "r", CPU)
+
+
+@pytest.mark.parametrize(("name", "value"), [("attention", "soft"), ("hidden_size", 100)])
+def test_values_that_do_not_fit_a_transformer_are_damage(
+    tmp_path, name: str, value: object
+) -> None:
+    config = make_run(tmp_path / "r", make_decoder(cell="transformer"))
+    assert load_run(tmp_path / "r", CPU)[0] == config
+    replace(config, decoder=replace(config.decoder, **{name: value})).write(tmp_path / "r")
+    with pytest.raises(DamagedFileError, match=rf"config\.json is damaged: {name} is"):
         load_run(tmp_path / "r", CPU)
 
 

@@ -79,7 +79,10 @@ def test_search_rounds_to_short_numbers_inside_the_range(tmp_path) -> None:
         ("[gird]\nseed = [0]", "Did you mean 'grid'?"),
         ("epochs = 3", "'epochs' is not a table of a sweep"),
         ("[grid]\ncells = ['gru']", "[grid]: 'cells' is not an option of 'showtell train'. Did"),
-        ("[grid]\ncell = ['gur']", "[grid]: --cell must be one of gru, lstm, rnn, got 'gur'."),
+        (
+            "[grid]\ncell = ['gur']",
+            "[grid]: --cell must be one of gru, lstm, rnn, transformer, got 'gur'.",
+        ),
         ("[grid]\nseed = ['a']", "[grid]: --seed must be an integer, got 'a'."),
         ("[grid]\nseed = 3", "[grid]: seed must be a list of values, such as seed = [3]."),
         ("[grid]\nseed = []", "[grid]: seed must be a list of values, such as seed = [0, 1, 2]."),

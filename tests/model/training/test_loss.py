@@ -28,9 +28,13 @@ def make_batch(grid: bool = False) -> CaptionBatch:
     )
 
 
-@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
-def test_mix_inputs_changes_only_inputs_at_the_rate(random_decoder, attention) -> None:
-    decoder = random_decoder(attention=attention)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attention": "soft"}, {"attention": "adaptive"}, {"cell": "transformer"}],
+    ids=str,
+)
+def test_mix_inputs_changes_only_inputs_at_the_rate(random_decoder, options) -> None:
+    decoder = random_decoder(**options)
     with torch.no_grad():  # so that it draws words that are not in the captions
         decoder.output_bias[10:] += 50
     batch = make_batch(grid=decoder.uses_grid)

@@ -16,6 +16,7 @@ DECODERS = (
     {"cell": "lstm", "tie_embeddings": False, "num_layers": 2},
     {"attention": "soft"},
     {"attention": "adaptive", "embed_size": 6},
+    {"cell": "transformer", "tie_embeddings": False},
 )
 
 MakeDecoder = Callable[..., Decoder]

@@ -1,3 +1,4 @@
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pycocoevalcap.cider.cider import Cider
 from showtell.model.config import TrainConfig
 from showtell.model.decoders.base import Decoder
 from showtell.model.decoders.config import DecoderConfig
-from showtell.model.decoders.registry import create_decoder
+from showtell.model.decoders.registry import DECODERS, create_decoder
 from showtell.model.generation.options import DecodingOptions
 from showtell.model.training.batches import CaptionBatch
 from showtell.model.training.loss import caption_loss
@@ -128,8 +129,10 @@ def test_mean_of_others_computed_by_hand() -> None:
     torch.testing.assert_close(mean_of_others(rewards), expected)
 
 
-@pytest.mark.parametrize("attention", ["none", "soft", "adaptive"])
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize(
+    ("cell", "attention"),
+    [*itertools.product(("gru", "lstm", "rnn"), DECODERS), ("transformer", "none")],
+)
 def test_draws_contain_only_words_and_one_end(random_decoder, cell: str, attention: str) -> None:
     decoder = random_decoder(cell=cell, attention=attention, vocab_size=len(VOCAB))
     with torch.no_grad():  # make the forbidden tokens probable
@@ -177,10 +180,12 @@ def test_greedy_draw_takes_the_most_probable_word_up_to_max_length(random_decode
         assert torch.equal(drawn[:, position], words)
 
 
-@pytest.mark.parametrize("attention", ["none", "soft"])
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": "soft"}, {"cell": "transformer", "num_layers": 2}], ids=str
+)
 @pytest.mark.parametrize("ends", ["soon", "never"])
-def test_policy_gradient_equals_a_plain_loop(random_decoder, attention, ends) -> None:
-    decoder = random_decoder(vocab_size=len(VOCAB), attention=attention)
+def test_policy_gradient_equals_a_plain_loop(random_decoder, options, ends) -> None:
+    decoder = random_decoder(vocab_size=len(VOCAB), **options)
     with torch.no_grad():
         decoder.output_bias[EOS] += 1 if ends == "soon" else -100
     batch = make_batch(grid=decoder.uses_grid)

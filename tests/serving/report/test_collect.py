@@ -3,6 +3,9 @@ from collections import Counter
 
 import pytest
 
+from showtell.model.config import EvalConfig, TrainConfig
+from showtell.model.evaluate import evaluate
+from showtell.model.train import train
 from showtell.pipeline.text.subwords import train_bpe
 from showtell.pipeline.text.vocab import Vocab, build_piece_vocab
 from showtell.serving.config import ReportConfig
@@ -29,3 +32,12 @@ def test_confidence_is_the_mean_of_pieces_and_end(evaluated_runs, soft_report, m
         num_pieces = len(vocab.encode(image.caption.split()))
         assert num_pieces == len(image.caption.replace(" ", ""))  # each letter is a piece
         assert image.confidence == pytest.approx(image.ranked[0].log_prob / (num_pieces + 1))
+
+
+def test_attention_of_a_transformer_is_shown_though_its_option_attention_is_none(data) -> None:
+    sizes = {"hidden_size": 32, "embed_size": 32, "num_layers": 2, "epochs": 1}
+    train(TrainConfig(data=data, dataset="scenes", run="t", cell="transformer", **sizes))
+    evaluate(EvalConfig(data=data, run=["plain", "t"], num_samples=0))
+    report = collect(ReportConfig(data=data, evaluation="plain+t", image_size=0))
+    assert report.grid == (2, 2) and all(token.attention for token in report.images[0].tokens)
+    assert report.runs["t"].decoder.description == "Transformer, 2 layers of 32 units"
