@@ -37,7 +37,7 @@ def test_unknown_preset_is_refused_with_the_names_there_are() -> None:
 def test_help_names_every_preset(showtell, monkeypatch, stage: str, presets) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = showtell(stage, "--help")[1]
-    assert f"[{'|'.join(presets)}]" in shown
+    assert all(name in shown for name in presets)
 
 
 def test_preset_reaches_the_decoding(showtell, tmp_path) -> None:
