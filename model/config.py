@@ -46,7 +46,7 @@ class TrainConfig(DatasetConfig):
     )
     neighbours: int = option(
         0,
-        "Tell the decoder which words describe this many similar training images; needs "
+        "Give the decoder the words that describe this many similar training images; needs "
         "'showtell neighbours'. 0 turns it off.",
         at_least=0,
         limit=100_000,

@@ -236,7 +236,7 @@ class Captioner:
         return self._consensus[1]
 
     def find_words(self, pooled: torch.Tensor) -> Words | None:
-        """Return the words of similar training images; None if the decoder is not told any.
+        """Return the words of similar training images; None if the decoder gets none.
 
         Args:
             pooled: (N, D) features of the first view of each image.

@@ -20,7 +20,7 @@ class DecoderConfig:
         tie_embeddings: use the word vectors as the matrix of the output layer.
         attention: which decoder of the registry: `none` (Show and Tell), `soft` or `adaptive`.
         attention_size: A, width of the layer that scores the grid cells.
-        neighbours: number of similar training images whose words the decoder is told; 0 for none.
+        neighbours: number of similar training images whose words are an input; 0 for none.
     """
 
     cell: str

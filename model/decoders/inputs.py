@@ -1,4 +1,4 @@
-"""What a decoder is told of images beside their features.
+"""The inputs of a decoder: image features, and the words of similar images.
 
 Letters in shapes: N images, S words.
 """

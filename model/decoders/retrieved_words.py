@@ -1,4 +1,4 @@
-"""Tell a decoder which words people use of similar images.
+"""The words of similar images as an input of a decoder.
 
 Letters in shapes: N images, S words, E embedding, H hidden, V vocabulary.
 """

@@ -46,6 +46,7 @@ class CaptionBatch:
         targets: (B, T) int64, the words and EOS, then PAD.
         lengths: (B,) int64 on the CPU, number of words plus BOS, descending.
         nonpad: (R,) int64, flat indices of the non-padding tokens in (B, T).
+        words: of similar images, for the N images; None without `--neighbours`.
     """
 
     features: Tensor
@@ -73,6 +74,7 @@ class CaptionBatches:
         num_views: draw from this many views of each image; default all that are cached.
         window: number of images whose features are in memory at a time; default all. Captions are
             then shuffled in windows: see `plan_epoch`.
+        words: of similar images, for all images in the store; None without `--neighbours`.
     """
 
     def __init__(

@@ -159,9 +159,9 @@ def test_decoder_with_words_generates_what_it_was_trained_for(data, options) -> 
     features = (store.gather_grid if decoder.uses_grid else store.gather)(rows).double()
     inputs = torch.tensor([[1, 7, 9, 12], [1, 5, 8, 6], [1, 20, 21, 9]])
     with torch.no_grad():
-        told = decoder.logits(decoder(features, inputs, words=words.take(rows)))
-        untold = decoder.logits(decoder(features, inputs))
-        for given, whole in ((words.take(rows), told), (None, untold)):
+        with_words = decoder.logits(decoder(features, inputs, words=words.take(rows)))
+        without = decoder.logits(decoder(features, inputs))
+        for given, whole in ((words.take(rows), with_words), (None, without)):
             state = decoder.init_state(features, given)
             for t in range(inputs.shape[1]):
                 logits, state = decoder.step(inputs[:, t], state)
@@ -171,8 +171,8 @@ def test_decoder_with_words_generates_what_it_was_trained_for(data, options) -> 
         logits, state = decoder.step(inputs[:, 0], state)
         state = state.select(torch.tensor([0, 2]), torch.zeros(2, 3, dtype=torch.long))
         logits, _ = decoder.step(inputs[[0, 2], 1].repeat_interleave(3), state)
-        torch.testing.assert_close(logits, told[[0, 2], 1].repeat_interleave(3, 0))
-    assert not torch.allclose(told, untold)
+        torch.testing.assert_close(logits, with_words[[0, 2], 1].repeat_interleave(3, 0))
+    assert not torch.allclose(with_words, without)
 
 
 def test_training_leaves_out_the_words_of_some_images(data) -> None:

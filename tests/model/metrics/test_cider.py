@@ -56,8 +56,8 @@ def test_weighted_cider_d_is_the_weighted_sum_of_cider_d():
 
 def test_weighted_cider_d_is_zero_without_images_or_without_rare_words():
     scorer = CaptionScorer(REFERENCES)
-    nobody = np.zeros((1, 0), np.int64)
-    [found] = scorer.weighted_cider_d([["a dog", "a"]], nobody, np.zeros((1, 0)))
+    no_neighbors = np.zeros((1, 0), np.int64)
+    [found] = scorer.weighted_cider_d([["a dog", "a"]], no_neighbors, np.zeros((1, 0)))
     assert found.tolist() == [0, 0]
     # Words of all images have no weight; the result is 0, not NaN.
     same = CaptionScorer({1: ["a dog"], 2: ["a dog"]})
